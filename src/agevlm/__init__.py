@@ -1,0 +1,40 @@
+"""AGE-VLM: small vision-language models that are taught where to look.
+
+`import agevlm` makes the Auto classes of transformers know its models; the public names load when they are used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "AgeVlmConfig": "agevlm.modeling.configuration_agevlm",
+    "AgeVlmForConditionalGeneration": "agevlm.modeling.modeling_agevlm",
+    "AgeVlmModel": "agevlm.modeling.modeling_agevlm",
+    "AgeVlmProcessor": "agevlm.modeling.processing_agevlm",
+    "ImageMemory": "agevlm.modeling.cross_attention",
+}
+
+__all__ = ["__version__", *_PUBLIC]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'agevlm' has no attribute {name!r}")
+    return getattr(import_module(_PUBLIC[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
+def _register() -> None:
+    from agevlm.modeling import register
+
+    register()
+
+
+_register()

@@ -1,0 +1,120 @@
+"""From the name of a model to its directory, and from there to a model: `tiny`, a directory, or a hub id.
+
+The checkpoints of the package lie beside this file, in the layout of transformers. Nothing is downloaded here; a hub
+id goes to `from_pretrained` as it is.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from agevlm.modeling.modeling_agevlm import AgeVlmForConditionalGeneration
+    from agevlm.modeling.processing_agevlm import AgeVlmProcessor
+
+PACKAGED = ("tiny", "tiny-convnext", "tiny-llama")
+"""The checkpoints in the package: a trained AGE-VLM, and the vision and language models of the embedded world."""
+
+MODEL_TYPE = "agevlm"
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+def resolve_model(name: str | Path) -> str:
+    """Give the directory, or the hub id, that a model's name means.
+
+    A directory that exists wins over a name in the package, a name in the package over a hub id ("organisation/name").
+    Raises ValueError where it is none of them, with the nearest name.
+    """
+    text = str(name)
+    if Path(text).is_dir():
+        return text
+    if text in PACKAGED:
+        directory = Path(__file__).parent / text
+        if not directory.is_dir():
+            raise ValueError(
+                f"this installation lacks the checkpoint {text!r} ({directory}): install the package again"
+            )
+        return str(directory)
+    if Path(text).is_file():
+        raise ValueError(f"{text} is a file: a model is the directory that holds its config.json and model.safetensors")
+    if _HUB_ID.fullmatch(text):
+        return text
+    near = difflib.get_close_matches(text, PACKAGED, n=1, cutoff=0.5)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    raise ValueError(
+        f"no model {text!r}: expected one of {', '.join(PACKAGED)}, a directory that exists, "
+        f"or a hub id such as 'organisation/name'.{hint}"
+    )
+
+
+def check_architecture(directory: str | Path) -> None:
+    """Raise ValueError unless `directory` holds an AGE-VLM checkpoint; both architectures are named. Reads one file."""
+    path = Path(directory) / "config.json"
+    if not path.is_file():
+        raise ValueError(
+            f"{directory} holds no config.json: name the directory of a checkpoint, such as RUN/4-instruct or `tiny`"
+        )
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}): write the checkpoint again") from error
+    found = config.get("model_type") if isinstance(config, dict) else None
+    if found != MODEL_TYPE:
+        raise ValueError(
+            f"{directory} is a checkpoint of the architecture {found!r}, and {MODEL_TYPE!r} was expected: "
+            "join it to a vision model with AgeVlmForConditionalGeneration.from_backbones, or name another directory"
+        )
+
+
+def load_model(
+    name: str | Path, device: str = "auto", dtype: str = "auto"
+) -> tuple[AgeVlmForConditionalGeneration, AgeVlmProcessor]:
+    """Load a model, ready to answer, and its processor.
+
+    `device` is "auto" (an accelerator where there is one, else the CPU) or a torch device; `dtype` is "auto" (the
+    checkpoint's own) or the name of a torch type. Raises ValueError on a checkpoint of another architecture, on one
+    that cannot be read, and on a device or a type that torch does not know.
+    """
+    from safetensors import SafetensorError
+
+    from agevlm.modeling.modeling_agevlm import AgeVlmForConditionalGeneration
+    from agevlm.modeling.processing_agevlm import AgeVlmProcessor
+
+    source = resolve_model(name)
+    if Path(source).is_dir():
+        check_architecture(source)
+    place, kind = choose_device(device), _choose_dtype(dtype)
+    try:
+        model = AgeVlmForConditionalGeneration.from_pretrained(source, dtype=kind)
+    except SafetensorError as error:
+        raise ValueError(
+            f"the weights in {source} cannot be read ({error}): copy or train the checkpoint again"
+        ) from error
+    return model.to(place).eval(), AgeVlmProcessor.from_pretrained(source)
+
+
+def choose_device(name: str = "auto") -> str:
+    """Give the torch device that `name` means: "auto" takes an accelerator where there is one, else the CPU."""
+    import torch
+
+    if name == "auto":
+        accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        return accelerator.type if accelerator is not None else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {name!r} is not to be had here: use auto, cpu, cuda or mps") from error
+    return name
+
+
+def _choose_dtype(name: str) -> Any:
+    import torch
+
+    kinds = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if name != "auto" and name not in kinds:
+        raise ValueError(f"dtype {name!r} is not known: use auto, {', '.join(kinds)}")
+    return kinds.get(name, "auto")

@@ -1,0 +1,80 @@
+"""The `agevlm` command: parse, call, print. No logic lives here, and nothing imports it.
+
+Every verb is a function of one of the modules beside this one; each imports the room that it calls when it is called,
+so that `agevlm --help` answers at once. Exceptions become one line on standard error, here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from typing import Annotated
+
+import typer
+
+from agevlm.cli import data, measure, scenes, training
+from agevlm.cli.errors import explain
+
+app = typer.Typer(
+    name="agevlm",
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+recipe_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look at recipes.")
+scenes_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Draw and export the embedded world.")
+data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Convert and inspect datasets.")
+
+app.command("train", epilog="Example: agevlm train quickstart --out runs/first --set stages.2.learning_rate=1e-4")(
+    training.train
+)
+app.command("evaluate", epilog="Example: agevlm evaluate tiny --benchmark scenes --out runs/tiny --seed 7")(
+    measure.evaluate
+)
+app.command("look", epilog='Example: agevlm look tiny picture.png "is there a fish?" --out look.png')(measure.look)
+app.command("report", epilog="Example: agevlm report runs/first")(training.report)
+app.add_typer(recipe_app, name="recipe")
+app.add_typer(scenes_app, name="scenes")
+app.add_typer(data_app, name="data")
+recipe_app.command("show", epilog="Example: agevlm recipe show quickstart --set seed=3")(training.show_recipe)
+recipe_app.command("list", epilog="Example: agevlm recipe list")(training.list_recipes)
+scenes_app.command("draw", epilog="Example: agevlm scenes draw --num 9 --out pictures")(scenes.draw)
+scenes_app.command("export", epilog="Example: agevlm scenes export --num 1000 --out world --format coco")(scenes.export)
+scenes_app.command("foundation", epilog="Example: agevlm scenes foundation --out foundation")(scenes.foundation)
+data_app.command(
+    "coco", epilog="Example: agevlm data coco --instances instances_train2017.json --images train2017 --out data/coco"
+)(data.coco)
+data_app.command("inspect", epilog="Example: agevlm data inspect data/coco")(data.inspect)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        from agevlm import __version__
+
+        typer.echo(f"agevlm {__version__}")
+        raise typer.Exit
+
+
+@app.callback(epilog='Example: agevlm look tiny picture.png "is there a fish?" --out look.png')
+def _global_options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error; stands anywhere.")] = False,
+) -> None:
+    """Train an attention-guided vision-language model, measure whether it hallucinates, see where it looks."""
+
+
+def main() -> None:
+    """Run the command line of this process, and exit: 0 done, 1 an error, 2 wrong usage, 130 interrupted."""
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    debug = len(arguments) < len(sys.argv) - 1
+    try:
+        app(args=arguments, prog_name="agevlm")
+    except Exception as error:
+        if debug:
+            traceback.print_exception(error)
+        for line in explain(error):
+            print(f"error: {line}", file=sys.stderr)
+        sys.exit(1)

@@ -1,0 +1,56 @@
+"""`agevlm data`: datasets of real photographs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from agevlm.cli.options import OutDir, Seed
+from agevlm.cli.show import print_table
+
+
+def coco(
+    instances: Annotated[Path, typer.Option(help="COCO annotations: an instances_*.json file.")],
+    images: Annotated[Path, typer.Option(help="The directory of the pictures that it names.")],
+    out: OutDir,
+    skip_broken: Annotated[
+        bool, typer.Option("--skip-broken", help="Leave out pictures and masks that are broken, and count them.")
+    ] = False,
+    skip_missing: Annotated[
+        bool, typer.Option("--skip-missing", help="Leave out pictures that are not in --images, and count them.")
+    ] = False,
+    limit: Annotated[int | None, typer.Option(min=1, help="Take only the first so many pictures.")] = None,
+    num_per_image: Annotated[int, typer.Option(min=0, help="Captions and questions on each picture.")] = 6,
+    pope_per_image: Annotated[int, typer.Option(min=0, help="Categories that POPE asks for on each picture.")] = 3,
+    seed: Seed = 0,
+) -> None:
+    """Turn COCO instances into a dataset.
+
+    Captions, questions and POPE questions, each object word with its masks.
+    """
+    from agevlm.data.coco import CocoOptions, convert_coco
+
+    options = CocoOptions(
+        seed=seed,
+        num_per_image=num_per_image,
+        pope_per_image=pope_per_image,
+        limit=limit,
+        skip_missing=skip_missing,
+        skip_broken=skip_broken,
+    )
+    report, summary = convert_coco(instances, images, out, options)
+    print_table(("", "what", "number"), report.rows())
+    typer.echo(f"{out}: {summary.num_samples} samples, {summary.num_conversations} conversations")
+
+
+def inspect(directory: Annotated[Path, typer.Argument(help="The directory of a dataset.")]) -> None:
+    """Count what is in a dataset."""
+    from agevlm.data.parquet import read_parquet
+
+    summary = read_parquet(directory).summary
+    counts = ("samples", "images", "instances", "conversations", "groundings")
+    print_table(("what", "number"), [(name, getattr(summary, f"num_{name}")) for name in counts])
+    print_table(("kind of conversation", "number"), summary.kinds.items())
+    typer.echo(f"categories: {', '.join(summary.vocabulary)}")

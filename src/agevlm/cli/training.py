@@ -1,0 +1,68 @@
+"""`agevlm train`, `agevlm report` and `agevlm recipe`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from agevlm.cli.options import Overrides, Recipe
+from agevlm.cli.show import quiet_transformers
+
+
+def train(
+    recipe: Recipe,
+    out: Annotated[Path | None, typer.Option(help="The directory of the run; runs/NAME where none is given.")] = None,
+    overrides: Overrides = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="The seed, in place of the recipe's.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where the run in --out was stopped.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would train, and stop.")] = False,
+) -> None:
+    """Train the stages of a recipe.
+
+    The outcome is evaluated and the report written, as the recipe says.
+    """
+    from agevlm.training.recipe_files import resolve_recipe
+    from agevlm.training.run import train as run_recipe
+
+    path = resolve_recipe(recipe)
+    quiet_transformers()
+    out = out or Path("runs") / path.stem
+    model = run_recipe(path, out, overrides=overrides or (), seed=seed, resume=resume, dry_run=dry_run)
+    if not dry_run:
+        typer.echo(f"model: {model}")
+        if (out / "metrics.md").exists():
+            typer.echo((out / "metrics.md").read_text(encoding="utf-8"))
+            typer.echo(f"report: {out / 'report.html'}")
+
+
+def report(
+    run: Annotated[Path, typer.Argument(help="The directory of a run.")],
+    out: Annotated[
+        Path | None, typer.Option(help="The page to write; report.html in the run where none is given.")
+    ] = None,
+) -> None:
+    """Write the report of a run again.
+
+    One HTML page that needs no other file.
+    """
+    from agevlm.analysis.report import write_report
+
+    typer.echo(write_report(run, out=out))
+
+
+def show_recipe(recipe: Recipe, overrides: Overrides = None) -> None:
+    """Print a recipe with every default filled in."""
+    from agevlm.training.recipe import dump_recipe, load_recipe
+    from agevlm.training.recipe_files import resolve_recipe
+
+    typer.echo(dump_recipe(load_recipe(resolve_recipe(recipe), overrides or ())), nl=False)
+
+
+def list_recipes() -> None:
+    """List the recipes in the package."""
+    from agevlm.training.recipe_files import packaged_recipes
+
+    for name in packaged_recipes():
+        typer.echo(name)

@@ -1,0 +1,100 @@
+"""Conversations as chat text: which characters and which tokens belong to which message.
+
+The chat template of the tokenizer is applied once to the whole conversation; where each content landed is read from
+marks around it, never from tokenising pieces apart. So any template works, and labels and spans cannot drift.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from agevlm.data.schema import Conversation, Message
+
+_OPEN, _CLOSE = "\ue000", "\ue001"  # private-use characters: no template and no text contains them
+_MARK = re.compile(f"[{_OPEN}{_CLOSE}]")
+
+
+@dataclass(frozen=True)
+class RenderedChat:
+    """`text[content_starts[i]:content_ends[i]]` is the content of message i, without its image placeholders."""
+
+    text: str
+    content_starts: list[int]
+    content_ends: list[int]
+
+
+def render_conversation(
+    processor: Any, messages: Sequence[Message], add_generation_prompt: bool = False
+) -> RenderedChat:
+    """Apply the chat template of `processor` to `messages`, an image placeholder per picture in front of its message.
+
+    Raises ValueError where the template drops or changes a content, as one that forbids a role does.
+    """
+    chat = [
+        {
+            "role": message.role,
+            "content": processor.image_token * message.num_images + f"{_OPEN}{message.content}{_CLOSE}",
+        }
+        for message in messages
+    ]
+    marked = processor.apply_chat_template(chat, tokenize=False, add_generation_prompt=add_generation_prompt)
+    starts, ends, removed = [], [], 0
+    for mark in _MARK.finditer(marked):
+        (starts if mark.group() == _OPEN else ends).append(mark.start() - removed)
+        removed += 1
+    text = _MARK.sub("", marked)
+    contents = [text[start:end] for start, end in zip(starts, ends, strict=False)]
+    expected = [message.content for message in messages]
+    if contents != expected:
+        raise ValueError(f"the chat template gives the contents {contents} for the messages {expected}")
+    return RenderedChat(text, starts, ends)
+
+
+@dataclass(frozen=True)
+class TokenisedChat:
+    """A conversation in tokens. `labels` marks by True the tokens that the model is to say."""
+
+    input_ids: list[int]
+    supervised: list[bool]
+    phrase_tokens: list[list[int]]  # for each grounding, the positions of its tokens
+    answer_positions: dict[int, int]  # assistant message → position that predicts its first token
+
+
+def tokenise_conversation(processor: Any, conversation: Conversation, max_length: int | None = None) -> TokenisedChat:
+    """Tokenise a conversation, with the tokens of every assistant message (and its end-of-turn token) supervised.
+
+    A conversation with no supervised token is a ValueError that names it, also where `max_length` cut it off.
+    """
+    chat = render_conversation(processor, conversation.messages)
+    tokenizer = processor.tokenizer
+    coded = tokenizer(chat.text, return_offsets_mapping=True, add_special_tokens=False)
+    input_ids, offsets = coded["input_ids"][:max_length], coded["offset_mapping"][:max_length]
+    supervised = [False] * len(input_ids)
+    answer_positions: dict[int, int] = {}
+    for index, message in enumerate(conversation.messages):
+        if message.role != "assistant":
+            continue
+        tokens = tokens_of_span(offsets, chat.content_starts[index], chat.content_ends[index])
+        if not tokens:
+            continue
+        end = tokens[-1] + 1
+        if end < len(input_ids) and input_ids[end] in tokenizer.all_special_ids:
+            tokens = [*tokens, end]
+        for token in tokens:
+            supervised[token] = True
+        answer_positions[index] = tokens[0] - 1
+    if not any(supervised[1:]):
+        raise ValueError(f"conversation {conversation.id} has no token to learn from: {chat.text!r}")
+    phrases = []
+    for grounding in conversation.groundings:
+        start = chat.content_starts[grounding.message]
+        phrases.append(tokens_of_span(offsets, start + grounding.start, start + grounding.end))
+    return TokenisedChat(input_ids, supervised, phrases, answer_positions)
+
+
+def tokens_of_span(offsets: Sequence[tuple[int, int]], start: int, end: int) -> list[int]:
+    """Positions of the tokens that share a character with [start, end). Byte-level tokens may begin with the space before."""
+    return [index for index, (first, last) in enumerate(offsets) if first < end and last > start and last > first]

@@ -1,0 +1,385 @@
+"""COCO instance annotations, in and out: photographs → the project's grounded dataset, drawn scenes → COCO files.
+
+Reads `instances_*.json` with polygons, RLEs and crowds. Nothing is left out in silence: what cannot be used is an
+error that names it, or, where the caller allows, counted by reason in the `Report`. Captions, keypoints and panoptic
+files are not read. What is asked about the pictures is made in `language.py` and `pope.py`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from agevlm.data.coco_masks import BrokenAnnotationError, rle_area, rle_box, segmentation_to_rle
+from agevlm.data.images import image_size, open_image, read_bytes
+from agevlm.data.language import check_kinds, make_conversations
+from agevlm.data.parquet import Record, Summary, write_parquet
+from agevlm.data.pope import Statistics, ask_pope, picture_rng
+from agevlm.data.schema import AnnotatedImage, ImageSource, Instance, Sample
+from agevlm.files import write_beside
+
+_SKIP = "--skip-broken (skip_broken=True) leaves such things out and counts them"
+_OWN_ID = "agevlm_id"  # extra keys of what `write_coco` writes; other readers pass over them
+_OWN_COLOUR = "agevlm_colour"
+_TYPES = {"id": int | str, "image_id": int | str, "name": str, "file_name": str, "height": int, "width": int}
+
+
+@dataclass(frozen=True)
+class Report:
+    """What became of an annotation file: things kept, mended and left out, each counted under its name or reason."""
+
+    source: str
+    vocabulary: tuple[str, ...] = ()
+    kept: Counter[str] = field(default_factory=Counter)
+    mended: Counter[str] = field(default_factory=Counter)
+    left_out: Counter[str] = field(default_factory=Counter)
+
+    def rows(self) -> list[tuple[str, str, int]]:
+        """(what became of it, name or reason, number) for a table; only what occurred."""
+        groups = {"kept": self.kept, "mended": self.mended, "left out": self.left_out}
+        return [(fate, name, number) for fate, counts in groups.items() for name, number in counts.items() if number]
+
+
+@dataclass(frozen=True)
+class CocoOptions:
+    """What `convert_coco` makes of each picture.
+
+    `num_per_image` conversations (captions and questions, weighed by `kinds`; see `language.py`) and POPE's questions
+    on `pope_per_image` present and as many absent categories of each kind (0: none), of the first `limit` pictures.
+    With `embed_images=False` the dataset points to the files of the pictures and does not hold them.
+    """
+
+    seed: int = 0
+    num_per_image: int = 6
+    pope_per_image: int = 3
+    kinds: Mapping[str, float] | None = None
+    limit: int | None = None
+    skip_missing: bool = False
+    skip_broken: bool = False
+    embed_images: bool = True
+
+
+def read_coco(
+    instances: str | Path,
+    images: str | Path,
+    *,
+    limit: int | None = None,
+    skip_missing: bool = False,
+    skip_broken: bool = False,
+) -> tuple[list[AnnotatedImage], Report]:
+    """The annotated pictures of a COCO instances file, in its order, and what became of it.
+
+    `images` is the directory of the pictures; only their heads are read. Pictures without annotations are kept: none of
+    the categories is in them. Areas are counted on the masks; boxes are the file's, or the mask's where the file's is
+    missing or leaves the picture. `limit` takes the first so many usable pictures.
+
+    ValueErrors: no such file, not JSON, not a COCO instances file, nothing in it, one id twice. A picture missing on
+    disk is one, unless `skip_missing`. A picture that cannot be read or has another size than stated, an annotation of
+    an unknown picture or category, and a mask that is malformed, outside its picture or of another size is one, unless
+    `skip_broken`. A picture with a broken annotation is then left out as a whole, for what it shows is not known.
+    """
+    reader = _Reader(Path(instances), Path(images), skip_missing, skip_broken)
+    annotated = reader.read(limit)
+    return annotated, reader.report
+
+
+def convert_coco(
+    instances: str | Path, images: str | Path, out: str | Path, options: CocoOptions | None = None
+) -> tuple[Report, Summary]:
+    """Write the grounded dataset (`parquet.py`) of a COCO instances file to `out`: the `agevlm data coco` command.
+
+    Each picture becomes one sample of captions, questions and POPE's questions, whose frequencies are those of the
+    pictures read. Every picture is decoded once, to find the damaged ones. Deterministic in the seed and the picture's
+    id. Pictures without instances have nothing to say and are counted as left out. Errors as in `read_coco`.
+    """
+    options = options or CocoOptions()
+    if options.kinds is not None:
+        check_kinds(options.kinds)
+    if min(options.num_per_image, options.pope_per_image) < 0:
+        raise ValueError(
+            f"num_per_image and pope_per_image must be at least 0, got {options.num_per_image} and "
+            f"{options.pope_per_image}"
+        )
+    skips = {"skip_missing": options.skip_missing, "skip_broken": options.skip_broken}
+    annotated, report = read_coco(instances, images, limit=options.limit, **skips)
+    records = _records(annotated, report, options)
+    name = Path(out).name
+    summary = write_parquet(out, records, name=name, vocabulary=report.vocabulary, embed_images=options.embed_images)
+    return report, summary
+
+
+def write_coco(
+    directory: str | Path,
+    pictures: Iterable[tuple[AnnotatedImage, bytes]],
+    vocabulary: Sequence[str] | None = None,
+) -> Path:
+    """Write annotated pictures and their encoded files as `DIR/instances.json` and `DIR/images`; returns the first.
+
+    pycocotools' COCO class and `read_coco` open it; ids and colours ride along under keys of our own. Masks are RLEs.
+    `vocabulary` (None: the categories met, in alphabetical order) becomes the categories, numbered from 1; a category
+    outside it, two pictures of one id and no pictures at all are ValueErrors. Written whole or not at all.
+    """
+    directory = Path(directory)
+    listed: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    with write_beside(directory) as beside:
+        (beside / "images").mkdir(parents=True)
+        for number, (annotated, data) in enumerate(pictures, start=1):
+            image = annotated.image
+            suffix = "png" if data.startswith(b"\x89PNG") else "jpg"
+            entry = {"id": number, "file_name": f"{number:012d}.{suffix}", "height": image.height, "width": image.width}
+            (beside / "images" / str(entry["file_name"])).write_bytes(data)
+            listed.append({**entry, _OWN_ID: image.id})
+            annotations += [_annotation(instance, number) for instance in annotated.instances]
+        names = _check_written(directory, listed, annotations, vocabulary)
+        numbers = {name: number for number, name in enumerate(names, start=1)}
+        for number, annotation in enumerate(annotations, start=1):
+            annotation.update(id=number, category_id=numbers[annotation.pop("category")])
+        categories = [{"id": number, "name": name, "supercategory": name} for name, number in numbers.items()]
+        content = {
+            "info": {"description": f"{directory.name}, written by agevlm"},
+            "licenses": [],
+            "images": listed,
+            "annotations": annotations,
+            "categories": categories,
+        }
+        (beside / "instances.json").write_text(json.dumps(content), "utf-8")
+    return directory / "instances.json"
+
+
+def _annotation(instance: Instance, image: int) -> dict[str, Any]:
+    colour = {_OWN_COLOUR: instance.colour} if instance.colour else {}
+    return {
+        "image_id": image,
+        "category": instance.category,
+        "segmentation": dict(instance.mask),
+        "area": instance.area,
+        "bbox": list(instance.box),
+        "iscrowd": int(instance.crowd),
+        **colour,
+    }
+
+
+def _check_written(
+    directory: Path,
+    listed: Sequence[Mapping[str, Any]],
+    annotations: Sequence[Mapping[str, Any]],
+    vocabulary: Sequence[str] | None,
+) -> list[str]:
+    if not listed:
+        raise ValueError(f"{directory}: no pictures to write; an empty dataset is of no use")
+    twice = [identity for identity, number in Counter(image[_OWN_ID] for image in listed).items() if number > 1]
+    if twice:
+        raise ValueError(f"two pictures have the id {twice[0]!r}; ids must be unique in a dataset")
+    met = sorted({annotation["category"] for annotation in annotations})
+    unknown = sorted(set(met) - set(vocabulary or met))
+    if unknown:
+        raise ValueError(f"category {unknown[0]!r} of the instances is not in the vocabulary; add it there")
+    return list(vocabulary or met)
+
+
+def _records(annotated: Sequence[AnnotatedImage], report: Report, options: CocoOptions) -> Iterator[Record]:
+    statistics = Statistics.of(annotated, report.vocabulary)
+    report.kept.clear()
+    for picture in annotated:
+        image = picture.image
+        if not picture.instances:
+            report.left_out["pictures without any instance"] += 1
+            continue
+        try:
+            open_image(image)
+            embedded = replace(image, data=read_bytes(image)) if options.embed_images else image
+        except ValueError as error:
+            if not options.skip_broken:
+                raise ValueError(f"{error}; {_SKIP}") from error
+            report.left_out["pictures that cannot be read"] += 1
+            continue
+        rng = picture_rng(image.id, options.seed)
+        drawn = make_conversations(picture, rng, report.vocabulary, options.kinds, options.num_per_image)
+        num_pope = options.pope_per_image
+        pope = ask_pope(picture, statistics, num=num_pope, seed=options.seed) if num_pope else ()
+        report.kept.update({"pictures": 1, "instances": len(picture.instances), "conversations": len(drawn)})
+        report.kept.update({"crowds": sum(i.crowd for i in picture.instances), "POPE questions": len(pope)})
+        yield Record(Sample(image.id, (embedded,), (*drawn, *pope)), AnnotatedImage(embedded, picture.instances))
+
+
+class _Reader:
+    """Reads one instances file: categories, then pictures, then annotations."""
+
+    def __init__(self, instances: Path, images: Path, skip_missing: bool, skip_broken: bool) -> None:
+        self.path, self.images, self.skip_missing, self.skip_broken = instances, images, skip_missing, skip_broken
+        self.report = Report(str(instances))
+        self.doubtful: set[Any] = set()  # ids of pictures with a broken annotation
+
+    def read(self, limit: int | None) -> list[AnnotatedImage]:
+        if limit is not None and limit < 1:
+            raise ValueError(f"the limit of pictures must be at least 1, got {limit}")
+        content = _load(self.path)
+        if not self.images.is_dir():
+            raise ValueError(f"{self.images}: no such directory of pictures; give the one of {self.path.name}")
+        categories = self._categories(content["categories"])
+        self.report = Report(str(self.path), tuple(categories.values()))
+        sources, listed = self._sources(content["images"], limit)
+        instances = self._instances(content["annotations"], categories, sources, listed)
+        for number in self.doubtful & set(sources):
+            del sources[number]
+            self.report.left_out["pictures with a broken annotation"] += 1
+        if not sources:
+            raise ValueError(f"{self.path}: none of its {len(listed)} pictures can be used: {self._reasons()}")
+        annotated = [AnnotatedImage(source, tuple(instances[number])) for number, source in sources.items()]
+        self.report.kept["pictures"] = len(annotated)
+        self.report.kept["instances"] = sum(len(picture.instances) for picture in annotated)
+        self.report.kept["crowds"] = sum(i.crowd for picture in annotated for i in picture.instances)
+        return annotated
+
+    def _categories(self, entries: Sequence[Mapping[str, Any]]) -> dict[Any, str]:
+        categories = {_get(entry, "id", "category", self.path): entry for entry in entries}
+        names = {number: _get(entry, "name", "category", self.path) for number, entry in categories.items()}
+        if len(names) < len(entries) or len(set(names.values())) < len(entries):
+            raise ValueError(f"{self.path}: two categories share an id or a name; give each its own")
+        return names
+
+    def _sources(
+        self, entries: Sequence[Mapping[str, Any]], limit: int | None
+    ) -> tuple[dict[Any, ImageSource], set[Any]]:
+        """The usable pictures by their id in the file, up to `limit`, and the ids of all that are listed."""
+        listed: set[Any] = set()
+        sources: dict[Any, ImageSource] = {}
+        for entry in entries:
+            number = _get(entry, "id", "image", self.path)
+            if number in listed:
+                raise ValueError(f"{self.path}: two images have the id {number}; give each its own")
+            listed.add(number)
+            if limit is not None and len(sources) >= limit:
+                self.report.left_out["pictures after the limit"] += 1
+                continue
+            source = self._source(entry, number)
+            if source is not None:
+                sources[number] = source
+        return sources, listed
+
+    def _source(self, entry: Mapping[str, Any], number: Any) -> ImageSource | None:
+        name, height, width = (
+            _get(entry, key, f"image {number}", self.path) for key in ("file_name", "height", "width")
+        )
+        path = self.images / name
+        source = ImageSource(str(entry.get(_OWN_ID, number)), height, width, path=path)
+        if not path.is_file():
+            if not self.skip_missing:
+                raise ValueError(
+                    f"{path}: no such file, {self.path.name} lists it as image {number}; check the directory of "
+                    "pictures, or leave such pictures out with --skip-missing (skip_missing=True)"
+                )
+            self.report.left_out["pictures missing on disk"] += 1
+            return None
+        try:
+            size = image_size(path)
+        except ValueError as error:
+            self._broken("pictures that cannot be read", str(error))
+            return None
+        if size != (height, width):
+            self._broken(
+                "pictures of another size than stated",
+                f"{path}: the picture is {size[0]} × {size[1]} pixels (height × width), {self.path.name} says "
+                f"{height} × {width}; masks would not fit: use the pictures that were annotated",
+            )
+            return None
+        return source
+
+    def _instances(
+        self,
+        entries: Sequence[Mapping[str, Any]],
+        categories: Mapping[Any, str],
+        sources: Mapping[Any, ImageSource],
+        listed: set[Any],
+    ) -> dict[Any, list[Instance]]:
+        instances: dict[Any, list[Instance]] = {number: [] for number in sources}
+        seen: set[Any] = set()
+        for entry in entries:
+            identity, image = (_get(entry, key, "annotation", self.path) for key in ("id", "image_id"))
+            name = f"{self.path}: annotation {identity} of image {image}"
+            if identity in seen:
+                self._broken("annotations of an id used before", f"{name} shares its id with another; give it its own")
+                self.doubtful.add(image)
+                continue
+            seen.add(identity)
+            if image not in listed:
+                self._broken("annotations of no picture", f"{name}: the file does not list this image; add it")
+            elif image not in sources:
+                self.report.left_out["annotations of pictures left out"] += 1
+            else:
+                self._add_instance(instances[image], entry, categories, sources[image], name)
+        return instances
+
+    def _add_instance(
+        self,
+        instances: list[Instance],
+        entry: Mapping[str, Any],
+        categories: Mapping[Any, str],
+        source: ImageSource,
+        name: str,
+    ) -> None:
+        try:
+            instances.append(_instance(entry, categories, source, self.report.mended))
+        except BrokenAnnotationError as error:
+            self._broken(f"annotations: {error.reason}", f"{name}: {error}; correct it")
+            self.doubtful.add(entry["image_id"])
+
+    def _broken(self, reason: str, detail: str) -> None:
+        if not self.skip_broken:
+            raise ValueError(f"{detail}; {_SKIP}")
+        self.report.left_out[reason] += 1
+
+    def _reasons(self) -> str:
+        return ", ".join(f"{reason}: {number}" for reason, number in self.report.left_out.items()) or "it lists none"
+
+
+def _load(path: Path) -> dict[str, Any]:
+    """The content of an instances file, its three lists checked."""
+    if not path.is_file():
+        raise ValueError(f"{path}: no such annotation file; give an instances_*.json of COCO")
+    try:
+        content = json.loads(path.read_bytes())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not valid JSON ({error}); give an instances_*.json of COCO") from error
+    for key in ("images", "annotations", "categories"):
+        entries = content.get(key) if isinstance(content, dict) else None
+        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+            raise ValueError(f'{path}: has no list "{key}"; it is not a COCO instances file')
+        if not entries:
+            raise ValueError(f'{path}: its list "{key}" is empty; an empty dataset is of no use')
+    return content
+
+
+def _get(entry: Mapping[str, Any], key: str, what: str, path: Path) -> Any:
+    """A field of an entry, of the type that COCO gives it."""
+    value = entry.get(key)
+    if not isinstance(value, _TYPES[key]) or isinstance(value, bool):
+        fault = "has no" if value is None else f"has the value {value!r} as"
+        raise ValueError(f'{path}: {what} {fault} "{key}": {json.dumps(entry)[:120]}; it is not a COCO instances file')
+    return value
+
+
+def _instance(
+    entry: Mapping[str, Any], categories: Mapping[Any, str], source: ImageSource, mended: Counter[str]
+) -> Instance:
+    number = entry.get("category_id")
+    if not isinstance(number, int | str) or number not in categories:
+        raise BrokenAnnotationError("unknown category", f"category {number} is none of the {len(categories)} listed")
+    mask = segmentation_to_rle(entry.get("segmentation"), (source.height, source.width), mended)
+    box = _box(entry.get("bbox"), source) or rle_box(mask)
+    crowd = bool(entry.get("iscrowd", 0))
+    return Instance(categories[number], mask, box, rle_area(mask), colour=entry.get(_OWN_COLOUR), crowd=crowd)
+
+
+def _box(box: Any, source: ImageSource) -> tuple[float, float, float, float] | None:
+    """A box of the file, or None where it is no box inside the picture."""
+    if not isinstance(box, list) or len(box) != 4 or not all(isinstance(side, int | float) for side in box):
+        return None
+    x, y, width, height = (float(side) for side in box)
+    inside = x >= 0 and y >= 0 and x + width <= source.width and y + height <= source.height
+    return (x, y, width, height) if inside and width > 0 and height > 0 else None

@@ -1,0 +1,167 @@
+"""The `segmentation` of a COCO annotation → one RLE of its picture's size. pycocotools draws; this checks and clips.
+
+Polygons are clipped to the picture before they are drawn, so that wild coordinates cost nothing.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pycocotools import mask as coco_mask
+
+from agevlm.data.schema import RLE
+
+_THIN = 2  # pixels: no wider is the box that stands for a polygon without pixels
+_SLACK = 1.0  # pixels by which COCO's own polygons leave their pictures; clipped, but not worth counting
+
+
+class BrokenAnnotationError(ValueError):
+    """An annotation that cannot be used; `reason` is the kind of fault, under which it is counted."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+
+
+def segmentation_to_rle(segmentation: Any, size: tuple[int, int], notes: Counter[str]) -> RLE:
+    """The mask of `size` = (height, width) that a polygon list, an RLE or an uncompressed RLE describes.
+
+    `notes` counts what was mended: polygons clipped to the picture; parts of less than three points left out; polygons
+    so thin that no pixel has its centre in them, which get the pixels of their box. A mask that is missing, malformed,
+    wholly outside the picture, empty or of another size raises BrokenAnnotationError.
+    """
+    if isinstance(segmentation, Mapping):
+        rle = _check_rle(segmentation, size)
+    elif isinstance(segmentation, Sequence) and segmentation and not isinstance(segmentation, str):
+        rle = _draw(segmentation, size, notes)
+    else:
+        raise BrokenAnnotationError("no mask", "it has no segmentation; boxes alone ground nothing")
+    if not coco_mask.area(rle):
+        raise BrokenAnnotationError("empty mask", "its mask covers no pixel")
+    return RLE(size=[int(side) for side in rle["size"]], counts=rle["counts"].decode("ascii"))
+
+
+def rle_area(rle: RLE) -> float:
+    """The number of pixels that a mask covers."""
+    return float(coco_mask.area(_coded(rle)))
+
+
+def rle_box(rle: RLE) -> tuple[float, float, float, float]:
+    """(x, y, width, height) of the box around a mask."""
+    x, y, width, height = coco_mask.toBbox(_coded(rle)).tolist()
+    return x, y, width, height
+
+
+def _coded(rle: RLE) -> dict[str, Any]:
+    return {"size": rle["size"], "counts": rle["counts"].encode("ascii")}
+
+
+def _check_rle(segmentation: Mapping[str, Any], size: tuple[int, int]) -> dict[str, Any]:
+    stated, counts = segmentation.get("size"), segmentation.get("counts")
+    if stated != list(size):
+        raise BrokenAnnotationError(
+            "mask of another size", f"its RLE has the size {stated}, the picture [height, width] is {list(size)}"
+        )
+    runs = counts if isinstance(counts, list) else _runs(counts)
+    whole = all(isinstance(run, int) and run >= 0 for run in runs)
+    if not whole or sum(runs) != size[0] * size[1]:
+        raise BrokenAnnotationError("malformed mask", f"the runs of its RLE do not add up to {size[0]} × {size[1]}")
+    if isinstance(counts, list):
+        return coco_mask.frPyObjects({"size": list(size), "counts": counts}, *size)
+    return {"size": list(size), "counts": str(counts).encode("ascii")}
+
+
+def _runs(counts: Any) -> list[int]:
+    """The run lengths in a compressed RLE: five bits a character, low bits first, from the third on as differences.
+
+    pycocotools does not check them: a cut string would silently give another mask.
+    """
+    if not isinstance(counts, str) or not all("0" <= character < "p" for character in counts):
+        raise BrokenAnnotationError("malformed mask", "the counts of its RLE are no list and no string of COCO's code")
+    runs: list[int] = []
+    value = shift = 0
+    for character in counts:
+        bits = ord(character) - 48
+        value |= (bits & 0x1F) << shift
+        shift += 5
+        if not bits & 0x20:  # the last character of this run
+            value -= (bits & 0x10) << (shift - 4)  # its sign
+            runs.append(value + runs[-2] if len(runs) > 2 else value)
+            value = shift = 0
+    return runs if not shift else [*runs, -1]
+
+
+def _draw(polygons: Sequence[Any], size: tuple[int, int], notes: Counter[str]) -> dict[str, Any]:
+    points = [_points(polygon) for polygon in polygons]
+    solid = [polygon for polygon in points if len(polygon) >= 3]
+    if not solid:
+        raise BrokenAnnotationError("degenerate polygon", "none of its polygons has three points")
+    if len(solid) < len(points):
+        notes["polygon parts of fewer than 3 points left out"] += len(points) - len(solid)
+    height, width = size
+    bounds = np.array([width, height], dtype=np.float64)
+    inside = []
+    for polygon in solid:
+        kept = _clip(polygon, bounds)
+        if len(kept) >= 3:
+            inside.append(kept)
+    if not inside:
+        raise BrokenAnnotationError(
+            "polygon outside its picture", f"its polygons lie outside the picture of {height} × {width} pixels"
+        )
+    if any((polygon < -_SLACK).any() or (polygon > bounds + _SLACK).any() for polygon in solid):
+        notes["polygons clipped to their picture"] += 1
+    rle = coco_mask.merge(coco_mask.frPyObjects([kept.ravel().tolist() for kept in inside], height, width))
+    box = _pixel_box(np.concatenate(inside), bounds)
+    if not coco_mask.area(rle) and min(box[2:]) <= _THIN:
+        notes["polygons thinner than a pixel, given the pixels of their box"] += 1
+        return coco_mask.frPyObjects(np.array([box]), height, width)[0]
+    return rle
+
+
+def _pixel_box(points: NDArray[np.float64], bounds: NDArray[np.float64]) -> list[float]:
+    """[x, y, width, height] of the whole pixels that points touch, at least one."""
+    first = np.minimum(np.floor(points.min(axis=0)), bounds - 1)
+    return [*first.tolist(), *np.maximum(np.ceil(points.max(axis=0)) - first, 1).tolist()]
+
+
+def _points(polygon: Any) -> NDArray[np.float64]:
+    """The (x, y) rows of a flat list of coordinates."""
+    try:
+        flat = np.asarray(polygon, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise BrokenAnnotationError("malformed polygon", f"its polygon is no list of numbers ({error})") from error
+    if flat.ndim != 1 or len(flat) % 2 or not np.isfinite(flat).all():
+        raise BrokenAnnotationError(
+            "malformed polygon", "its polygon is no flat list [x1, y1, x2, y2, …] of finite numbers"
+        )
+    return flat.reshape(-1, 2)
+
+
+def _clip(polygon: NDArray[np.float64], bounds: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The part of a polygon inside [0, bounds], cut at one border after the other (Sutherland and Hodgman 1974)."""
+    if (polygon >= 0).all() and (polygon <= bounds).all():
+        return polygon
+    for axis in (0, 1):
+        for sign, limit in ((1.0, 0.0), (-1.0, -bounds[axis])):
+            if not len(polygon):
+                return polygon
+            depth = sign * polygon[:, axis] - limit  # at least 0 on the inner side of the border
+            polygon = _cut(polygon, depth)
+    return polygon
+
+
+def _cut(polygon: NDArray[np.float64], depth: NDArray[np.float64]) -> NDArray[np.float64]:
+    kept = []
+    for number in range(len(polygon)):
+        before = number - 1
+        if (depth[before] >= 0) != (depth[number] >= 0):
+            share = depth[before] / (depth[before] - depth[number])
+            kept.append(polygon[before] + share * (polygon[number] - polygon[before]))
+        if depth[number] >= 0:
+            kept.append(polygon[number])
+    return np.array(kept).reshape(-1, 2)

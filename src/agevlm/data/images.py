@@ -1,0 +1,156 @@
+"""Picture files → upright RGB pictures. Whatever is wrong with a file ends in one ValueError that names it.
+
+Nothing here resizes or normalises: that is the image processor's work.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from agevlm.data.schema import ImageSource
+
+MAX_PIXELS = 80_000_000  # a larger picture is refused before it is decoded; below PIL's own warning at 89 million
+_ORIENTATION = 0x0112  # the EXIF tag of how the camera was held
+_QUARTER_TURNS = (5, 6, 7, 8)  # its values that swap height and width
+_ADVICE = "give a whole PNG or JPEG file, or take the picture out of the data"
+
+
+def open_image(source: ImageSource | str | Path | bytes) -> Image.Image:
+    """Decode a picture to 8-bit RGB, turned upright by its EXIF tag.
+
+    Transparent pixels come out on white, an animation gives its first frame, 16-bit greys keep their upper 8 bits. An
+    `ImageSource` with `data` is read from there, else from its path, and must have the height and width it states.
+    A missing file, a directory, an empty file, one that is no image or is cut off, and a picture of more than
+    `MAX_PIXELS` are ValueErrors that name the file.
+    """
+    name = name_of(source)
+    image = _open(name, io.BytesIO(read_bytes(source)))
+    with _decoding(name):
+        image.load()
+        picture = _to_rgb(ImageOps.exif_transpose(image))
+    if isinstance(source, ImageSource) and (picture.height, picture.width) != (source.height, source.width):
+        raise ValueError(
+            f"{name}: the picture is {picture.height} × {picture.width} pixels (height × width), its record says "
+            f"{source.height} × {source.width}; masks would not fit: correct the record or the file"
+        )
+    return picture
+
+
+def image_size(source: ImageSource | str | Path | bytes) -> tuple[int, int]:
+    """(height, width) in pixels of the upright picture; all but PNG files are not decoded for it.
+
+    Errors as in `open_image`, but for a file that is cut off after its head, which only decoding can tell.
+    """
+    name = name_of(source)
+    path = _path(source)
+    if path is None:
+        return _upright_size(name, _open(name, io.BytesIO(read_bytes(source))))
+    _check_file(name, path)
+    with path.open("rb") as stream:
+        return _upright_size(name, _open(name, stream))
+
+
+def read_bytes(source: ImageSource | str | Path | bytes) -> bytes:
+    """The encoded bytes of a picture, not decoded. A missing, unreadable or empty file is a ValueError."""
+    name, path = name_of(source), _path(source)
+    if path is None:
+        data = source.data if isinstance(source, ImageSource) else source
+        if not isinstance(data, bytes):
+            raise ValueError(f"{name}: the picture has neither a file nor bytes; give it one of them")
+    else:
+        _check_file(name, path)
+        data = path.read_bytes()
+    if not data:
+        raise ValueError(f"{name}: the image holds no bytes; {_ADVICE}")
+    return data
+
+
+def name_of(source: ImageSource | str | Path | bytes) -> str:
+    """What to call a picture in an error: its file, its id, or its number of bytes."""
+    if isinstance(source, ImageSource):
+        return f"image {source.id}" + (f" ({source.path})" if source.path and source.data is None else "")
+    return f"image of {len(source)} bytes" if isinstance(source, bytes) else str(source)
+
+
+def _path(source: ImageSource | str | Path | bytes) -> Path | None:
+    if isinstance(source, ImageSource):
+        return source.path if source.data is None else None
+    return None if isinstance(source, bytes) else Path(source)
+
+
+def _check_file(name: str, path: Path) -> None:
+    if path.is_dir():
+        raise ValueError(f"{name}: is a directory; give one image file")
+    if not path.is_file():
+        raise ValueError(f"{name}: no such file; check the path")
+    if path.stat().st_size == 0:
+        raise ValueError(f"{name}: the image file is empty (0 bytes); {_ADVICE}")
+
+
+def _open(name: str, stream: io.IOBase) -> Image.Image:
+    """Read the head of an image file and refuse what is no image or too large to decode."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            image = Image.open(stream)  # type: ignore[arg-type]
+        width, height = image.size
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ValueError(_too_large(name, "more than 89 million pixels")) from error
+    except UnidentifiedImageError as error:
+        raise ValueError(
+            f"{name}: not an image that can be read (PNG, JPEG, WebP, GIF, TIFF, BMP); {_ADVICE}"
+        ) from error
+    except MemoryError:
+        raise
+    except Exception as error:  # a damaged head makes a decoder raise anything
+        raise ValueError(f"{name}: the head of the image is damaged ({error}); {_ADVICE}") from error
+    if width * height > MAX_PIXELS:
+        raise ValueError(_too_large(name, f"{height} × {width} pixels"))
+    return image
+
+
+def _too_large(name: str, size: str) -> str:
+    return f"{name}: the picture has {size}, the limit is {MAX_PIXELS // 1_000_000} million; scale it down"
+
+
+@contextmanager
+def _decoding(name: str) -> Iterator[None]:
+    try:
+        yield
+    except MemoryError:
+        raise
+    except Exception as error:  # decoders raise anything from OSError to struct.error
+        raise ValueError(f"{name}: the image is truncated or damaged ({error}); {_ADVICE}") from error
+
+
+def _upright_size(name: str, image: Image.Image) -> tuple[int, int]:
+    with _decoding(name):  # a PNG may carry its EXIF behind the pixels
+        turned = image.getexif().get(_ORIENTATION) in _QUARTER_TURNS
+    return (image.width, image.height) if turned else (image.height, image.width)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I") or image.mode == "F":
+        return Image.fromarray(_to_8_bit(np.asarray(image))).convert("RGB")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")
+
+
+def _to_8_bit(grey: np.ndarray) -> np.ndarray:
+    """Greys of 16 or 32 bits: whole numbers above 255 are on the scale to 65535, fractions up to 1 on that to 1."""
+    values = np.nan_to_num(grey.astype(np.float64))
+    if np.issubdtype(grey.dtype, np.floating):
+        values *= 255.0 if values.max(initial=0.0) <= 1.0 else 1.0
+    elif grey.dtype.itemsize == 2 or values.max(initial=0.0) > 255:
+        values /= 257.0
+    return values.clip(0, 255).round().astype(np.uint8)

@@ -1,0 +1,313 @@
+"""The project's grounded datasets on disk: a directory of Parquet shards that other tools open too.
+
+One row is one `Record`: a sample's pictures, its conversations with the masks of their object words, and, where known,
+all annotated instances of the picture. pandas, pyarrow and `datasets.load_dataset(DIR)` read the shards; the last shows
+`images` as pictures, for the schema carries the Hugging Face feature types and the directory a card.
+
+    DIR/data-00000-of-00002.parquet …   the rows
+    DIR/dataset.json                    schema version, name, shards, counts, vocabulary
+    DIR/README.md                       the card
+
+What is in the rows is decided elsewhere (`coco.py`, `scenes`); how a record becomes a row is in `rows.py`.
+"""
+
+from __future__ import annotations
+
+import json
+from bisect import bisect_right
+from collections import Counter, OrderedDict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from agevlm.data.rows import COLUMNS, SCHEMA_VERSION, Record, arrow_schema, to_record, to_row
+from agevlm.files import write_beside
+
+SHARD_BYTES = 200_000_000
+_GROUP_BYTES = 4_000_000  # a row group is what one random access reads: this many bytes of pictures
+_GROUP_ROWS = 64  # or this many rows
+_CACHED_GROUPS = 8
+
+__all__ = ["SCHEMA_VERSION", "ParquetDataset", "Record", "Summary", "read_parquet", "write_parquet"]
+
+
+@dataclass
+class Summary:
+    """What a written dataset holds; `kinds` counts conversations by their kind, `shards` rows by file."""
+
+    name: str
+    vocabulary: list[str]
+    num_samples: int = 0
+    num_images: int = 0
+    num_instances: int = 0
+    num_conversations: int = 0
+    num_groundings: int = 0
+    kinds: dict[str, int] = field(default_factory=dict)
+    shards: dict[str, int] = field(default_factory=dict)
+
+
+def write_parquet(
+    directory: str | Path,
+    records: Iterable[Record],
+    *,
+    name: str | None = None,
+    vocabulary: Sequence[str] | None = None,
+    shard_bytes: int = SHARD_BYTES,
+    embed_images: bool = True,
+) -> Summary:
+    """Write records as a dataset directory, whole or not at all, and say what it holds.
+
+    `records` is drawn once, one row group in memory at a time. A shard ends after `shard_bytes` of pictures and masks.
+    `vocabulary` (None: the categories met, in alphabetical order) names all categories of the dataset, also those in no
+    picture; categories outside it are a ValueError. With `embed_images=False` pictures that are files are kept as
+    absolute paths. A picture that is missing, two samples of one id and no record at all are ValueErrors, and what
+    stood at `directory` before stays.
+    """
+    directory = Path(directory)
+    with write_beside(directory) as beside:
+        beside.mkdir()
+        writer = _Writer(beside, shard_bytes, embed_images)
+        try:
+            for record in records:
+                writer.add(record)
+            writer.flush()
+        finally:
+            writer.end_shard()
+        if not writer.ids:
+            raise ValueError(f"{directory}: no samples to write; an empty dataset is of no use")
+        summary = writer.summary(name or directory.name, vocabulary)
+        content = {"format": "agevlm", "schema_version": SCHEMA_VERSION, **asdict(summary)}
+        (beside / "dataset.json").write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", "utf-8")
+        (beside / "README.md").write_text(_card(summary), "utf-8")
+    return summary
+
+
+def read_parquet(directory: str | Path) -> ParquetDataset:
+    """Open a dataset directory; see `ParquetDataset`."""
+    return ParquetDataset(directory)
+
+
+class ParquetDataset(Sequence[Record]):
+    """The records of a dataset directory, read when asked for: `len`, index, slice and iterate.
+
+    Only a few row groups are in memory at a time, so any order works and orders that stay near are faster. Pickles as
+    its path. A directory that is missing or no dataset of ours, of another schema version, with a shard that is missing
+    or damaged, is a ValueError that names it.
+    """
+
+    def __init__(self, directory: str | Path) -> None:
+        self.directory = Path(directory)
+        self.summary = _read_summary(self.directory)
+        self._groups: list[tuple[str, int, int]] | None = None  # (shard, row group, first row) in order
+        self._files: dict[str, pq.ParquetFile] = {}
+        self._cache: OrderedDict[int, pa.Table] = OrderedDict()
+
+    @property
+    def name(self) -> str:
+        return self.summary.name
+
+    @property
+    def vocabulary(self) -> tuple[str, ...]:
+        """All categories of the dataset, also those in none of its pictures."""
+        return tuple(self.summary.vocabulary)
+
+    def __len__(self) -> int:
+        return self.summary.num_samples
+
+    def __getitem__(self, index: Any) -> Any:
+        """The record at an index, counted from the end where negative; a list of records for a slice."""
+        if isinstance(index, slice):
+            return [self[position] for position in range(*index.indices(len(self)))]
+        position = index + len(self) if index < 0 else index
+        if not 0 <= position < len(self):
+            raise IndexError(f"{self.directory}: no record {index}, the dataset has {len(self)}")
+        group = self._group_of(position)
+        row = position - self._layout()[group][2]
+        return to_record(self._table(group).slice(row, 1).to_pylist()[0])
+
+    def __iter__(self) -> Iterator[Record]:
+        for group in range(len(self._layout())):
+            for batch in self._read(group).to_batches(max_chunksize=1):
+                yield to_record(batch.to_pylist()[0])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"directory": self.directory}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        self.__init__(state["directory"])  # type: ignore[misc]
+
+    def __repr__(self) -> str:
+        return f"ParquetDataset({str(self.directory)!r}, {len(self)} samples)"
+
+    def _layout(self) -> list[tuple[str, int, int]]:
+        if self._groups is None:
+            groups, row = [], 0
+            for shard, num_rows in self.summary.shards.items():
+                metadata = self._file(shard).metadata
+                if metadata.num_rows != num_rows:
+                    raise ValueError(
+                        f"{self.directory / shard}: has {metadata.num_rows} rows, dataset.json says {num_rows}; "
+                        "copy or write the dataset again"
+                    )
+                for group in range(metadata.num_row_groups):
+                    groups.append((shard, group, row))
+                    row += metadata.row_group(group).num_rows
+            self._groups = groups
+        return self._groups
+
+    def _group_of(self, position: int) -> int:
+        return bisect_right(self._layout(), position, key=lambda group: group[2]) - 1
+
+    def _table(self, group: int) -> pa.Table:
+        if group not in self._cache:
+            self._cache[group] = self._read(group)
+            if len(self._cache) > _CACHED_GROUPS:
+                self._cache.popitem(last=False)
+        self._cache.move_to_end(group)
+        return self._cache[group]
+
+    def _read(self, group: int) -> pa.Table:
+        shard, number, _ = self._layout()[group]
+        try:
+            return self._file(shard).read_row_group(number, use_threads=False)
+        except (pa.ArrowException, OSError) as error:
+            raise ValueError(_damaged(self.directory / shard, error)) from error
+
+    def _file(self, shard: str) -> pq.ParquetFile:
+        if shard not in self._files:
+            path = self.directory / shard
+            if not path.is_file():
+                raise ValueError(f"{path}: no such shard, dataset.json names it; copy or write the dataset again")
+            try:
+                file = pq.ParquetFile(path)
+            except (pa.ArrowException, OSError) as error:
+                raise ValueError(_damaged(path, error)) from error
+            missing = [name for name, _ in COLUMNS if name not in file.schema_arrow.names]
+            if missing:
+                raise ValueError(f"{path}: has no column {missing[0]!r}; write the dataset again")
+            self._files[shard] = file
+        return self._files[shard]
+
+
+def _damaged(path: Path, error: Exception) -> str:
+    return f"{path}: the shard cannot be read ({error}); copy or write the dataset again"
+
+
+def _read_summary(directory: Path) -> Summary:
+    if not directory.is_dir():
+        raise ValueError(f"{directory}: no such dataset directory; make one with `agevlm data coco`")
+    path = directory / "dataset.json"
+    if not path.is_file():
+        raise ValueError(
+            f"{directory}: holds no dataset.json, so it is no agevlm dataset; give the directory that has it"
+        )
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not valid JSON ({error}); copy or write the dataset again") from error
+    if not isinstance(content, dict) or content.pop("format", None) != "agevlm":
+        raise ValueError(f'{path}: does not say "format": "agevlm"; it is not one of our datasets')
+    version = content.pop("schema_version", None)
+    if version != SCHEMA_VERSION:
+        raise ValueError(
+            f"{path}: schema version {version}, this agevlm reads version {SCHEMA_VERSION}; "
+            "write the dataset again with this agevlm, or read it with the one that wrote it"
+        )
+    try:
+        summary = Summary(**content)
+        num_rows = sum(summary.shards.values())
+    except (TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: its fields are not those of a dataset ({error}); write the dataset again") from error
+    if not summary.num_samples or num_rows != summary.num_samples:
+        raise ValueError(f"{path}: {summary.num_samples} samples in shards of {num_rows} rows; write the dataset again")
+    return summary
+
+
+class _Writer:
+    """Collects rows into row groups and shards under temporary names, and counts."""
+
+    def __init__(self, directory: Path, shard_bytes: int, embed_images: bool) -> None:
+        self.directory, self.shard_bytes, self.embed_images = directory, shard_bytes, embed_images
+        self.schema = arrow_schema()
+        self.ids: set[str] = set()
+        self.counts: Counter[str] = Counter()
+        self.kinds: Counter[str] = Counter()
+        self.categories: Counter[str] = Counter()
+        self.rows: list[dict[str, Any]] = []
+        self.group_bytes = self.written_bytes = 0
+        self.shard_rows: list[int] = []
+        self.file: pq.ParquetWriter | None = None
+
+    def add(self, record: Record) -> None:
+        if record.sample.id in self.ids:
+            raise ValueError(f"two samples have the id {record.sample.id!r}; ids must be unique in a dataset")
+        row = to_row(record, self.embed_images)
+        self.ids.add(record.sample.id)
+        self._count(record)
+        self.rows.append(row)
+        self.group_bytes += sum(len(image["bytes"] or b"") for image in row["images"])
+        if len(self.rows) >= _GROUP_ROWS or self.group_bytes >= min(_GROUP_BYTES, self.shard_bytes):
+            self.flush()
+        if self.written_bytes >= self.shard_bytes:
+            self.end_shard()
+
+    def summary(self, name: str, vocabulary: Sequence[str] | None) -> Summary:
+        """Give the shards their final names and sum up."""
+        unknown = sorted(set(self.categories) - set(vocabulary or self.categories))
+        if unknown:
+            raise ValueError(f"category {unknown[0]!r} of the instances is not in the vocabulary; add it there")
+        shards = {}
+        for number, rows in enumerate(self.shard_rows):
+            shard = f"data-{number:05d}-of-{len(self.shard_rows):05d}.parquet"
+            self._part(number).rename(self.directory / shard)
+            shards[shard] = rows
+        kinds = dict(sorted(self.kinds.items()))
+        return Summary(name, list(vocabulary or sorted(self.categories)), **self.counts, kinds=kinds, shards=shards)
+
+    def _count(self, record: Record) -> None:
+        sample = record.sample
+        instances = record.annotated.instances if record.annotated else ()
+        self.counts["num_samples"] += 1
+        self.counts["num_images"] += len(sample.images)
+        self.counts["num_instances"] += len(instances)
+        self.counts["num_conversations"] += len(sample.conversations)
+        self.counts["num_groundings"] += sum(len(conversation.groundings) for conversation in sample.conversations)
+        self.categories.update(instance.category for instance in instances)
+        self.kinds.update(conversation.kind for conversation in sample.conversations)
+
+    def _part(self, number: int) -> Path:
+        return self.directory / f"part-{number:05d}"
+
+    def flush(self) -> None:
+        """Write the rows in memory as a row group."""
+        if not self.rows:
+            return
+        if self.file is None:
+            self.file = pq.ParquetWriter(self._part(len(self.shard_rows)), self.schema, compression="zstd")
+            self.shard_rows.append(0)
+        table = pa.Table.from_pylist(self.rows, schema=self.schema)
+        self.file.write_table(table, row_group_size=len(self.rows))
+        self.shard_rows[-1] += len(self.rows)
+        self.written_bytes += table.nbytes
+        self.rows, self.group_bytes = [], 0
+
+    def end_shard(self) -> None:
+        """Close the file; the next row opens another."""
+        if self.file is not None:
+            self.file.close()
+        self.file, self.written_bytes = None, 0
+
+
+def _card(summary: Summary) -> str:
+    kinds = "\n".join(f"| {kind} | {number} |" for kind, number in summary.kinds.items())
+    return (
+        '---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: "data-*.parquet"\n---\n'
+        f"# {summary.name}\n\nA grounded dataset of agevlm: {summary.num_samples} samples, "
+        f"{summary.num_images} images, {summary.num_instances} instances, "
+        f"{summary.num_conversations} conversations.\n\n"
+        f"| kind | conversations |\n|---|---|\n{kinds}\n"
+    )

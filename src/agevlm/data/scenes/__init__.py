@@ -1,0 +1,6 @@
+"""The embedded world: drawn scenes of named, coloured, overlapping things with exact masks."""
+
+from agevlm.data.scenes.drawing import Scene, draw_scene, scene_png
+from agevlm.data.scenes.world import CATEGORIES, COLOURS, GROUPS, PARTNERS, WorldSpec
+
+__all__ = ["CATEGORIES", "COLOURS", "GROUPS", "PARTNERS", "Scene", "WorldSpec", "draw_scene", "scene_png"]

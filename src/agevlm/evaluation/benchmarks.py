@@ -1,0 +1,213 @@
+"""Measure a model on a named benchmark and write what came out: what `agevlm evaluate` and the end of a training call.
+
+A benchmark is "scenes", drawn fresh from a seed, or the directory of a dataset in the project's Parquet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from agevlm.checkpoints import load_model, resolve_model
+from agevlm.data.chat import render_conversation
+from agevlm.data.schema import Conversation, Sample
+from agevlm.evaluation.perplexity import directory_perplexity, text_perplexity
+from agevlm.evaluation.questions import LazySamples
+from agevlm.evaluation.results import Evaluation, provenance, write_evaluation
+from agevlm.evaluation.runner import DEFAULT_BATCH_SIZE, evaluate
+from agevlm.evaluation.scores import Metrics, family
+
+if TYPE_CHECKING:
+    from agevlm.data.scenes import WorldSpec
+
+SCENES = "scenes"
+DEFAULT_NUM_SCENES = 600
+NUM_TEXTS = 300
+
+Progress = Callable[[str, int, int], None]  # what is asked about, samples done, samples in all
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to measure. `num_images` None is 600 scenes, or the whole dataset.
+
+    `language_model` is what the VLM was made from, to measure its perplexity before. None: what the recipe beside the
+    checkpoint names, where that is on this machine; else "before" stays empty.
+    """
+
+    seed: int = 0
+    num_images: int | None = None
+    split: str = "test"
+    parser: str = "first_word"
+    batch_size: int = DEFAULT_BATCH_SIZE
+    device: str = "auto"
+    dtype: str = "auto"
+    language_model: str | None = None
+
+
+def evaluate_benchmark(
+    model: str | Path,
+    benchmark: str | Path,
+    out: str | Path,
+    settings: Settings = Settings(),
+    *,
+    progress: Progress | None = None,
+) -> Metrics:
+    """Measure the model called `model` on `benchmark`, write predictions and metrics to `out`, and give the metrics."""
+    if str(benchmark) == SCENES:
+        return evaluate_scenes(model, out, settings, progress=progress)
+    return evaluate_dataset(model, benchmark, out, settings, progress=progress)
+
+
+def evaluate_scenes(
+    model: str | Path,
+    out: str | Path,
+    settings: Settings = Settings(),
+    *,
+    spec: WorldSpec | None = None,
+    progress: Progress | None = None,
+) -> Metrics:
+    """Measure on fresh scenes of the embedded world, in which the habits of the training world do not hold.
+
+    `spec` is the training world (None: what the recipe beside the checkpoint says, else the default one). The figures at
+    the top are those of the same world with co-occurrence 0.4; those of the training world itself stand under "biased",
+    their predictions in `out`/biased.
+    """
+    from agevlm.data.scenes import WorldSpec
+    from agevlm.evaluation.scenes import (
+        TEST_CO_OCCURRENCE,
+        held_out_conversations,
+        scenes_benchmark,
+        training_statistics,
+    )
+
+    spec = spec or WorldSpec.model_validate(_recipe_world(model))
+    origin = _origin(model, settings)
+    network, processor = load_model(model, settings.device, settings.dtype)
+    num_images = settings.num_images or DEFAULT_NUM_SCENES
+    statistics = training_statistics(spec, settings.seed)
+    found: dict[str, Evaluation] = {}
+    for name, co_occurrence in (("test", TEST_CO_OCCURRENCE), ("biased", spec.co_occurrence)):
+        world = spec.model_copy(update={"co_occurrence": co_occurrence})
+        samples = scenes_benchmark(world, settings.seed, num_images, split=settings.split, statistics=statistics)
+        found[name] = _ask(network, processor, samples, settings, name, progress)
+    texts = held_out_conversations(spec, settings.seed, split=settings.split, num=NUM_TEXTS)
+    metrics = {
+        **found["test"].metrics,
+        "biased": found["biased"].metrics,
+        "text_perplexity": _perplexity(origin, network, processor, texts),
+        "provenance": _facts(model, SCENES, found["test"], settings, world=spec.model_dump(mode="json")),
+    }
+    write_evaluation(Path(out) / "biased", found["biased"].records(), found["biased"].metrics)
+    write_evaluation(out, found["test"].records(), metrics)
+    return metrics
+
+
+def evaluate_dataset(
+    model: str | Path,
+    directory: str | Path,
+    out: str | Path,
+    settings: Settings = Settings(),
+    *,
+    progress: Progress | None = None,
+) -> Metrics:
+    """Measure on the stored conversations of a dataset: POPE's and all other questions that have one right answer.
+
+    Captions have none; they are left out and counted in the provenance. `settings.split` says nothing here: a dataset
+    is one split.
+    """
+    from agevlm.data.parquet import read_parquet
+
+    dataset = read_parquet(directory)
+    num_images = min(settings.num_images or len(dataset), len(dataset))
+    origin = _origin(model, settings)
+    samples = LazySamples(num_images, lambda number: _scored(dataset[number].sample))
+    network, processor = load_model(model, settings.device, settings.dtype)
+    found = _ask(network, processor, samples, settings, dataset.name, progress)
+    texts = [c for number in range(min(NUM_TEXTS, num_images)) for c in dataset[number].sample.conversations[:1]]
+    left_out = sum(len(dataset[n].sample.conversations) for n in range(num_images)) - len(found.predictions)
+    metrics = {
+        **found.metrics,
+        "text_perplexity": _perplexity(origin, network, processor, texts),
+        "provenance": _facts(model, str(directory), found, settings, num_captions_left_out=left_out),
+    }
+    write_evaluation(out, found.records(), metrics)
+    return metrics
+
+
+def _scored(sample: Sample) -> Sample:
+    return replace(sample, conversations=tuple(c for c in sample.conversations if family(c.kind) != "caption"))
+
+
+def _ask(
+    network: Any,
+    processor: Any,
+    samples: Sequence[Sample],
+    settings: Settings,
+    name: str,
+    progress: Progress | None,
+) -> Evaluation:
+    return evaluate(
+        network,
+        processor,
+        samples,
+        batch_size=settings.batch_size,
+        parser=settings.parser,
+        progress=(lambda done, total: progress(name, done, total)) if progress else None,
+    )
+
+
+def _perplexity(origin: str | None, network: Any, processor: Any, conversations: Iterable[Conversation]) -> Metrics:
+    """Perplexity of the same texts for the language model before, where it is known, and inside the VLM."""
+    texts = [_text(processor, conversation) for conversation in conversations]
+    before = directory_perplexity(resolve_model(origin), texts, device=network.device) if origin else None
+    after = text_perplexity(network, processor.tokenizer, texts)
+    return {"before": before, "after": after, "language_model": origin, "num_texts": len(texts)}
+
+
+def _text(processor: Any, conversation: Conversation) -> str:
+    return render_conversation(processor, [replace(m, num_images=0) for m in conversation.messages]).text
+
+
+def _origin(model: str | Path, settings: Settings) -> str | None:
+    """The language model to compare with; an unknown name is an error where a user gave it."""
+    if settings.language_model:
+        resolve_model(settings.language_model)
+        return settings.language_model
+    start = _recipe(model).get("model") or {}
+    try:
+        if start.get("init"):
+            return _origin(start["init"], settings)
+        name = start.get("language_model")
+        return name if name and Path(resolve_model(name)).is_dir() else None
+    except ValueError:  # a recipe may name a directory of another machine
+        return None
+
+
+def _recipe_world(model: str | Path) -> dict[str, Any]:
+    """The settings of the world that a checkpoint was trained in; {} where its recipe names none."""
+    sources = (_recipe(model).get("data") or {}).values()
+    return next((source["scenes"] for source in sources if "scenes" in source), {})
+
+
+def _recipe(model: str | Path) -> dict[str, Any]:
+    """The recipe beside a checkpoint, {} where there is none."""
+    path = Path(resolve_model(model)) / "recipe.yaml"
+    return (yaml.safe_load(path.read_text(encoding="utf-8")) or {}) if path.is_file() else {}
+
+
+def _facts(model: str | Path, benchmark: str, found: Evaluation, settings: Settings, **more: Any) -> Metrics:
+    return provenance(
+        model=str(model),
+        benchmark=benchmark,
+        seed=settings.seed,
+        split=settings.split,
+        parser=settings.parser,
+        num_questions=len(found.predictions),
+        num_images=len({prediction.question.image for prediction in found.predictions}),
+        **more,
+    )

@@ -1,0 +1,117 @@
+"""Whether the attention of an object word lies on the object: pointing, mass and IoU. Arrays in, figures out.
+
+Where a map comes from is the runner's business: it is the post-softmax cross-attention of the word's tokens, averaged
+over tokens, heads and layers. What the word gives to the null token, or to another picture, is not in the map, so that
+a map may sum to less than 1; that share counts as outside the object.
+"""
+
+# Shapes: h, w the grid of image tokens; Y, X the pixels of the picture.
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from agevlm.data.masks import mask_to_grid
+from agevlm.evaluation.scores import auroc, interval_of_mean
+
+IOU_THRESHOLD_RATIO = 0.5  # of the map's maximum: the cells from here on are "looked at"
+COVERED_RATIO = 0.5  # of a cell: from here on it belongs to the object
+
+
+@dataclass(frozen=True)
+class Localisation:
+    """How the attention of one word meets the mask of what it names.
+
+    `pointing`: the maximum lies on the object, see `points_inside`. `cell`: the object covers at least half of the grid
+    cell of the maximum, a second rule that asks nothing of interpolation. `mass`: share of all attention that lies
+    inside the mask, a partly covered cell counting by its covered share. `iou`: of the cells with at least half the
+    maximum and the cells that the object covers by at least half (a thing too small for that: its best-covered cells).
+    """
+
+    pointing: bool
+    cell: bool
+    mass: float
+    iou: float
+
+
+def localise(map_hw: NDArray[np.floating[Any]], mask_YX: NDArray[np.bool_]) -> Localisation:
+    """Compare one map with one mask that is not empty; the grid covers the picture evenly, whatever its shape."""
+    if not mask_YX.any():
+        raise ValueError("the mask is empty: a word for something absent cannot be localised, leave it out")
+    coverage_hw = mask_to_grid(mask_YX, (map_hw.shape[0], map_hw.shape[1]))
+    object_hw = coverage_hw >= min(COVERED_RATIO, float(coverage_hw.max()))
+    heights_hw = _heights(map_hw)
+    looked_hw = heights_hw >= IOU_THRESHOLD_RATIO
+    best = np.unravel_index(int(heights_hw.argmax()), map_hw.shape)
+    return Localisation(
+        pointing=points_inside(map_hw, mask_YX),
+        cell=bool(coverage_hw[best] >= COVERED_RATIO),
+        mass=float((map_hw * coverage_hw).sum()),
+        iou=float((looked_hw & object_hw).sum() / (looked_hw | object_hw).sum()),
+    )
+
+
+def points_inside(map_hw: NDArray[np.floating[Any]], mask_YX: NDArray[np.bool_]) -> bool:
+    """The pointing game with no tolerance: the maximum of the map, in the picture's pixels, lies inside the mask.
+
+    The map is interpolated bilinearly to the pixels; of equal maxima the first in reading order counts. The original
+    game (Zhang et al., 2016) forgives 15 pixels; here a miss by one pixel is a miss.
+    """
+    height, width = mask_YX.shape
+    picture = Image.fromarray(_heights(map_hw))
+    pixels_YX = np.asarray(picture.resize((width, height), Image.Resampling.BILINEAR))
+    return bool(mask_YX.flat[int(pixels_YX.argmax())])
+
+
+def _heights(map_hw: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
+    """The map over its maximum, to four decimals: cells of a flat picture are equal whatever the batch they ran in."""
+    return np.round(map_hw / max(float(map_hw.max()), 1e-12), 4).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class WordAttention:
+    """One object word of one question: `where` is None for something absent, `null_mass` None without a null token."""
+
+    image: str
+    phrase: str
+    where: Localisation | None
+    null_mass: float | None = None
+
+
+def summarise_words(words: Sequence[WordAttention]) -> dict[str, Any]:
+    """The sections `pointing`, `attention` and, with a null token, `null_token`; {} where no word was seen.
+
+    `null_token.auroc` is the chance that a word for something absent gives more to the null token than one for
+    something present; it is there where words of both sorts are.
+    """
+    summary: dict[str, Any] = {}
+    present = [(word.image, word.where) for word in words if word.where is not None]
+    if present:
+        by_image: dict[str, list[float]] = {}
+        for image, where in present:
+            by_image.setdefault(image, []).append(float(where.pointing))
+        summary["pointing"] = {
+            "accuracy": float(np.mean([where.pointing for _, where in present])),
+            "accuracy_interval": list(interval_of_mean(list(by_image.values()))),
+            "cell_accuracy": float(np.mean([where.cell for _, where in present])),
+            "num_words": len(present),
+        }
+        summary["attention"] = {
+            "mass": float(np.mean([where.mass for _, where in present])),
+            "iou": float(np.mean([where.iou for _, where in present])),
+        }
+    there = [word.null_mass for word in words if word.null_mass is not None and word.where is not None]
+    absent = [word.null_mass for word in words if word.null_mass is not None and word.where is None]
+    if there or absent:
+        summary["null_token"] = {
+            **({"mass_present": float(np.mean(there))} if there else {}),
+            **({"mass_absent": float(np.mean(absent))} if absent else {}),
+            **({"auroc": auroc(absent, there)} if there and absent else {}),
+        }
+    return summary

@@ -1,0 +1,122 @@
+"""Run a benchmark: ask a model every question of every sample, each picture encoded once, and mark the answers.
+
+The same runner serves the embedded world and stored datasets; which questions there are is the benchmark's business,
+how an answer is marked that of `scores.py`.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from agevlm.data.images import open_image
+from agevlm.data.masks import union_mask
+from agevlm.data.schema import Sample
+from agevlm.evaluation.answering import Asker, Reply
+from agevlm.evaluation.localisation import WordAttention, localise, summarise_words
+from agevlm.evaluation.questions import Asked, Prompt, questions_of
+from agevlm.evaluation.results import Evaluation
+from agevlm.evaluation.scores import is_yes_no, judge, summarise
+
+if TYPE_CHECKING:
+    from agevlm.modeling.modeling_agevlm import AgeVlmForConditionalGeneration
+    from agevlm.modeling.processing_agevlm import AgeVlmProcessor
+
+DEFAULT_BATCH_SIZE = 256
+IMAGES_AT_ONCE = 32
+
+Progress = Callable[[int, int], None]  # samples done, samples in all
+
+
+def evaluate(
+    model: AgeVlmForConditionalGeneration,
+    processor: AgeVlmProcessor,
+    samples: Sequence[Sample],
+    *,
+    batch_size: int = DEFAULT_BATCH_SIZE,
+    device: str | None = None,
+    parser: str = "first_word",
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Ask every conversation of `samples` for its last answer, greedily, and score it by its kind.
+
+    `samples` may be a sequence that reads when asked: each sample is asked for twice, in order.
+    `batch_size` counts prompts in a forward pass and changes no score; `device` None leaves the model where it is.
+    Object words of distinct prompts are localised, each once. The model is left in the mode in which it came. A
+    benchmark without questions, two questions of one id, and references that their rule cannot read are ValueErrors.
+    """
+    asked, prompts = questions_of(processor, samples)
+    references = {item.question.id: item.question.reference for item in asked}
+    judge([item.question for item in asked], references, parser)  # its errors come now, not after the last answer
+    was_training = model.training
+    model.eval()
+    if device is not None:
+        model.to(device)  # type: ignore[arg-type]
+    replies: dict[tuple[int, str], Reply] = {}
+    words: dict[tuple[int, str], list[WordAttention]] = {}
+    asker = Asker(model, processor, batch_size)
+    for start, block in _blocks(samples, prompts):
+        answers = _ask_block(asker, processor, samples, block)
+        for prompt, reply in zip(block, answers, strict=True):
+            replies[prompt.key] = reply
+            words[prompt.key] = _localise(prompt, reply)
+        if progress:
+            progress(min(start + IMAGES_AT_ONCE, len(samples)), len(samples))
+    model.train(was_training)
+    return _evaluation(asked, replies, words, parser)
+
+
+def _blocks(samples: Sequence[Sample], prompts: Sequence[Prompt]) -> Iterator[tuple[int, list[Prompt]]]:
+    """Prompts about `IMAGES_AT_ONCE` samples at a time, with the number of the first sample."""
+    by_block: dict[int, list[Prompt]] = defaultdict(list)
+    for prompt in prompts:
+        by_block[prompt.sample // IMAGES_AT_ONCE].append(prompt)
+    for block in range(-(-len(samples) // IMAGES_AT_ONCE)):
+        yield block * IMAGES_AT_ONCE, by_block[block]
+
+
+def _ask_block(asker: Asker, processor: Any, samples: Sequence[Sample], prompts: Sequence[Prompt]) -> list[Reply]:
+    """Encode the pictures that the prompts show, once each, and ask."""
+    import torch
+
+    model = asker.model
+    shown: dict[int, int] = {}
+    for prompt in prompts:
+        shown[prompt.sample] = max(shown.get(prompt.sample, 0), prompt.num_images)
+    pictures, first = [], {}
+    for number, count in shown.items():
+        first[number] = len(pictures)
+        if count:
+            pictures += [open_image(source) for source in samples[number].images[:count]]
+    memory = None
+    if pictures:
+        pixels = processor.image_processor(pictures, return_tensors="pt")["pixel_values"]
+        with torch.inference_mode():
+            memory = model.encode_images(pixels.to(device=model.device, dtype=model.dtype))
+    images = [range(first[p.sample], first[p.sample] + p.num_images) for p in prompts]
+    return asker.ask(prompts, memory, images)
+
+
+def _localise(prompt: Prompt, reply: Reply) -> list[WordAttention]:
+    """The words of a prompt that have a map, against the union of their masks."""
+    found = []
+    for word, seen in zip(prompt.words, reply.maps, strict=True):
+        if seen is not None:
+            where = localise(seen.map_hw, union_mask(word.masks)) if word.present else None
+            found.append(WordAttention(prompt.sample_id, word.phrase, where, seen.null_mass))
+    return found
+
+
+def _evaluation(
+    asked: Sequence[Asked],
+    replies: Mapping[tuple[int, str], Reply],
+    words: Mapping[tuple[int, str], list[WordAttention]],
+    parser: str,
+) -> Evaluation:
+    questions = [item.question for item in asked]
+    answers = {item.question.id: replies[item.key].text for item in asked}
+    p_yes = {item.question.id: replies[item.key].p_yes for item in asked if is_yes_no(item.question)}
+    predictions = judge(questions, answers, parser, p_yes)
+    metrics = {**summarise(predictions), **summarise_words([word for found in words.values() for word in found])}
+    return Evaluation(predictions, {item.question.id: words[item.key] for item in asked}, metrics)

@@ -1,0 +1,100 @@
+"""The scenes benchmark: a fresh world for every seed, and questions on what the method promises.
+
+Scenes to train on, to validate on and to test on never share a seed. This draws samples; `benchmarks.py` runs them.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from types import MappingProxyType
+
+import numpy as np
+
+from agevlm.data.language import make_conversations
+from agevlm.data.pope import picture_rng, pope_conversations
+from agevlm.data.scenes import CATEGORIES, WorldSpec, draw_scene, scene_png
+from agevlm.data.schema import AnnotatedImage, Conversation, Sample
+
+TEST_CO_OCCURRENCE = 0.4  # breaks the habit of the training world, whose default is 0.8
+NUM_STATISTICS = 1000  # scenes of the training world that POPE's frequencies are counted in
+SPLITS = ("train", "validation", "test")
+QUESTIONS: Mapping[str, int] = MappingProxyType(
+    {
+        "presence.colour": 2,
+        "counting": 2,
+        "colour": 1,
+        "relation.yes_no": 1,
+        "relation.choice": 1,
+        "location": 1,
+    }
+)
+"""Questions a scene beside POPE's, by kind; equal ones are asked once."""
+
+_SPLIT_SHIFT = 48
+
+
+def split_seed(split: str, seed: int) -> int:
+    """The seed of the scenes of a split ("train", "validation" or "test") for a user's `seed` of at least 0.
+
+    The ranges of the splits do not meet, whatever the seeds: the split's number stands above 48 bits drawn from the
+    user's seed.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"unknown split {split!r}: choose one of {', '.join(SPLITS)}")
+    if seed < 0:
+        raise ValueError(f"a seed is at least 0, got {seed}")
+    low, high = np.random.SeedSequence([zlib.crc32(split.encode()), seed]).generate_state(2)
+    return (SPLITS.index(split) + 1) << _SPLIT_SHIFT | (int(high) & 0xFFFF) << 32 | int(low)
+
+
+def scenes_benchmark(
+    spec: WorldSpec,
+    seed: int,
+    num_images: int = 600,
+    *,
+    split: str = "test",
+    num_per_image: int = 3,
+    questions: Mapping[str, int] = QUESTIONS,
+    statistics: Sequence[AnnotatedImage] | None = None,
+) -> list[Sample]:
+    """Draw `num_images` scenes of the world `spec` and their questions.
+
+    POPE's three splits, `num_per_image` things that are there and as many that are not in each, with the frequencies of
+    `statistics`: scenes of the training world (None: of `spec` itself, see `training_statistics`). Then `questions` of
+    each kind, as far as the scene offers them. Deterministic in all arguments.
+    """
+    if num_images < 1:
+        raise ValueError(f"a benchmark needs at least 1 image, got {num_images}")
+    scene_seed = split_seed(split, seed)
+    scenes = [draw_scene(spec, scene_seed, index) for index in range(num_images)]
+    annotated = [
+        replace(scene.annotation, image=replace(scene.annotation.image, data=scene_png(scene))) for scene in scenes
+    ]
+    counted = training_statistics(spec, seed) if statistics is None else statistics
+    pope = pope_conversations(
+        annotated, num_per_image=num_per_image, seed=seed, vocabulary=CATEGORIES, statistics=counted
+    )
+    return [
+        Sample(a.image.id, (a.image,), (*pope.get(a.image.id, ()), *_others(a, seed, questions))) for a in annotated
+    ]
+
+
+def _others(annotated: AnnotatedImage, seed: int, questions: Mapping[str, int]) -> list[Conversation]:
+    rng = picture_rng(annotated.image.id, seed)
+    made = (make_conversations(annotated, rng, CATEGORIES, {kind: 1.0}, num) for kind, num in questions.items())
+    return list({(c.kind, c.messages[0].content): c for drawn in made for c in drawn}.values())
+
+
+def training_statistics(spec: WorldSpec, seed: int, num_scenes: int = NUM_STATISTICS) -> list[AnnotatedImage]:
+    """Annotations of the training split of a world, for POPE's frequencies."""
+    scene_seed = split_seed("train", seed)
+    return [draw_scene(spec, scene_seed, index).annotation for index in range(num_scenes)]
+
+
+def held_out_conversations(spec: WorldSpec, seed: int, *, split: str = "test", num: int = 300) -> list[Conversation]:
+    """Conversations of all kinds about scenes that nobody trained on, one a scene: text to measure perplexity on."""
+    scene_seed = split_seed(split, seed)
+    drawn = (draw_scene(spec, scene_seed, index).annotation for index in range(num))
+    return [c for a in drawn for c in make_conversations(a, picture_rng(a.image.id, seed), CATEGORIES, num=1)]

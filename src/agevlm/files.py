@@ -1,0 +1,44 @@
+"""Files that are whole or not there: everything the project writes goes through `write_beside`."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def write_beside(path: str | Path) -> Iterator[Path]:
+    """Give a temporary path next to `path`, and move what was written there onto `path` at the end.
+
+    The body may write a file or make a directory. When it fails, the temporary is removed and what stood at `path`
+    stays as it was; a directory is replaced by renaming, so that `path` is never half-written.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
+    try:
+        yield beside
+        _replace(beside, path)
+    finally:
+        _remove(beside)
+
+
+def _replace(source: Path, target: Path) -> None:
+    if not source.is_dir() or not target.exists():
+        os.replace(source, target)
+        return
+    old = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.old")
+    os.replace(target, old)
+    os.replace(source, target)
+    _remove(old)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

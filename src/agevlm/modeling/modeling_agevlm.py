@@ -1,0 +1,375 @@
+"""The AGE-VLM: a decoder left whole, a vision backbone, and gated cross-attention between the decoder's layers.
+
+What is special lives next door: which text sees which image and how layers are interleaved in `interleaving.py`, the
+attention itself in `cross_attention.py`. This file joins the parts and speaks transformers' interfaces.
+
+Letters: R rows of text, T text tokens, K asked text tokens, I images, M images of a row at most, C channels, (h, w) the
+grid, N = h * w image tokens, W model width.
+"""
+
+from __future__ import annotations
+
+import copy
+from contextlib import nullcontext
+from os import PathLike
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import initialization as init
+from transformers.utils import can_return_tuple
+
+from .configuration_agevlm import AgeVlmConfig
+from .cross_attention import CrossAttention, GatedCrossAttentionLayer, ImageMemory
+from .generation import AgeVlmGenerationMixin
+from .image_inputs import ImageInputs
+from .interleaving import ImageContext, decoder_layers, interleave
+from .outputs import AgeVlmCausalLMOutputWithPast, AgeVlmModelOutputWithPast, looked_at
+from .vision import build_backbone, flatten_feature_map, load_backbone, position_code
+
+
+class AgeVlmPreTrainedModel(PreTrainedModel):
+    """Loading, saving and initialisation. The decoder and the vision model initialise themselves."""
+
+    config_class = AgeVlmConfig
+    base_model_prefix = ""
+    main_input_name = "input_ids"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    _no_split_modules = ("GatedCrossAttentionLayer",)
+    _skip_keys_device_placement = ("past_key_values", "image_context", "image_memory")
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Linear):
+            init.normal_(module.weight, std=self.config.initializer_range or module.in_features**-0.5)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.RMSNorm):
+            init.ones_(module.weight)
+        elif isinstance(module, GatedCrossAttentionLayer):
+            init.constant_(module.attn_gate, self.config.attn_gate_init)
+            init.constant_(module.mlp_gate, self.config.mlp_gate_init)
+        elif isinstance(module, CrossAttention) and self.config.null_token:
+            init.normal_(module.null_key)
+            init.zeros_(module.null_value)
+        elif isinstance(module, AgeVlmModel):
+            init.zeros_(module.image_token_embedding)
+
+
+class AgeVlmModel(AgeVlmPreTrainedModel):
+    """Text and images to hidden states.
+
+    `language_model` is a whole causal language model of transformers, `vision_model` a backbone with a feature map.
+    Both may be given as built; otherwise they are made from the configuration.
+    """
+
+    def __init__(
+        self,
+        config: AgeVlmConfig,
+        language_model: PreTrainedModel | None = None,
+        vision_model: PreTrainedModel | None = None,
+    ):
+        super().__init__(config)
+        self.vision_model = vision_model or build_backbone(config.vision_config)
+        self.language_model = language_model or AutoModelForCausalLM.from_config(config.text_config)
+        self.projector = nn.Linear(self.vision_model.channels[-1], config.text_config.hidden_size)
+        self.image_token_embedding = nn.Parameter(torch.zeros(config.text_config.hidden_size))
+        self.cross_attention = nn.ModuleList(GatedCrossAttentionLayer(config) for _ in config.cross_attention_layers)
+        interleave(self.language_model)
+        self.post_init()
+
+    @classmethod
+    def from_backbones(
+        cls,
+        language_model: str | PathLike[str] | PreTrainedModel,
+        vision_model: str | PathLike[str] | PreTrainedModel,
+        **config_overrides: Any,
+    ) -> Self:
+        """Join a decoder and a vision backbone into a new AGE-VLM whose cross-attention is yet to be trained.
+
+        Each is a directory, a hub id or a model object. An object is taken over, not copied; its weights and dtype
+        stay. A vision checkpoint may be of a plain model (ConvNextModel, …); its last stage gives the features unless
+        its configuration names others. `config_overrides` are fields of `AgeVlmConfig`. The gates start at 0, so the
+        text of the new model is the decoder's to the last bit.
+        """
+        if not isinstance(language_model, PreTrainedModel):
+            language_model = AutoModelForCausalLM.from_pretrained(language_model)
+        if not isinstance(vision_model, PreTrainedModel):
+            vision_model = load_backbone(vision_model)
+        if not hasattr(vision_model, "channels"):
+            raise ValueError(
+                f"{type(vision_model).__name__} gives no feature maps: pass its directory or hub id instead"
+            )
+        decoder_layers(language_model)
+        attention = language_model.config._attn_implementation
+        kernels = {"": attention, "text_config": attention, "vision_config": vision_model.config._attn_implementation}
+        config = cls.config_class(
+            text_config=language_model.config,
+            vision_config=vision_model.config,
+            **{"attn_implementation": kernels} | config_overrides,
+        )
+        config.dtype = language_model.dtype
+        for part in (language_model, vision_model):
+            _mark_initialised(part)
+        model = cls(config, language_model=language_model, vision_model=vision_model)
+        for part in (model.projector, model.cross_attention):
+            part.to(device=language_model.device, dtype=language_model.dtype)
+        model.image_token_embedding.data = _mean_embedding(language_model.get_input_embeddings())
+        if model.can_generate() and getattr(language_model, "generation_config", None) is not None:
+            model.generation_config = copy.deepcopy(language_model.generation_config)
+        return model.eval()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The decoder's own table."""
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the decoder's table."""
+        self.language_model.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module | None:
+        """The decoder's own head."""
+        return self.language_model.get_output_embeddings()
+
+    def get_decoder(self) -> nn.Module:
+        """The decoder without its head."""
+        return self.language_model.get_decoder()
+
+    def set_attn_implementation(self, attn_implementation: str | dict[str, str], *args: Any, **kwargs: Any) -> None:
+        """As for any model; a name for all parts passes by a vision model without attention."""
+        if isinstance(attn_implementation, str) and not getattr(self.vision_model, "has_attentions", True):
+            attn_implementation = {"": attn_implementation, "text_config": attn_implementation}
+        super().set_attn_implementation(attn_implementation, *args, **kwargs)
+
+    def train(self, mode: bool = True) -> Self:
+        """As for any module, but a vision model without trainable parameters stays in evaluation mode."""
+        super().train(mode)
+        if mode and not self._trains_vision:
+            self.vision_model.eval()
+        return self
+
+    @property
+    def _trains_vision(self) -> bool:
+        return any(parameter.requires_grad for parameter in self.vision_model.parameters())
+
+    def vision_features(self, pixel_values: Tensor) -> Tensor:
+        """The vision model's last feature map (I, C, h, w) of images (I, 3, height, width).
+
+        It may be kept and passed as `image_features` while the vision model is frozen; then no graph is recorded.
+        """
+        with nullcontext() if self._trains_vision else torch.no_grad():
+            return self.vision_model(pixel_values.to(self.vision_model.dtype)).feature_maps[-1]
+
+    def encode_images(self, pixel_values: Tensor | None = None, *, image_features: Tensor | None = None) -> ImageMemory:
+        """Keys and values of images for every cross-attention layer, reusable over many questions and batches.
+
+        Takes images (I, 3, height, width), or their `vision_features` (I, C, h, w). Pass the memory to `forward` or
+        `generate` as `image_memory`, with `image_index` where rows share images. Gradients flow as usual.
+        """
+        if (pixel_values is None) == (image_features is None):
+            raise ValueError("encode_images takes either pixel_values or image_features")
+        if image_features is None:
+            image_features = self.vision_features(pixel_values)
+        weight = self.projector.weight
+        tokens_INW = self.projector(flatten_feature_map(image_features).to(device=weight.device, dtype=weight.dtype))
+        grid = (image_features.shape[-2], image_features.shape[-1])
+        positions_NP = position_code(grid, weight.device).to(weight.dtype)
+        states = [layer.cross_attn.encode(tokens_INW, positions_NP) for layer in self.cross_attention]
+        keys, values = zip(*states, strict=True)
+        return ImageMemory(keys=keys, values=values, grid=grid, null_token=self.config.null_token)
+
+    def embed_text(self, input_ids: Tensor) -> Tensor:
+        """Embeddings (R, T, W): the decoder's, and the model's own at placeholders, which may lie outside its table."""
+        is_image_RT = input_ids == self.config.image_token_id
+        embeds_RTW = self.get_input_embeddings()(input_ids.masked_fill(is_image_RT, 0))
+        return torch.where(is_image_RT[..., None], self.image_token_embedding.to(embeds_RTW.dtype), embeds_RTW)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Any = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        pixel_values: Tensor | None = None,
+        image_features: Tensor | None = None,
+        image_memory: ImageMemory | None = None,
+        image_index: Tensor | None = None,
+        images_seen: Tensor | None = None,
+        rows_per_image: int | None = None,
+        attention_rows: Tensor | None = None,
+        output_attention_maps: bool = False,
+        **kwargs: Any,
+    ) -> AgeVlmModelOutputWithPast:
+        """Hidden states of text that looks at images. Arguments as for `AgeVlmForConditionalGeneration.forward`."""
+        images = ImageInputs(pixel_values, image_features, image_memory, image_index, images_seen, rows_per_image)
+        outputs, looked = self._run(
+            self.language_model.get_decoder(),
+            images,
+            attention_rows,
+            output_attention_maps,
+            input_ids=input_ids,
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        return AgeVlmModelOutputWithPast(
+            last_hidden_state=outputs.last_hidden_state,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            **looked,
+        )
+
+    def _run(
+        self,
+        decoder: nn.Module,
+        images: ImageInputs,
+        attention_rows: Tensor | None,
+        output_attention_maps: bool,
+        *,
+        input_ids: Tensor | None,
+        inputs_embeds: Tensor | None,
+        **decoder_inputs: Any,
+    ) -> tuple[Any, dict[str, Any]]:
+        """Run `decoder` (with or without its head) over text that looks at images; what it saw comes as a dict."""
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("pass either input_ids or inputs_embeds")
+        images = images.encoded_by(self)
+        if inputs_embeds is None:
+            inputs_embeds = self.embed_text(input_ids)
+        text_shape, image_token_id = inputs_embeds.shape[:2], self.config.image_token_id
+        visibility = images.visibility(text_shape, input_ids, image_token_id, decoder_inputs["past_key_values"])
+        if visibility is None:
+            return decoder(inputs_embeds=inputs_embeds, **decoder_inputs), {"image_memory": images.image_memory}
+        asked = attention_rows
+        if output_attention_maps:
+            asked = torch.arange(text_shape[1], device=inputs_embeds.device).expand(text_shape)
+        context = ImageContext(
+            self.cross_attention, self.config.decoder_layers_behind, images.image_memory, visibility, asked
+        )
+        outputs = decoder(inputs_embeds=inputs_embeds, image_context=context, **decoder_inputs)
+        if context.num_applied != len(self.cross_attention):
+            raise ValueError(
+                f"{type(decoder).__name__} passed the images to {context.num_applied} of {len(self.cross_attention)} "
+                "cross-attention layers: it does not hand keywords on to its layers, so it cannot be used here"
+            )
+        return outputs, looked_at(context, attention_rows, output_attention_maps)
+
+
+class AgeVlmForConditionalGeneration(AgeVlmModel, AgeVlmGenerationMixin):
+    """Text and images to text: the same modules and checkpoint as `AgeVlmModel`, with logits, loss and `generate`."""
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Any = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        pixel_values: Tensor | None = None,
+        image_features: Tensor | None = None,
+        image_memory: ImageMemory | None = None,
+        image_index: Tensor | None = None,
+        images_seen: Tensor | None = None,
+        rows_per_image: int | None = None,
+        attention_rows: Tensor | None = None,
+        output_attention_maps: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+        **kwargs: Any,
+    ) -> AgeVlmCausalLMOutputWithPast:
+        """Logits of text that looks at images, and the loss where labels are given.
+
+        A text token sees the images of its row whose placeholder stands at or before it. Text that sees no image passes
+        the cross-attention layers unchanged. With no images at all this is the decoder alone.
+
+        Args:
+            input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache, logits_to_keep: as for
+                the decoder.
+            labels: (R, T), shifted here; -100 is ignored. The loss is the mean over the others, or their sum over
+                `num_items_in_batch`.
+            pixel_values: images (I, 3, height, width) of all rows one after another. Or their `vision_features` as
+                `image_features` (I, C, h, w), or an `image_memory` made by `encode_images`.
+            image_index: (R, M), which image is a row's first, second, …, -1 for none. Default: images are dealt out in
+                the order of the rows, as many to a row as it has placeholders. With a filled cache and several rows it
+                must be given, unless each row has one image.
+            images_seen: (R, T), how many of its row's images a token sees. Default: by the placeholders; with a filled
+                cache, images without a placeholder in `input_ids` stand before it.
+            rows_per_image: a promise that rows are image-major, as many for each image, each with its one image. The
+                rows of an image then share its keys without a copy.
+            attention_rows: (R, K) indices of text tokens whose attention weights are wanted as `row_weights`. The rest
+                stays on the fused kernel.
+            output_attention_maps: give `attention_maps` and `null_attention` for all text tokens.
+            kwargs: go to the decoder (`output_hidden_states`, …).
+
+        Raises:
+            ValueError: placeholders and images differ in number, or shapes do not fit.
+        """
+        images = ImageInputs(pixel_values, image_features, image_memory, image_index, images_seen, rows_per_image)
+        outputs, looked = self._run(
+            self.language_model,
+            images,
+            attention_rows,
+            output_attention_maps,
+            input_ids=input_ids,
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+            logits_to_keep=logits_to_keep,
+            **kwargs,
+        )
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(
+                logits=outputs.logits,
+                labels=labels,
+                vocab_size=outputs.logits.shape[-1],
+                num_items_in_batch=num_items_in_batch,
+            )
+        return AgeVlmCausalLMOutputWithPast(
+            loss=loss,
+            logits=outputs.logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            **looked,
+        )
+
+
+def _mark_initialised(part: PreTrainedModel) -> None:
+    """Keep the weights of a model that becomes a part of a new one."""
+    for module in part.modules():
+        module._is_hf_initialized = True
+
+
+def _mean_embedding(table: nn.Module, num_tokens: int = 4096) -> Tensor:
+    """The mean embedding of the first tokens as the table gives them (some scale them): where a new token may start."""
+    with torch.no_grad():
+        ids = torch.arange(min(num_tokens, table.weight.shape[0]), device=table.weight.device)
+        return table(ids).mean(dim=0)
+
+
+__all__ = [
+    "AgeVlmCausalLMOutputWithPast",
+    "AgeVlmForConditionalGeneration",
+    "AgeVlmModel",
+    "AgeVlmModelOutputWithPast",
+    "AgeVlmPreTrainedModel",
+]

@@ -1,0 +1,71 @@
+"""What the models give back, and how the weights collected in a pass become maps and rows.
+
+Letters: R rows of text, T text tokens, K asked text tokens, M images of a row at most, N image tokens of an image,
+(h, w) their grid.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.modeling_outputs import ModelOutput
+
+from .cross_attention import ImageMemory
+from .interleaving import ImageContext
+
+
+@dataclass
+class AgeVlmModelOutputWithPast(ModelOutput):
+    """What `AgeVlmModel` gives; the last four as in `AgeVlmCausalLMOutputWithPast`."""
+
+    last_hidden_state: Tensor | None = None
+    past_key_values: Any = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+    image_memory: ImageMemory | None = None
+    attention_maps: tuple[Tensor, ...] | None = None
+    null_attention: tuple[Tensor, ...] | None = None
+    row_weights: tuple[Tensor, ...] | None = None
+
+
+@dataclass
+class AgeVlmCausalLMOutputWithPast(ModelOutput):
+    """What `AgeVlmForConditionalGeneration` gives.
+
+    `attention_maps` holds (R, heads, T, M, h, w) for each cross-attention layer, `null_attention` (R, heads, T), or
+    None without a null token. `row_weights` holds (R, heads, K, M * N), one more at the end with a null token, for the
+    asked rows. All are softmax weights in float32: they sum to 1 over images and null token, or are 0 for text that
+    sees no image.
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    past_key_values: Any = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+    image_memory: ImageMemory | None = None
+    attention_maps: tuple[Tensor, ...] | None = None
+    null_attention: tuple[Tensor, ...] | None = None
+    row_weights: tuple[Tensor, ...] | None = None
+
+
+def looked_at(context: ImageContext, attention_rows: Tensor | None, output_attention_maps: bool) -> dict[str, Any]:
+    """The fields of an output that tell of its images."""
+    looked: dict[str, Any] = {"image_memory": context.memory}
+    if context.asked_rows is None:
+        return looked
+    maps, nulls = context.asked_weights()
+    if output_attention_maps:
+        looked["attention_maps"] = tuple(weights.unflatten(-1, context.memory.grid) for weights in maps)
+        looked["null_attention"] = nulls
+    if attention_rows is not None:
+        rows = [weights.flatten(-2) for weights in maps]
+        if nulls is not None:
+            rows = [torch.cat([row, null[..., None]], dim=-1) for row, null in zip(rows, nulls, strict=True)]
+        if output_attention_maps:
+            rows = [row.take_along_dim(attention_rows[:, None, :, None], dim=2) for row in rows]
+        looked["row_weights"] = tuple(rows)
+    return looked

@@ -1,0 +1,77 @@
+"""The order of training data: which samples and which questions each step sees, as a pure function of the seed.
+
+Item `i` of a stage is always the same sample with the same questions, so a resumed run goes on where it stopped, and
+every arm of a comparison can be shown the same data in the same order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+from torch.utils.data import Dataset
+
+from agevlm.data.schema import Conversation, Message, Sample
+from agevlm.training.features import FeatureCache
+from agevlm.training.recipe import StageRecipe
+from agevlm.training.sources import Source
+
+
+@dataclass(frozen=True)
+class SourceData:
+    """A source and, where its vision model is frozen, the cached features of its pictures."""
+
+    source: Source
+    features: FeatureCache | None = None
+
+
+class StageDataset(Dataset[tuple[Sample, NDArray[np.float16] | None]]):
+    """Samples of a stage with their conversations drawn, and cached features where there are any."""
+
+    def __init__(self, stage: StageRecipe, sources: Mapping[str, SourceData], seed: int) -> None:
+        self.stage, self.seed = stage, seed
+        self.sources = [sources[name] for name in stage.data]
+        weights = np.array(list(stage.data.values()), dtype=float)
+        if (weights < 0).any() or not weights.any():
+            raise ValueError(f"stage {stage.name!r}: weights of data must be at least 0 and not all 0, got {stage.data}")
+        self.thresholds = np.cumsum(weights / weights.sum())
+        self.length = stage.steps * stage.images_per_batch * stage.gradient_accumulation_steps
+        self._orders: dict[tuple[int, int], NDArray[np.int64]] = {}
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> tuple[Sample, NDArray[np.float16] | None]:
+        rng = self._rng(index)
+        number = min(int(np.searchsorted(self.thresholds, rng.random(), side="right")), len(self.sources) - 1)
+        data = self.sources[number]
+        position = self._position(number, index)
+        sample = data.source.sample(position, rng, self.stage.kinds, self.stage.questions_per_image)
+        if self.stage.text_ratio:
+            sample = replace(sample, conversations=tuple(self._maybe_blind(c, rng) for c in sample.conversations))
+        return sample, None if data.features is None else data.features[position]
+
+    def _rng(self, *key: int) -> np.random.Generator:
+        return np.random.Generator(np.random.PCG64(np.random.SeedSequence([self.seed, *key])))
+
+    def _position(self, number: int, index: int) -> int:
+        """Every source is gone through in a shuffled order of its own, shuffled anew for each pass."""
+        size = len(self.sources[number].source)
+        key = (number, index // size)
+        if key not in self._orders:
+            self._orders = {old: order for old, order in self._orders.items() if old[0] != number}
+            self._orders[key] = self._rng(1 << 31, *key).permutation(size)
+        return int(self._orders[key][index % size])
+
+    def _maybe_blind(self, conversation: Conversation, rng: np.random.Generator) -> Conversation:
+        if rng.random() >= self.stage.text_ratio:
+            return conversation
+        return without_pictures(conversation)
+
+
+def without_pictures(conversation: Conversation) -> Conversation:
+    """The same words with no picture shown: what a text-only model reads."""
+    messages = tuple(Message(message.role, message.content) for message in conversation.messages)
+    return Conversation(conversation.id, conversation.kind, messages)

@@ -1,0 +1,108 @@
+"""Feature maps of a frozen vision model, computed once and kept on disk for all stages.
+
+A cache is a directory named by what determines it: the pictures, the vision model's weights and the arithmetic. It is
+written beside and renamed, so a cache that exists is whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from agevlm.data.images import open_image
+from agevlm.files import write_beside
+from agevlm.training.sources import DrawnScenes, ParquetSource, SceneSource, Source, read_annotations, write_annotations
+
+Progress = Callable[[int, int], None]  # pictures done, pictures in all
+BATCH_SIZE = 64
+
+
+class FeatureCache:
+    """Feature maps of the pictures of a source: `cache[index]` is (pictures of the sample, C, h, w) in float16."""
+
+    def __init__(self, directory: Path) -> None:
+        self.features = np.load(directory / "features.npy", mmap_mode="r")
+        self.starts = np.load(directory / "starts.npy")
+
+    def __getitem__(self, index: int) -> NDArray[np.float16]:
+        return np.array(self.features[self.starts[index] : self.starts[index + 1]])
+
+
+def cached_features(
+    source: Source, root: Path, model: nn.Module, processor: Any, *, dtype: torch.dtype, num_workers: int, progress: Progress
+) -> FeatureCache:
+    """The feature maps of all pictures of `source`, from `root` or computed into it. Fills in a scene source's annotations."""
+    directory = root / _name(source, model, dtype)
+    if not directory.exists():
+        with write_beside(directory) as beside:
+            beside.mkdir()
+            _fill(beside, source, model, processor, dtype, num_workers, progress)
+    if isinstance(source, SceneSource):
+        source.annotations = read_annotations(directory / "annotations.jsonl")
+    return FeatureCache(directory)
+
+
+def _name(source: Source, model: Any, dtype: torch.dtype) -> str:
+    digest = hashlib.sha256(json.dumps(source.key(), sort_keys=True).encode())
+    for name, tensor in sorted(model.vision_model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().float().cpu().numpy().tobytes())
+    digest.update(str(dtype).encode())
+    return f"features-{digest.hexdigest()[:16]}"
+
+
+def _fill(
+    directory: Path, source: Source, model: Any, processor: Any, dtype: torch.dtype, num_workers: int, progress: Progress
+) -> None:
+    annotations, counts, number = [], [], 0
+    writer: NDArray[np.float16] | None = None
+    for pictures, per_sample, annotated in _batches(source, num_workers):
+        pixels = processor.image_processor(pictures, return_tensors="pt")["pixel_values"]
+        features = _forward(model, pixels, dtype)
+        if writer is None:  # a sample has one picture in most sets; the file is cut to length at the end
+            total = _num_pictures(source)
+            shape = (total, *features.shape[1:])
+            writer = np.lib.format.open_memmap(directory / "features.npy", mode="w+", dtype=np.float16, shape=shape)
+        writer[number : number + len(features)] = features.numpy()
+        number += len(features)
+        counts += per_sample
+        annotations += annotated
+        progress(number, len(writer))
+    assert writer is not None and number == len(writer), (number, writer)
+    writer.flush()  # type: ignore[attr-defined]
+    np.save(directory / "starts.npy", np.concatenate([[0], np.cumsum(counts)]))
+    if annotations:
+        write_annotations(directory / "annotations.jsonl", annotations)
+
+
+@torch.no_grad()
+def _forward(model: Any, pixels: Tensor, dtype: torch.dtype) -> Tensor:
+    device = next(model.vision_model.parameters()).device
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+        return model.vision_features(pixels.to(device)).to("cpu", torch.float16)
+
+
+def _num_pictures(source: Source) -> int:
+    if isinstance(source, ParquetSource):
+        return sum(len(source.dataset[index].sample.images) for index in range(len(source)))
+    return len(source)
+
+
+def _batches(source: Source, num_workers: int) -> Any:
+    """Batches of pictures, with the number of pictures of each sample and the annotations of drawn scenes."""
+    if isinstance(source, SceneSource):
+        for scenes in DrawnScenes(source).batches(BATCH_SIZE, num_workers):
+            yield [image for image, _ in scenes], [1] * len(scenes), [annotated for _, annotated in scenes]
+        return
+    assert isinstance(source, ParquetSource), source
+    for start in range(0, len(source), BATCH_SIZE):
+        samples = [source.dataset[i].sample for i in range(start, min(start + BATCH_SIZE, len(source)))]
+        yield [open_image(i) for s in samples for i in s.images], [len(s.images) for s in samples], []

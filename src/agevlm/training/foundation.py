@@ -1,0 +1,337 @@
+"""The two foundation models of the embedded world, made from nothing: a ConvNeXt that knows words, a LLaMA that knows text.
+
+They stand for a CLIP-trained ConvNeXt and a pretrained LLaMA, are saved in the same formats, and are all that the four
+stages start from. The ConvNeXt learns by contrast with words: each cell of its feature map against the words for what
+lies there, and the whole picture against the words of its caption (a word is in a picture where some cell says it).
+The LLaMA reads captions and conversations about scenes whose pictures it never sees, so it learns the world's prior.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset
+from transformers import (
+    ConvNextBackbone,
+    ConvNextConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    ViTImageProcessorPil,
+    get_cosine_schedule_with_warmup,
+)
+
+from agevlm.data.chat import tokenise_conversation
+from agevlm.data.language import make_conversations
+from agevlm.data.masks import decode_mask, mask_to_grid
+from agevlm.data.scenes import CATEGORIES, COLOURS, WorldSpec, draw_scene
+from agevlm.data.schema import IGNORE_INDEX, AnnotatedImage, Conversation
+from agevlm.files import write_beside
+from agevlm.training.dataset import without_pictures
+from agevlm.training.tokenizer import build_tokenizer
+
+# Shapes: B pictures, N cells of the grid, C words for categories and then the background, K words for colours.
+
+BACKGROUND = len(CATEGORIES)
+MIN_COVERAGE_RATIO = 0.3  # of a cell: from here on the cell must say the object's words
+MAX_BACKGROUND_RATIO = 0.05  # of a cell: up to here it must say "background"; between the two it may say anything
+
+Progress = Callable[[str, int, int, float], None]  # name of the model, step, number of steps, loss
+
+
+class Strict(BaseModel):
+    """Settings that refuse keys they do not know."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class VisionSpec(Strict):
+    """The ConvNeXt and how it is trained."""
+
+    hidden_sizes: tuple[int, ...] = (64, 128)
+    depths: tuple[int, ...] = (2, 4)
+    patch_size: int = Field(4, ge=1)
+    steps: int = Field(4000, ge=1)
+    batch_size: int = Field(32, ge=1)
+    learning_rate: float = Field(2e-3, gt=0)
+    weight_decay: float = Field(0.05, ge=0)
+    picture_weight: float = Field(0.5, ge=0)  # of the contrast of whole pictures, beside that of cells
+
+
+class LanguageSpec(Strict):
+    """The LLaMA and how it is trained."""
+
+    hidden_size: int = Field(128, ge=8)
+    intermediate_size: int = Field(344, ge=8)
+    num_hidden_layers: int = Field(4, ge=1)
+    num_attention_heads: int = Field(4, ge=1)
+    num_key_value_heads: int = Field(4, ge=1)
+    steps: int = Field(1500, ge=1)
+    batch_size: int = Field(64, ge=1)
+    learning_rate: float = Field(2e-3, gt=0)
+
+
+class FoundationSpec(Strict):
+    """The recipe of both foundation models."""
+
+    seed: int = 0
+    world: WorldSpec = WorldSpec()
+    num_scenes: int = Field(40_000, ge=8)
+    num_workers: int = Field(2, ge=0)
+    vision: VisionSpec = VisionSpec()
+    language: LanguageSpec = LanguageSpec()
+
+
+def train_foundation(out: str | Path, spec: FoundationSpec, progress: Progress | None = None) -> None:
+    """Train both models and write them to `out/tiny-convnext` and `out/tiny-llama`, each with its recipe.
+
+    Takes about 45 minutes on two cores with the default recipe. The same recipe gives the same scenes everywhere;
+    weights agree as far as the machine's arithmetic does.
+    """
+    report = progress or (lambda *_: None)
+    out = Path(out)
+    pixels, targets, annotations = draw_pool(spec)
+    language, tokenizer = train_language(spec, annotations, report)
+    _save(out / "tiny-llama", spec, language, tokenizer)
+    vision = train_vision(spec, pixels, targets, report)
+    _save(out / "tiny-convnext", spec, vision, image_processor(spec.world.image_size))
+
+
+def image_processor(image_size: int) -> ViTImageProcessorPil:
+    """The processor of the embedded world: the whole picture squeezed into a square, values in [-1, 1]."""
+    size = {"height": image_size, "width": image_size}
+    return ViTImageProcessorPil(size=size, image_mean=[0.5] * 3, image_std=[0.5] * 3, resample=2)
+
+
+def _save(directory: Path, spec: FoundationSpec, *parts: Any) -> None:
+    with write_beside(directory) as beside:
+        for part in parts:
+            part.save_pretrained(beside)
+        (beside / "foundation.yaml").write_text(yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False))
+
+
+# ---------------------------------------------------------------------------------------------------------- scenes
+
+
+class _Pool(Dataset[tuple[NDArray[np.uint8], NDArray[np.int64], AnnotatedImage]]):
+    """Scenes by index: pixels (3, H, W), targets (2, h, w) of category and colour, annotation."""
+
+    def __init__(self, spec: FoundationSpec) -> None:
+        self.spec = spec
+        stride = spec.vision.patch_size * 2 ** (len(spec.vision.depths) - 1)
+        self.grid = (spec.world.image_size // stride,) * 2
+
+    def __len__(self) -> int:
+        return self.spec.num_scenes
+
+    def __getitem__(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.int64], AnnotatedImage]:
+        scene = draw_scene(self.spec.world, self.spec.seed, index)
+        return scene.image.transpose(2, 0, 1), cell_words(scene.annotation, self.grid), scene.annotation
+
+
+def cell_words(annotation: AnnotatedImage, grid: tuple[int, int]) -> NDArray[np.int64]:
+    """For each cell the words for what lies there: shape (2, h, w), category and colour, IGNORE_INDEX for any.
+
+    The object that covers most of a cell names it, and each object names the cell that it covers best.
+    """
+    words = np.full((2, *grid), IGNORE_INDEX, dtype=np.int64)
+    shares = [mask_to_grid(decode_mask(instance.mask), grid) for instance in annotation.instances]
+    covered = np.sum(shares, axis=0) if shares else np.zeros(grid)
+    words[0][covered <= MAX_BACKGROUND_RATIO] = BACKGROUND
+    best = np.max(shares, axis=0) if shares else covered
+    colours = list(COLOURS)
+    for instance, share in zip(annotation.instances, shares, strict=True):
+        cells = (share >= MIN_COVERAGE_RATIO) & (share == best) | (share == share.max())
+        words[0][cells] = CATEGORIES.index(instance.category)
+        words[1][cells] = colours.index(str(instance.colour))
+    return words
+
+
+def draw_pool(spec: FoundationSpec) -> tuple[Tensor, Tensor, list[AnnotatedImage]]:
+    """All scenes of the recipe, drawn in worker processes: pixels (S, 3, H, W) uint8, targets (S, 2, h, w), annotations."""
+    loader = DataLoader(_Pool(spec), batch_size=64, num_workers=spec.num_workers, collate_fn=list)
+    drawn = [scene for batch in loader for scene in batch]
+    pixels, targets, annotations = zip(*drawn, strict=True)
+    return torch.from_numpy(np.stack(pixels)), torch.from_numpy(np.stack(targets)), list(annotations)
+
+
+# ---------------------------------------------------------------------------------------------------------- vision
+
+
+class WordContrast(nn.Module):
+    """Similarity of feature-map cells with learned word vectors: the text side of the contrast, used in training only."""
+
+    def __init__(self, channels: int, dim: int = 64) -> None:
+        super().__init__()
+        self.project = nn.Linear(channels, dim)
+        self.words = nn.Embedding(BACKGROUND + 1 + len(COLOURS), dim)
+        self.logit_scale = nn.Parameter(torch.tensor(2.3))
+
+    def forward(self, features_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+        """Log probabilities of category words (B, N, C) and colour words (B, N, K) for each cell."""
+        cells = F.normalize(self.project(features_BCHW.flatten(2).transpose(1, 2)), dim=-1)
+        words = F.normalize(self.words.weight, dim=-1)
+        similarity = self.logit_scale.exp() * (cells @ words.T).float()
+        categories, colours = similarity.split([BACKGROUND + 1, len(COLOURS)], dim=-1)
+        return categories.log_softmax(-1), colours.log_softmax(-1)
+
+    def loss(self, features_BCHW: Tensor, targets_B2HW: Tensor, picture_weight: float) -> Tensor:
+        """Contrast of cells with words, and of pictures with the category words of their captions."""
+        categories_BNC, colours_BNK = self(features_BCHW)
+        category_BN, colour_BN = targets_B2HW.flatten(2).unbind(1)
+        cells = F.nll_loss(categories_BNC.flatten(0, 1), category_BN.flatten(), ignore_index=IGNORE_INDEX)
+        cells = cells + F.nll_loss(colours_BNK.flatten(0, 1), colour_BN.flatten(), ignore_index=IGNORE_INDEX)
+        said_BC = categories_BNC[..., :BACKGROUND].amax(dim=1).exp().clamp(1e-6, 1 - 1e-6)
+        there_BC = F.one_hot(category_BN.clamp(min=0, max=BACKGROUND), BACKGROUND + 1).amax(dim=1)[:, :BACKGROUND]
+        there_BC[:, 0] = (category_BN == 0).any(dim=1)  # cells that may say anything were counted as word 0
+        return cells + picture_weight * F.binary_cross_entropy(said_BC, there_BC.float()) * 4
+
+
+def train_vision(spec: FoundationSpec, pixels: Tensor, targets: Tensor, report: Progress) -> ConvNextBackbone:
+    """Train the ConvNeXt on drawn scenes, half of them mirrored at each visit."""
+    torch.manual_seed(spec.seed)
+    settings = spec.vision
+    config = ConvNextConfig(
+        num_stages=len(settings.depths),
+        hidden_sizes=list(settings.hidden_sizes),
+        depths=list(settings.depths),
+        patch_size=settings.patch_size,
+        image_size=spec.world.image_size,
+        layer_scale_init_value=0.0,  # none: a small network that trains for minutes must use all layers at once
+        out_features=[f"stage{len(settings.depths)}"],
+    )
+    model = ConvNextBackbone(config).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    reset_parameters(model)
+    contrast = WordContrast(settings.hidden_sizes[-1])
+    parameters = [*model.parameters(), *contrast.parameters()]
+    optimizer = torch.optim.AdamW(parameters, settings.learning_rate, weight_decay=settings.weight_decay)
+    schedule = get_cosine_schedule_with_warmup(optimizer, settings.steps // 20, settings.steps)
+    order = _endless_order(len(pixels), settings.batch_size, spec.seed)
+    for step in range(settings.steps):
+        chosen = next(order)
+        pictures, words = pixels[chosen].float() / 127.5 - 1, targets[chosen]
+        if step % 2:
+            pictures, words = pictures.flip(-1), words.flip(-1)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            features = model(pictures.to(memory_format=torch.channels_last)).feature_maps[-1]
+            loss = contrast.loss(features, words, settings.picture_weight)
+        _step(loss, parameters, optimizer, schedule)
+        report("tiny-convnext", step + 1, settings.steps, loss.item())
+    return model.eval()
+
+
+def reset_parameters(model: nn.Module) -> None:
+    """Give linear and convolution layers torch's own initialisation: transformers' std of 0.02 is too small for small widths."""
+    for module in model.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            module.reset_parameters()
+
+
+def _endless_order(size: int, batch_size: int, seed: int) -> Iterator[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        yield from torch.randperm(size, generator=generator).split(batch_size)
+
+
+def _step(loss: Tensor, parameters: Sequence[Tensor], optimizer: torch.optim.Optimizer, schedule: Any) -> None:
+    if not torch.isfinite(loss):
+        raise FloatingPointError(f"the loss became {loss.item()}; lower the learning rate")
+    optimizer.zero_grad()
+    loss.backward()  # type: ignore[no-untyped-call]
+    nn.utils.clip_grad_norm_(parameters, 1.0)
+    optimizer.step()
+    schedule.step()
+
+
+# -------------------------------------------------------------------------------------------------------- language
+
+
+def train_language(
+    spec: FoundationSpec, annotations: Sequence[AnnotatedImage], report: Progress
+) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
+    """Build the tokenizer and train the LLaMA on captions and conversations about the scenes, without the scenes."""
+    torch.manual_seed(spec.seed)
+    settings = spec.language
+    rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([spec.seed, 1])))
+    conversations = [
+        without_pictures(conversation)
+        for annotated in annotations
+        for conversation in make_conversations(annotated, rng, CATEGORIES, num=2)
+    ]
+    tokenizer = build_tokenizer(
+        message.content for conversation in conversations for message in conversation.messages
+    )
+    model = LlamaForCausalLM(_llama_config(settings, tokenizer))
+    model.set_attn_implementation("eager")  # at this size faster than the fused kernel on a CPU
+    coded = _tokenise_all(tokenizer, conversations)
+    optimizer = torch.optim.AdamW(model.parameters(), settings.learning_rate, weight_decay=0.01, betas=(0.9, 0.98))
+    schedule = get_cosine_schedule_with_warmup(optimizer, settings.steps // 20, settings.steps)
+    order = _by_length(_endless_order(len(coded), 16 * settings.batch_size, spec.seed), coded, settings.batch_size)
+    for step in range(settings.steps):
+        ids = nn.utils.rnn.pad_sequence([coded[i] for i in next(order)], True, tokenizer.pad_token_id)
+        mask = ids != tokenizer.pad_token_id
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss = model(input_ids=ids, attention_mask=mask.long(), labels=ids.masked_fill(~mask, IGNORE_INDEX)).loss
+        _step(loss, list(model.parameters()), optimizer, schedule)
+        report("tiny-llama", step + 1, settings.steps, loss.item())
+    return model.eval(), tokenizer
+
+
+def _by_length(blocks: Iterator[Tensor], coded: Sequence[Tensor], batch_size: int) -> Iterator[list[int]]:
+    """Cut blocks of shuffled indices into batches of like length, the batches shuffled again: little is padded."""
+    for block in blocks:
+        ordered = sorted(block.tolist(), key=lambda i: len(coded[i]))
+        batches = [ordered[start : start + batch_size] for start in range(0, len(ordered), batch_size)]
+        yield from (batches[number] for number in torch.randperm(len(batches)).tolist())
+
+
+def _llama_config(settings: LanguageSpec, tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
+    return LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=settings.hidden_size,
+        intermediate_size=settings.intermediate_size,
+        num_hidden_layers=settings.num_hidden_layers,
+        num_attention_heads=settings.num_attention_heads,
+        num_key_value_heads=settings.num_key_value_heads,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+
+
+class _TextProcessor:
+    """What `tokenise_conversation` asks of a processor, for text alone."""
+
+    image_token = ""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
+        self.tokenizer = tokenizer
+        self.apply_chat_template = tokenizer.apply_chat_template
+
+
+def _tokenise_all(tokenizer: PreTrainedTokenizerFast, conversations: Sequence[Conversation]) -> list[Tensor]:
+    processor = _TextProcessor(tokenizer)
+    return [torch.tensor(tokenise_conversation(processor, c).input_ids) for c in conversations]
+
+
+def console_progress(every: int = 50) -> Progress:
+    """A progress function that prints a line every so many steps."""
+    start = time.monotonic()
+
+    def show(name: str, step: int, steps: int, loss: float) -> None:
+        if step % every == 0 or step == steps:
+            print(f"{name}  step {step}/{steps}  loss {loss:.4f}  {time.monotonic() - start:.0f} s", flush=True)
+
+    return show

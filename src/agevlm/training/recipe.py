@@ -1,0 +1,258 @@
+"""The recipe of a training run: one YAML file, read into these models. What a stage is stands here and nowhere else.
+
+Precedence: defaults, then the file, then `--set stages.2.learning_rate=1e-4`. A key that is not known is an error that
+names the nearest one. The resolved recipe is written beside every checkpoint.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
+
+from agevlm.data.language import check_kinds
+from agevlm.data.scenes import WorldSpec
+from agevlm.guidance import GUIDANCE_LOSSES
+
+ModuleName = Literal["projector", "gates", "cross_attention", "language_model", "vision_model"]
+
+
+class Strict(BaseModel):
+    """Settings that refuse keys they do not know."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelRecipe(Strict):
+    """What the network is joined from. `init` goes on from a trained AGE-VLM instead."""
+
+    language_model: str = "tiny-llama"
+    vision_model: str = "tiny-convnext"
+    init: str | None = None
+    cross_attention_layers: tuple[int, ...] | None = None
+    null_token: bool = True
+    image_positions: Literal["none", "values", "keys_and_values"] = "values"
+    attn_implementation: Literal["eager", "sdpa", "flash_attention_2"] | None = None
+    image_size: int | None = Field(None, ge=8)  # None: as the vision model's own processor says
+
+
+class ScenesSource(Strict):
+    """The embedded world: `num_scenes` scenes, drawn from `seed` (None: the recipe's)."""
+
+    scenes: WorldSpec = WorldSpec()
+    num_scenes: int = Field(16_000, ge=1)
+    seed: int | None = None
+
+
+class ParquetSource(Strict):
+    """A grounded dataset in the project's Parquet schema, as `agevlm data coco` writes it."""
+
+    parquet: Path
+
+
+def _source_tag(value: Any) -> str:
+    keys = value if isinstance(value, dict) else vars(value)
+    return "parquet" if "parquet" in keys else "scenes"
+
+
+Source = Annotated[
+    Annotated[ScenesSource, Tag("scenes")] | Annotated[ParquetSource, Tag("parquet")], Discriminator(_source_tag)
+]
+
+
+class GuidanceRecipe(Strict):
+    """The guidance loss of a stage: which, how strong, on which cross-attention layers and heads, on which positions."""
+
+    loss: str = "kl"
+    weight: float = Field(0.5, ge=0)
+    layers: tuple[int, ...] | None = None  # numbers of cross-attention layers from 0; None: all
+    heads: Literal["mean", "each"] = "mean"
+    answer_position: bool = True  # guide the position that predicts an answer as well, to all that was asked about
+
+    @model_validator(mode="after")
+    def _known_loss(self) -> GuidanceRecipe:
+        if self.loss not in GUIDANCE_LOSSES:
+            raise ValueError(f"unknown guidance loss {self.loss!r}; known are {', '.join(GUIDANCE_LOSSES)}")
+        return self
+
+
+class LoraRecipe(Strict):
+    """Low-rank adapters on the language model in place of its own weights; merged into them at the end of the stage."""
+
+    rank: int = Field(16, ge=1)
+    alpha: float = Field(32.0, gt=0)
+    target_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+class StageRecipe(Strict):
+    """One stage: data and mixture, trainable modules, losses, optimiser."""
+
+    name: str
+    data: dict[str, float] = {"scenes": 1.0}  # name of a source → weight in the mixture
+    kinds: dict[str, float] | None = None  # kind of conversation → weight; None: the sources' own mixture
+    trainable: tuple[ModuleName, ...]
+    lora: LoraRecipe | None = None
+    guidance: GuidanceRecipe | None = None
+    steps: int = Field(ge=1)
+    images_per_batch: int = Field(32, ge=1)
+    questions_per_image: int = Field(4, ge=1)
+    gradient_accumulation_steps: int = Field(1, ge=1)
+    text_ratio: float = Field(0.0, ge=0, le=1)  # share of the conversations shown without their pictures: keeps language
+    learning_rate: float = Field(2e-3, gt=0)
+    module_learning_rates: dict[ModuleName, float] = {}  # for modules that want another one than the rest
+    lr_scheduler: Literal["cosine", "linear", "constant_with_warmup"] = "cosine"
+    warmup_ratio: float = Field(0.05, ge=0, le=1)
+    weight_decay: float = Field(0.01, ge=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+    gradient_checkpointing: bool = False
+
+    @model_validator(mode="after")
+    def _consistent(self) -> StageRecipe:
+        if self.kinds is not None:
+            check_kinds(self.kinds)
+        if not self.trainable:
+            raise ValueError(f"stage {self.name!r} trains nothing; name modules in trainable")
+        if self.lora and "language_model" in self.trainable:
+            raise ValueError(f"stage {self.name!r} trains the language model whole and by lora; choose one")
+        unused = set(self.module_learning_rates) - set(self.trainable)
+        if unused:
+            raise ValueError(f"stage {self.name!r} has a learning rate for {sorted(unused)[0]}, which it does not train")
+        return self
+
+
+class EvaluationRecipe(Strict):
+    """What is measured at the end. `benchmark` is "scenes" or a directory of the project's Parquet."""
+
+    benchmark: str = "scenes"
+    num_images: int = Field(600, ge=1)
+    split: Literal["validation", "test"] = "test"
+    seed: int = 0
+    batch_size: int = Field(64, ge=1)
+
+
+class Recipe(Strict):
+    """A whole run."""
+
+    name: str = "run"
+    seed: int = 0
+    model: ModelRecipe = ModelRecipe()
+    data: dict[str, Source] = {"scenes": ScenesSource()}
+    stages: tuple[StageRecipe, ...] = Field(min_length=1)
+    evaluation: EvaluationRecipe | None = EvaluationRecipe()
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of arithmetic under autocast; weights stay float32
+    cache_features: bool = True  # keep the feature maps of a frozen vision model on disk
+    num_workers: int = Field(1, ge=0)
+    save_steps: int = Field(500, ge=1)
+    cache_dir: Path | None = None  # None: inside the run, removed at its end; a directory: kept, and shared by runs
+    max_length: int = Field(512, ge=8)  # tokens of a conversation; what is longer is cut, and counted
+
+    @model_validator(mode="after")
+    def _sources_exist(self) -> Recipe:
+        for stage in self.stages:
+            for name in stage.data:
+                if name not in self.data:
+                    known = ", ".join(self.data)
+                    raise ValueError(f"stage {stage.name!r} asks for data {name!r}; the recipe has {known}")
+        names = [stage.name for stage in self.stages]
+        if len(set(names)) < len(names):
+            raise ValueError(f"stages must have names of their own, got {names}")
+        return self
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = (), seed: int | None = None) -> Recipe:
+    """Read a recipe file, apply `key.path=value` overrides and a seed, and check everything.
+
+    Errors are ValueErrors of one line for each wrong key: what was got, what was expected, the nearest known name.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no recipe at {path}")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds {type(content).__name__}, a recipe is a mapping with the key stages")
+    for override in overrides:
+        _apply(content, override)
+    if seed is not None:
+        content["seed"] = seed
+    return parse_recipe(content, str(path))
+
+
+def parse_recipe(content: dict[str, Any], name: str) -> Recipe:
+    """Check the content of a recipe; `name` says in errors where it came from."""
+    try:
+        return Recipe.model_validate(content)
+    except ValidationError as error:
+        raise ValueError("\n".join(f"{name}: {line}" for line in _explain(error))) from error
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The resolved recipe as YAML, every default written out."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
+
+
+def _apply(content: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    if not equals or not key:
+        raise ValueError(f"--set {override!r} is not of the form key.path=value")
+    *parents, last = key.split(".")
+    place: Any = content
+    for part in parents:
+        place = _enter(place, part, key)
+    parsed = yaml.safe_load(value)
+    if isinstance(place, list):
+        place[_position(place, last, key)] = parsed
+    else:
+        place[last] = parsed
+
+
+def _enter(place: Any, part: str, key: str) -> Any:
+    if isinstance(place, list):
+        return place[_position(place, part, key)]
+    if not isinstance(place.setdefault(part, {}), dict | list):
+        place[part] = {}
+    return place[part]
+
+
+def _position(place: list[Any], part: str, key: str) -> int:
+    named = [index for index, item in enumerate(place) if isinstance(item, dict) and item.get("name") == part]
+    if named:
+        return named[0]
+    if not part.isdigit() or int(part) >= len(place):
+        raise ValueError(f"--set {key}: {part!r} is neither a number below {len(place)} nor a name in the list")
+    return int(part)
+
+
+def _explain(error: ValidationError) -> Iterator[str]:
+    for problem in error.errors():
+        place = [str(part) for part in problem["loc"] if part not in ("scenes-tag", "parquet-tag")]
+        where = ".".join(place) or "recipe"
+        if problem["type"] == "extra_forbidden":
+            nearest = difflib.get_close_matches(place[-1], _known_keys(Recipe), n=1)
+            hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+            yield f"{where}: unknown key{hint}"
+        else:
+            message = problem["msg"].removeprefix("Value error, ")
+            got = "" if isinstance(problem["input"], dict | BaseModel) else f", got {problem['input']!r}"
+            yield f"{where}: {message}{got if problem['type'] != 'value_error' else ''}"
+
+
+def _known_keys(model: type[BaseModel]) -> list[str]:
+    parts = (
+        ModelRecipe,
+        ScenesSource,
+        ParquetSource,
+        WorldSpec,
+        GuidanceRecipe,
+        LoraRecipe,
+        StageRecipe,
+        EvaluationRecipe,
+        model,
+    )
+    return [name for part in parts for name in part.model_fields]

@@ -1,0 +1,304 @@
+"""A whole run: recipe → model → four stages → checkpoint, measured and reported. What `agevlm train` calls.
+
+The directory of a run:
+    recipe.yaml, environment.json   the resolved recipe, git hash and versions (also beside every checkpoint)
+    log.jsonl                       one record for each optimiser step
+    stages.json                     what each stage trained, for how long
+    1-align/ 2-…/                   the model at the end of each stage, and the newest checkpoint of a stage in progress
+    model/                          the model at the end
+    metrics.json, predictions.jsonl, metrics.md, report.html
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+import subprocess
+import time
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from transformers import AutoTokenizer, set_seed
+
+from agevlm.checkpoints import check_architecture, choose_device, load_model, resolve_model
+from agevlm.data.collate import Collator
+from agevlm.files import write_beside
+from agevlm.modeling.modeling_agevlm import AgeVlmForConditionalGeneration
+from agevlm.modeling.processing_agevlm import AgeVlmProcessor
+from agevlm.training.dataset import SourceData, StageDataset
+from agevlm.training.features import cached_features
+from agevlm.training.progress import RunProgress
+from agevlm.training.recipe import ParquetSource as ParquetRecipe
+from agevlm.training.recipe import Recipe, StageRecipe, dump_recipe, load_recipe
+from agevlm.training.sources import ParquetSource, SceneSource, Source
+from agevlm.training.stages import describe, freeze_for_stage, merge_adapters
+from agevlm.training.trainer import StageTrainer, find_checkpoints, read_log, training_arguments
+
+TRAIN_SPLIT = "train"
+
+
+def train(
+    recipe: str | Path | Recipe,
+    out: str | Path,
+    *,
+    overrides: Sequence[str] = (),
+    seed: int | None = None,
+    resume: bool = False,
+    dry_run: bool = False,
+    console: Console | None = None,
+) -> Path:
+    """Run a recipe into the directory `out`, and give the directory of the trained model.
+
+    `resume` goes on after a kill: whole stages are kept, a stage in progress goes on from its newest checkpoint, with
+    the losses of a run that was never killed. Without it an `out` that holds a run is a ValueError; nothing there is
+    touched. `dry_run` builds the model, prints what each stage would train, and stops.
+    """
+    resolved = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, overrides, seed)
+    run = Run(resolved, Path(out), console or Console(stderr=True))
+    if dry_run:
+        run.describe()
+        return run.out
+    run.open(resume)
+    return run.train()
+
+
+class Run:
+    """One run in its directory."""
+
+    def __init__(self, recipe: Recipe, out: Path, console: Console) -> None:
+        self.recipe, self.out, self.console = recipe, out, console
+        self.files = {"recipe.yaml": dump_recipe(recipe), "environment.json": json.dumps(environment(), indent=2)}
+        self.dtype = torch.bfloat16 if recipe.dtype == "bfloat16" else torch.float32
+
+    def stage_directory(self, index: int) -> Path:
+        return self.out / f"{index + 1}-{self.recipe.stages[index].name}"
+
+    def open(self, resume: bool) -> None:
+        """Make the directory of the run, or check that the one that is there is this recipe's."""
+        known = self.out / "recipe.yaml"
+        if known.exists():
+            if not resume:
+                raise ValueError(f"{self.out} holds a run already; go on with --resume or choose another --out")
+            if known.read_text(encoding="utf-8") != self.files["recipe.yaml"]:
+                raise ValueError(
+                    f"{known} differs from the recipe given: a run goes on with its own recipe; choose another --out"
+                )
+        elif self.out.exists() and any(path for path in self.out.iterdir() if path.name != "cache"):
+            raise ValueError(f"{self.out} is not empty and holds no run; choose another --out")
+        for name, text in self.files.items():
+            self._write(name, text)
+
+    def describe(self) -> None:
+        """Print what each stage would train."""
+        model, _ = build_model(self.recipe)
+        for stage in self.recipe.stages:
+            self._announce(stage, freeze_for_stage(model, stage))
+            if stage.lora:
+                merge_adapters(model)
+
+    def train(self) -> Path:
+        """Train all stages that are not done, measure, and report."""
+        set_seed(self.recipe.seed)
+        model, processor = build_model(self.recipe)
+        model.to(choose_device())
+        first = self._first_open_stage()
+        if first:
+            model.load_state_dict(load_model(self.stage_directory(first - 1))[0].state_dict())
+        if first < len(self.recipe.stages):
+            cache = self.recipe.cache_dir or self.out / "cache"
+            with RunProgress(self.console, self.recipe, self.out / "log.jsonl") as progress:
+                data = self._load_data(model, processor, cache, progress)
+                for index in range(first, len(self.recipe.stages)):
+                    self._train_stage(index, model, processor, data, progress)
+            if self.recipe.cache_dir is None:
+                shutil.rmtree(cache, ignore_errors=True)
+        final = self.out / "model"
+        self._save(final, model, processor)
+        self._measure(final)
+        return final
+
+    def _first_open_stage(self) -> int:
+        done = [(self.stage_directory(index) / "config.json").exists() for index in range(len(self.recipe.stages))]
+        return done.index(False) if False in done else len(done)
+
+    def _load_data(self, model: Any, processor: Any, cache: Path, progress: RunProgress) -> dict[str, SourceData]:
+        frozen = all("vision_model" not in stage.trainable for stage in self.recipe.stages)
+        data = {}
+        for name, settings in self.recipe.data.items():
+            source = open_source(settings, self.recipe.seed)
+            features = None
+            if self.recipe.cache_features and frozen:
+                model.requires_grad_(False)
+                features = cached_features(
+                    source,
+                    cache,
+                    model,
+                    processor,
+                    dtype=self.dtype,
+                    num_workers=self.recipe.num_workers,
+                    progress=progress.preparing(name),
+                )
+            data[name] = SourceData(source, features)
+        return data
+
+    def _train_stage(
+        self, index: int, model: Any, processor: Any, data: dict[str, SourceData], progress: RunProgress
+    ) -> None:
+        stage, directory = self.recipe.stages[index], self.stage_directory(index)
+        counts = freeze_for_stage(model, stage)
+        self._announce(stage, counts)
+        checkpoints = find_checkpoints(directory)
+        resume_from = str(checkpoints[-1]) if checkpoints else None
+        done = int(checkpoints[-1].name.rsplit("-", 1)[1]) if checkpoints else 0
+        progress.start_stage(index, done)
+        collator = Collator(
+            processor,
+            grid=image_grid(model, processor),
+            guided=stage.guidance is not None and stage.guidance.weight > 0,
+            answer_position=stage.guidance is not None and stage.guidance.answer_position,
+            max_length=self.recipe.max_length,
+        )
+        trainer = StageTrainer(
+            model=model,
+            args=training_arguments(
+                stage,
+                directory,
+                seed=self.recipe.seed + index,
+                dtype=self.recipe.dtype,
+                num_workers=self.recipe.num_workers,
+                save_steps=self.recipe.save_steps,
+            ),
+            train_dataset=StageDataset(stage, data, seed=_stage_seed(self.recipe.seed, index)),
+            data_collator=collator,
+            stage=stage,
+            on_step=progress.step,
+            files=self.files,
+        )
+        start = time.monotonic()
+        trainer.train(resume_from_checkpoint=resume_from)
+        seconds = time.monotonic() - start
+        if stage.lora:
+            merge_adapters(model)
+        self._record(index, counts, seconds, trainer.num_batches_without_masks)
+        self._save(directory, model, processor)
+
+    def _record(self, index: int, counts: dict[str, dict[str, int]], seconds: float, without_masks: int) -> None:
+        """Add a stage to stages.json."""
+        path = self.out / "stages.json"
+        records = json.loads(path.read_text()) if path.exists() else []
+        stage = self.recipe.stages[index]
+        record = {
+            "name": stage.name,
+            "steps": stage.steps,
+            "seconds": round(seconds, 1),
+            "trainable_parameters": sum(count["trainable"] for count in counts.values()),
+            "total_parameters": sum(count["parameters"] for count in counts.values()),
+            "trainable_modules": {name: count["trainable"] for name, count in counts.items() if count["trainable"]},
+            "batches_without_masks": without_masks,
+        }
+        records = [old for old in records if old["name"] != stage.name] + [record]
+        self._write("stages.json", json.dumps(records, indent=2))
+
+    def _announce(self, stage: StageRecipe, counts: dict[str, dict[str, int]]) -> None:
+        self.console.print(f"[bold]stage {stage.name}[/bold]  {stage.steps} steps")
+        for line in describe(counts):
+            self.console.print(f"  {line}", highlight=False)
+
+    def _save(self, directory: Path, model: Any, processor: Any) -> None:
+        """Write a whole checkpoint; what a stage in progress left in the directory goes."""
+        with write_beside(directory) as beside:
+            model.save_pretrained(beside)
+            processor.save_pretrained(beside)
+            for name, text in self.files.items():
+                (beside / name).write_text(text, encoding="utf-8")
+
+    def _measure(self, model_directory: Path) -> None:
+        from agevlm.training.measure import measure
+
+        if self.recipe.evaluation is not None:
+            measure(self.recipe, self.out, model_directory, self.console)
+
+    def _write(self, name: str, text: str) -> None:
+        with write_beside(self.out / name) as beside:
+            beside.write_text(text, encoding="utf-8")
+
+
+def build_model(recipe: Recipe) -> tuple[AgeVlmForConditionalGeneration, AgeVlmProcessor]:
+    """The network that a recipe starts from: joined from two foundations, or a trained one to go on from."""
+    settings = recipe.model
+    if settings.init:
+        return load_model(settings.init, device="cpu", dtype="float32")
+    torch.manual_seed(recipe.seed)
+    language, vision = resolve_model(settings.language_model), resolve_model(settings.vision_model)
+    tokenizer = AutoTokenizer.from_pretrained(language)
+    image_processor = settings.image_size or vision
+    processor = AgeVlmProcessor.from_backbones(tokenizer, image_processor)
+    overrides: dict[str, Any] = {"null_token": settings.null_token, "image_positions": settings.image_positions}
+    if settings.cross_attention_layers is not None:
+        overrides["cross_attention_layers"] = list(settings.cross_attention_layers)
+    model = AgeVlmForConditionalGeneration.from_backbones(
+        language, vision, image_token_id=processor.image_token_id, **overrides
+    )
+    if settings.attn_implementation:
+        model.set_attn_implementation(settings.attn_implementation)
+    return model.float(), processor
+
+
+def open_source(settings: Any, seed: int) -> Source:
+    """The source that a recipe describes."""
+    if isinstance(settings, ParquetRecipe):
+        return ParquetSource(settings.parquet)
+    from agevlm.evaluation.scenes import split_seed
+
+    scene_seed = split_seed(TRAIN_SPLIT, seed if settings.seed is None else settings.seed)
+    return SceneSource(settings.scenes, scene_seed, settings.num_scenes)
+
+
+@torch.no_grad()
+def image_grid(model: Any, processor: Any) -> tuple[int, int]:
+    """The (h, w) of image tokens that the model makes of a picture."""
+    size = processor.image_processor.size
+    weight = next(model.vision_model.parameters())
+    pixels = torch.zeros(1, 3, size["height"], size["width"], device=weight.device)
+    height, width = model.vision_features(pixels).shape[-2:]
+    return int(height), int(width)
+
+
+def environment() -> dict[str, Any]:
+    """Git hash, versions and machine: what a figure depends on beside its recipe."""
+    packages = ("agevlm", "torch", "transformers", "accelerate", "numpy", "pillow", "pycocotools")
+    return {
+        "git": _git_hash(),
+        "python": platform.python_version(),
+        **{name: version(name) for name in packages},
+        "machine": platform.machine(),
+        "threads": torch.get_num_threads(),
+        "device": choose_device(),
+    }
+
+
+def _git_hash() -> str | None:
+    """The commit of the checkout that this file lies in, with "+" where it has been changed; None in a wheel."""
+    here = Path(__file__).parent
+    try:
+        commit = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True
+        ).stdout.strip()
+        changed = subprocess.run(["git", "status", "--porcelain", "-uno", "."], cwd=here, capture_output=True, text=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit + ("+" if changed.stdout.strip() else "")
+
+
+def _stage_seed(seed: int, index: int) -> int:
+    return seed * 1009 + index
+
+
+def logged_losses(out: Path) -> list[dict[str, Any]]:
+    """The records of a run's log."""
+    return read_log(out / "log.jsonl")

@@ -1,0 +1,95 @@
+"""What a stage trains: names of modules in a recipe → parameters of the network, frozen and counted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch import nn
+
+from agevlm.training.recipe import StageRecipe
+
+# A parameter belongs to the first module whose test it passes: gates lie inside cross-attention and go by their own name.
+MODULES = ("gates", "projector", "cross_attention", "language_model", "vision_model")
+
+
+def module_of(parameter_name: str) -> str:
+    """The trainable module that a parameter of the network belongs to.
+
+    The placeholder's embedding goes with the projector, and adapters with the language model that they sit on.
+    """
+    if parameter_name.endswith(("attn_gate", "mlp_gate")):
+        return "gates"
+    head = parameter_name.split(".")[0]
+    if head in ("projector", "image_token_embedding"):
+        return "projector"
+    if head in MODULES:
+        return head
+    raise AssertionError(f"parameter {parameter_name} belongs to no module of {MODULES}")
+
+
+def freeze_for_stage(model: nn.Module, stage: StageRecipe) -> dict[str, dict[str, int]]:
+    """Let exactly the stage's modules train, and count parameters: module → {"parameters", "trainable"}.
+
+    The cross-attention's gates train with it. With `lora`, adapters are put on the language model and train alone.
+    A module without parameters is a ValueError.
+    """
+    if stage.lora:
+        _add_adapters(model, stage)
+    trainable = set(stage.trainable) | ({"gates"} if "cross_attention" in stage.trainable else set())
+    counts = {name: {"parameters": 0, "trainable": 0} for name in MODULES}
+    for name, parameter in model.named_parameters():
+        module = module_of(name)
+        parameter.requires_grad_("lora_" in name or module in trainable)
+        counts[module]["parameters"] += parameter.numel()
+        counts[module]["trainable"] += parameter.numel() * parameter.requires_grad
+    empty = [name for name in trainable if not counts[name]["trainable"]]
+    if empty:
+        raise ValueError(f"stage {stage.name!r} trains {empty[0]}, which has no parameters in this model")
+    return counts
+
+
+def parameter_groups(model: nn.Module, stage: StageRecipe) -> list[dict[str, Any]]:
+    """Optimiser groups by learning rate and weight decay; norms, gates, embeddings and other vectors do not decay."""
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            rate = stage.module_learning_rates.get(module_of(name), stage.learning_rate)  # type: ignore[call-overload]
+            decay = stage.weight_decay if parameter.ndim >= 2 and "embed" not in name else 0.0
+            groups.setdefault((rate, decay), []).append(parameter)
+    return [{"params": params, "lr": rate, "weight_decay": decay} for (rate, decay), params in groups.items()]
+
+
+def describe(counts: dict[str, dict[str, int]]) -> Iterable[str]:
+    """One line for each module: what it has and what of it trains."""
+    for name, count in counts.items():
+        state = "frozen" if not count["trainable"] else "trains"
+        if 0 < count["trainable"] < count["parameters"]:
+            state = f"trains {count['trainable']:,}"
+        yield f"{name:16} {count['parameters']:>12,}  {state}"
+
+
+def _add_adapters(model: Any, stage: StageRecipe) -> None:
+    peft = _peft()
+    assert stage.lora is not None
+    config = peft.LoraConfig(
+        r=stage.lora.rank, lora_alpha=stage.lora.alpha, target_modules=list(stage.lora.target_modules), lora_dropout=0.0
+    )
+    peft.inject_adapter_in_model(config, model.language_model)
+
+
+def merge_adapters(model: Any) -> None:
+    """Fold the adapters of a stage into the language model's own weights, so that the next stage sees a plain model."""
+    peft = _peft()
+    for name, module in list(model.language_model.named_modules()):
+        if isinstance(module, peft.tuners.tuners_utils.BaseTunerLayer):
+            module.merge()
+            model.language_model.set_submodule(name, module.get_base_layer())
+
+
+def _peft() -> Any:
+    try:
+        import peft
+    except ImportError as error:
+        raise ValueError("lora needs the package peft: pip install 'agevlm[lora]'") from error
+    return peft

@@ -1,0 +1,213 @@
+"""One stage of training: a transformers Trainer with two losses, each divided by its own count of supervised positions.
+
+Language modelling is divided by the supervised tokens, guidance by the guided rows, both summed over accumulation steps
+and ranks: so a loss does not depend on how a batch was cut up. Everything else (FSDP, DeepSpeed, mixed precision,
+resume) is the Trainer's own.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from agevlm.data.schema import IGNORE_INDEX
+from agevlm.guidance import guidance_loss
+from agevlm.training.recipe import StageRecipe
+from agevlm.training.stages import parameter_groups
+
+GUIDANCE_INPUTS = ("guidance_shares", "guidance_present", "sample_ids")
+OnStep = Callable[[dict[str, Any]], None]
+
+
+class StageTrainer(Trainer):
+    """Trains one stage. `on_step` is given a record of every step; `files` are written beside every checkpoint."""
+
+    def __init__(self, *args: Any, stage: StageRecipe, on_step: OnStep, files: dict[str, str], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.stage, self.on_step, self.files = stage, on_step, files
+        self.loss_is_scaled_for_ga = True  # both losses are sums over the whole accumulated batch, divided by its counts
+        self._num_guided = 0.0
+        self._parts = {"lm_loss": 0.0, "guidance_loss": 0.0}
+        self.num_batches_without_masks = 0
+        self.add_callback(_Reporter(self))
+
+    def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
+        """AdamW over the stage's trainable parameters."""
+        if self.optimizer is None:
+            groups = parameter_groups(self.model, self.stage)
+            self.optimizer = torch.optim.AdamW(groups, lr=self.stage.learning_rate, betas=(0.9, 0.98))
+        return self.optimizer
+
+    def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> tuple[list[Any], Any]:
+        """The batches of one optimiser step, and the number of supervised tokens in them over all ranks."""
+        batches = list(itertools.islice(epoch_iterator, num_batches))
+        tokens = sum(int((batch["labels"][:, 1:] != IGNORE_INDEX).sum()) for batch in batches)
+        rows = sum(self._count_guided(batch) for batch in batches)
+        self.num_batches_without_masks += sum(self._count_guided(batch) == 0 for batch in batches) if self._guides else 0
+        counts = torch.tensor([tokens, rows], dtype=torch.float64, device=device)
+        if self.args.world_size > 1:
+            counts = self.accelerator.reduce(counts, "sum")
+        self._num_guided = float(counts[1])
+        return batches, counts[0].clamp(min=1)
+
+    @property
+    def _guides(self) -> bool:
+        return self.stage.guidance is not None and self.stage.guidance.weight > 0
+
+    def _count_guided(self, batch: dict[str, Any]) -> int:
+        if "guidance_present" not in batch:
+            return 0
+        present, shares = batch["guidance_present"], batch["guidance_shares"]
+        there = (present == 1) & (shares.sum(-1) > 0)
+        return int((there | ((present == 0) & self._null_token)).sum())
+
+    @property
+    def _null_token(self) -> bool:
+        return bool(self.accelerator.unwrap_model(self.model).config.null_token)
+
+    def compute_loss(  # type: ignore[override]
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Tensor | None = None
+    ) -> Any:
+        """Language modelling plus weighted guidance. A loss that is not finite is an error with the sample ids."""
+        extra = {name: inputs.pop(name, None) for name in GUIDANCE_INPUTS}
+        if extra["guidance_present"] is None:
+            inputs.pop("attention_rows", None)
+        outputs = model(**inputs, num_items_in_batch=num_items_in_batch, use_cache=False)
+        loss = outputs.loss
+        guidance = self._guidance(outputs, extra) if self._guides else None
+        self._parts["lm_loss"] += float(loss.detach())
+        if guidance is not None:
+            assert self.stage.guidance is not None
+            self._parts["guidance_loss"] += float(guidance.detach())
+            loss = loss + self.stage.guidance.weight * guidance
+        if not torch.isfinite(loss):
+            raise FloatingPointError(
+                f"stage {self.stage.name!r}, step {self.state.global_step + 1}: the loss is {float(loss)} "
+                f"on {', '.join(extra['sample_ids'] or ['?'])}; look at these samples or lower the learning rate"
+            )
+        loss = loss * self.accelerator.num_processes  # ranks average gradients; the counts are sums over ranks
+        return (loss, outputs) if return_outputs else loss
+
+    def _guidance(self, outputs: Any, extra: dict[str, Any]) -> Tensor | None:
+        settings = self.stage.guidance
+        if extra["guidance_present"] is None or settings is None or not self._num_guided:
+            return None
+        with torch.autocast(outputs.logits.device.type, enabled=False):
+            total, _ = guidance_loss(
+                outputs.row_weights,
+                extra["guidance_shares"],
+                extra["guidance_present"],
+                loss=settings.loss,
+                layers=settings.layers,
+                heads=settings.heads,
+                null_token=self._null_token,
+            )
+        return total / self._num_guided
+
+    def take_parts(self) -> dict[str, float | None]:
+        """The two losses of the step that just ended; guidance is None where nothing was guided."""
+        parts: dict[str, float | None] = dict(self._parts)
+        if not self._num_guided:
+            parts["guidance_loss"] = None
+        self._parts = {"lm_loss": 0.0, "guidance_loss": 0.0}
+        return parts
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Write the checkpoint beside and rename it, so that one that exists is whole; only the newest is kept."""
+        target = Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        aside = target.with_name(".writing")
+        shutil.rmtree(aside, ignore_errors=True)
+        output_dir, self.args.output_dir = self.args.output_dir, str(aside)
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self.args.output_dir = output_dir
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            written = aside / target.name
+            for name, text in self.files.items():
+                (written / name).write_text(text, encoding="utf-8")
+            older = find_checkpoints(target.parent)
+            os.replace(written, target)
+            for checkpoint in older:
+                shutil.rmtree(checkpoint)
+            shutil.rmtree(aside, ignore_errors=True)
+
+
+def find_checkpoints(directory: Path) -> list[Path]:
+    """Whole checkpoints of a stage, oldest first."""
+    found = [path for path in directory.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if (path / "trainer_state.json").is_file()]
+    return sorted(found, key=lambda path: int(path.name.rsplit("-", 1)[1]))
+
+
+class _Reporter(TrainerCallback):
+    """Hands a record of every optimiser step to the trainer's `on_step`."""
+
+    def __init__(self, trainer: StageTrainer) -> None:
+        self.trainer = trainer
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> TrainerControl:
+        parts = self.trainer.take_parts()
+        stage = self.trainer.stage
+        weight = stage.guidance.weight if stage.guidance else 0.0
+        loss = (parts["lm_loss"] or 0.0) + weight * (parts["guidance_loss"] or 0.0)
+        rate = self.trainer.lr_scheduler.get_last_lr()[0] if self.trainer.lr_scheduler else None
+        self.trainer.on_step({"step": state.global_step, "loss": loss, **parts, "learning_rate": rate})
+        return control
+
+
+def training_arguments(
+    stage: StageRecipe, directory: Path, *, seed: int, dtype: str, num_workers: int, save_steps: int
+) -> TrainingArguments:
+    """The Trainer's settings for a stage. It logs and reports through `on_step`, so its own logging is off."""
+    return TrainingArguments(
+        output_dir=str(directory),
+        max_steps=stage.steps,
+        per_device_train_batch_size=stage.images_per_batch,
+        gradient_accumulation_steps=stage.gradient_accumulation_steps,
+        learning_rate=stage.learning_rate,
+        lr_scheduler_type=stage.lr_scheduler,
+        warmup_steps=round(stage.warmup_ratio * stage.steps),
+        max_grad_norm=stage.max_grad_norm,
+        bf16=dtype == "bfloat16",
+        gradient_checkpointing=stage.gradient_checkpointing,
+        train_sampling_strategy="sequential",
+        dataloader_num_workers=num_workers,
+        dataloader_persistent_workers=False,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        remove_unused_columns=False,
+        label_names=["labels"],
+        seed=seed,
+        data_seed=seed,
+        save_strategy="steps",
+        save_steps=save_steps,
+        logging_strategy="no",
+        logging_nan_inf_filter=False,
+        disable_tqdm=True,
+        report_to=[],
+        use_cpu=not torch.cuda.is_available(),
+    )
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The records of a `log.jsonl`; a last line that a kill cut short is left out."""
+    records = []
+    if path.exists():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                records.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+    return records

@@ -1,0 +1,180 @@
+"""The report is one file that stands alone, escapes everything, names what is missing; cases are chosen by rule."""
+
+from __future__ import annotations
+
+import io
+import random
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from agevlm.analysis.gallery import chosen_because
+from agevlm.analysis.gallery_files import load_gallery, save_gallery
+from agevlm.analysis.html import Html, tag
+from agevlm.analysis.report import GalleryItem, choose_cases, write_report
+
+from .fakes import make_image, make_look, make_predictions, write_run
+
+VOID = {"img", "meta", "source"}
+
+
+class Page(HTMLParser):
+    """Checks that elements close in order; keeps tags, addresses and text."""
+
+    def __init__(self, content: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.addresses: list[str] = []
+        self.text = ""
+        self.feed(content)
+        assert not self.open, self.open
+
+    def handle_starttag(self, name: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.tags.append(name)
+        self.addresses += [value or "" for key, value in attributes if key in ("src", "srcset", "href")]
+        if name not in VOID:
+            self.open.append(name)
+
+    def handle_endtag(self, name: str) -> None:
+        assert self.open.pop() == name
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def make_item(**changes: object) -> GalleryItem:
+    look = make_look()
+    mask = np.zeros((96, 96), dtype=bool)
+    mask[10:40, 20:60] = True
+    values = {
+        "image": make_image(),
+        "question": look.question,
+        "answer": look.answer,
+        "truth": "yes",
+        "kind": "pope.random",
+        "correct": False,
+        "look": look,
+        "masks": {"boat": mask},
+        "id": "q0",
+    }
+    return GalleryItem(**{**values, **changes})  # type: ignore[arg-type]
+
+
+def test_the_report_stands_alone(tmp_path: Path) -> None:
+    path = write_report(write_run(tmp_path / "first"), [make_item(), make_item(correct=True), make_item(correct=None)])
+    assert path == tmp_path / "first" / "report.html"
+    page = Page(path.read_text(encoding="utf-8"))
+    assert not {"script", "link", "iframe"} & set(page.tags)
+    assert all(address.startswith(("data:", "#")) for address in page.addresses)
+    assert "url(" not in path.read_text(encoding="utf-8")
+    for expected in ("rarely sees what is not there", "0.912", "0.704", "0.966", "0.877", "cross_attention", "56,789"):
+        assert expected in page.text
+    assert "Not on this page" not in page.text
+    assert len(re.findall(r"✗ wrong|✓ right|– unscored", page.text)) == 3
+
+
+def test_everything_is_escaped(tmp_path: Path) -> None:
+    evil = '<img src=x onerror="alert(1)">'
+    look = make_look(question=f"a boat {evil}", answer=evil)
+    item = make_item(question=look.question, answer=evil, truth=evil, kind=evil, look=look, id=evil)
+    content = write_report(write_run(tmp_path / "<b>run&"), [item]).read_text(encoding="utf-8")
+    page = Page(content)
+    assert evil in page.text and evil not in content
+    assert "<script>" in page.text and "script" not in page.tags
+    assert "<b>run&" in page.text and "<b>run" not in content
+
+
+def test_what_is_missing_or_damaged_is_named(tmp_path: Path) -> None:
+    (tmp_path / "metrics.json").write_text("[1]", encoding="utf-8")
+    (tmp_path / "stages.json").write_text('[{"name": ', encoding="utf-8")
+    text = Page(write_report(tmp_path).read_text(encoding="utf-8")).text
+    for name in ("recipe.yaml", "log.jsonl", "stages.json", "metrics.json", "predictions.jsonl", "environment.json"):
+        assert name in text
+    assert "it holds a list, not a dict" in text
+    assert "the gallery: no cases were given" in text
+    assert "No verdict" in text
+
+
+def test_a_run_that_is_not_there_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no directory"):
+        write_report(tmp_path / "nowhere")
+
+
+def test_partial_figures_make_a_partial_page(tmp_path: Path) -> None:
+    (tmp_path / "metrics.json").write_text(
+        '{"pope": {"random": {"accuracy": 0.5}, "popular": null}, "colour": null, "biased": []}', encoding="utf-8"
+    )
+    (tmp_path / "stages.json").write_text('[{"name": "align"}]', encoding="utf-8")
+    (tmp_path / "log.jsonl").write_text('{"stage": "align", "lm_loss": null}\n', encoding="utf-8")
+    text = Page(write_report(tmp_path, out=tmp_path / "page.html").read_text(encoding="utf-8")).text
+    assert "0.500" in text and "align" in text
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_an_item_may_be_bytes_and_need_not_have_a_look(tmp_path: Path) -> None:
+    png = io.BytesIO()
+    make_image(640, 480).save(png, "PNG")
+    item = make_item(image=png.getvalue(), look=None, masks=None, answer="")
+    text = Page(write_report(tmp_path, [item]).read_text(encoding="utf-8")).text
+    assert "nothing" in text
+
+
+def test_a_report_can_be_written_again_from_the_saved_gallery(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "first")
+    items = [make_item(), make_item(look=None, masks=None, id="q1")]
+    fresh = write_report(run, items).read_text(encoding="utf-8")
+    save_gallery(run, items)
+    again = write_report(run).read_text(encoding="utf-8")
+    assert again == fresh
+    loaded = load_gallery(run)
+    assert loaded[0].look is not None and loaded[0].look.words[1].null_mass == 0.25
+    save_gallery(run, items[:1])
+    assert len(load_gallery(run)) == 1 and not (run / "gallery" / "001.png").exists()
+
+
+def test_cases_depend_on_the_predictions_and_not_on_their_order() -> None:
+    rows = make_predictions()
+    shuffled = random.Random(3).sample(rows, len(rows))
+    assert choose_cases(rows) == choose_cases(shuffled)
+    assert choose_cases([{**row, "id": f"other{row['id']}"} for row in rows]) != choose_cases(rows)
+
+
+def test_cases_are_right_and_wrong_of_each_kind_and_the_worst_by_attention() -> None:
+    rows = {row["id"]: row for row in make_predictions()}
+    chosen = chosen_because(list(rows.values()), 24)
+    assert len(chosen) == 24
+    worst = [identity for identity, reason in chosen.items() if reason.startswith("least attention")]
+    masses = sorted({row["words"][0]["mass"] for row in rows.values()} - {None})
+    assert len(worst) == 4
+    assert {rows[identity]["words"][0]["mass"] for identity in worst} <= set(masses[:3])
+    others = [rows[identity] for identity in chosen if identity not in worst]
+    assert {(row["kind"], row["correct"]) for row in others[:6]} == {
+        (kind, correct) for kind in ("pope.random", "counting", "colour") for correct in (True, False)
+    }
+    assert len({rows[identity]["image"] for identity in chosen}) == 24
+
+
+def test_the_page_says_the_rule_only_where_it_was_followed(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "first")
+    followed = write_report(run, [make_item(id=identity) for identity in choose_cases(make_predictions(), 6)])
+    text = Page(followed.read_text(encoding="utf-8")).text
+    assert "chosen by rule, not by hand" in text and "least attention on the thing: 2%" in text
+    picked = Page(write_report(run, [make_item()]).read_text(encoding="utf-8")).text
+    assert "chosen by rule, not by hand" not in picked and "caller of the report" in picked
+
+
+def test_few_predictions_are_all_shown_and_unscored_ones_are_not_right_or_wrong() -> None:
+    rows = [{"id": str(number), "kind": "counting", "correct": number > 1} for number in range(4)]
+    assert sorted(choose_cases(rows, 24)) == ["0", "1", "2", "3"]
+    assert choose_cases([{"id": "a", "kind": "caption", "correct": None}]) == []
+    assert choose_cases([]) == []
+
+
+def test_markup_is_escaped_by_construction() -> None:
+    assert tag("p", "a < b & c", Html("<i>d</i>"), title='"x"', class_="e", id=None) == (
+        '<p title="&quot;x&quot;" class="e">a &lt; b &amp; c<i>d</i></p>'
+    )

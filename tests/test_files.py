@@ -1,0 +1,74 @@
+"""`write_beside`: a file or directory is whole or as it was, whatever happens on the way."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+import pytest
+
+from agevlm.files import write_beside
+
+FAILURES = [OSError(errno.ENOSPC, "No space left on device"), ValueError("a bad record"), KeyboardInterrupt()]
+
+
+def contents(directory: Path) -> dict[str, str]:
+    return {str(p.relative_to(directory)): p.read_text() for p in directory.rglob("*") if p.is_file()}
+
+
+def test_a_new_file_and_its_parents_appear(tmp_path: Path) -> None:
+    with write_beside(tmp_path / "a" / "b.txt") as beside:
+        beside.write_text("new")
+        assert not (tmp_path / "a" / "b.txt").exists()
+    assert contents(tmp_path) == {"a/b.txt": "new"}
+
+
+def test_the_temporary_lies_in_the_same_directory_so_that_renaming_is_atomic(tmp_path: Path) -> None:
+    with write_beside(tmp_path / "b.txt") as beside:
+        beside.write_text("new")
+        assert beside.parent == tmp_path
+
+
+def test_a_file_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "b.txt").write_text("old")
+    with write_beside(tmp_path / "b.txt") as beside:
+        beside.write_text("new")
+    assert contents(tmp_path) == {"b.txt": "new"}
+
+
+def test_a_directory_is_replaced_whole(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "stale.txt").write_text("old")
+    with write_beside(tmp_path / "run") as beside:
+        beside.mkdir()
+        (beside / "fresh.txt").write_text("new")
+    assert contents(tmp_path) == {"run/fresh.txt": "new"}
+
+
+@pytest.mark.parametrize("failure", FAILURES, ids=lambda failure: type(failure).__name__)
+def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path: Path, failure: BaseException) -> None:
+    (tmp_path / "b.txt").write_text("old")
+    with pytest.raises(type(failure)), write_beside(tmp_path / "b.txt") as beside:
+        beside.write_text("ne")
+        raise failure
+    assert contents(tmp_path) == {"b.txt": "old"}
+
+
+@pytest.mark.parametrize("failure", FAILURES, ids=lambda failure: type(failure).__name__)
+def test_a_failure_leaves_the_old_directory_and_nothing_else(tmp_path: Path, failure: BaseException) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "model.txt").write_text("old")
+    with pytest.raises(type(failure)), write_beside(tmp_path / "run") as beside:
+        beside.mkdir()
+        (beside / "model.txt").write_text("ne")
+        raise failure
+    assert contents(tmp_path) == {"run/model.txt": "old"}
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_a_directory_in_the_place_of_a_file_is_kept(tmp_path: Path) -> None:
+    (tmp_path / "b.txt").mkdir()
+    (tmp_path / "b.txt" / "inside.txt").write_text("old")
+    with pytest.raises(OSError, match=r"b\.txt"), write_beside(tmp_path / "b.txt") as beside:
+        beside.write_text("new")
+    assert contents(tmp_path) == {"b.txt/inside.txt": "old"}

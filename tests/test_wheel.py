@@ -1,0 +1,65 @@
+"""The wheel, built from the repository and installed in an empty environment, answers from any directory."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+pytestmark = pytest.mark.slow
+
+
+def run(*command: str | Path, cwd: Path) -> str:
+    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
+    environment |= {"HF_HUB_OFFLINE": "1"}
+    result = subprocess.run(
+        [str(part) for part in command], cwd=cwd, env=environment, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, f"{command}\n{result.stdout}\n{result.stderr}"
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel, built from the repository as it stands."""
+    out = tmp_path_factory.mktemp("dist")
+    run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", out, cwd=ROOT)
+    (path,) = out.glob("agevlm-*.whl")
+    return path
+
+
+def test_the_wheel_holds_code_checkpoints_and_recipes_and_nothing_else(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+    assert {name.split("/")[0].split("-")[0] for name in names} == {"agevlm"}
+    for name in ("tiny", "tiny-convnext", "tiny-llama"):
+        assert f"agevlm/checkpoints/{name}/config.json" in names
+        assert f"agevlm/checkpoints/{name}/model.safetensors" in names
+    for name in ("recipes/quickstart.yaml", "recipes/scenes.yaml", "py.typed"):
+        assert f"agevlm/{name}" in names
+    assert any(name.endswith("licenses/LICENSE") for name in names)
+    assert not [name for name in names if name.endswith((".bin", ".pt", ".pkl", ".pyc"))]
+    assert wheel.stat().st_size < 20_000_000
+
+
+def test_the_wheel_answers_in_an_empty_environment(wheel: Path, tmp_path: Path) -> None:
+    venv.create(tmp_path / "venv", with_pip=True)
+    bin_dir = tmp_path / "venv" / ("Scripts" if os.name == "nt" else "bin")
+    constraints = ROOT / "constraints.txt"
+    run(bin_dir / "python", "-m", "pip", "install", "--quiet", "--constraint", constraints, wheel, cwd=tmp_path)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    agevlm = bin_dir / "agevlm"
+    run(agevlm, "scenes", "draw", "--num", "1", "--out", "pictures", cwd=elsewhere)
+    (picture,) = (elsewhere / "pictures").glob("*.png")
+    answer = run(agevlm, "look", "tiny", picture, "is there a fish?", "--out", "look.png", cwd=elsewhere)
+    assert answer.split()[0].strip(".,").lower() in ("yes", "no")
+    assert (elsewhere / "look.png").stat().st_size > 1000
+    assert {"quickstart", "scenes"} <= set(run(agevlm, "recipe", "list", cwd=elsewhere).split())
+    run(agevlm, "recipe", "show", "quickstart", cwd=elsewhere)
