@@ -476,3 +476,77 @@ def test_control_c_is_status_130(agevlm: Run, monkeypatch: pytest.MonkeyPatch, p
     outcome = agevlm("look", "tiny", photograph, "a fish ?")
     assert outcome.status == 130
     assert "Traceback" not in outcome.err
+
+
+# ---------------------------------------------------------------------------------------------------- the whole way
+
+
+@pytest.mark.parametrize("format_", ["coco", "parquet"])
+def test_scenes_export_is_the_same_for_a_seed_and_spares_what_is_not_its_own(
+    agevlm: Run, tmp_path: Path, format_: str
+) -> None:
+    out = tmp_path / "world"
+    arguments = ["scenes", "export", "--out", out, "--num", 3, "--format", format_]
+    assert agevlm(*arguments).status == 0
+    first = {p.name: p.read_bytes() for p in out.rglob("*") if p.is_file()}
+    assert agevlm(*arguments).status == 0
+    assert {p.name: p.read_bytes() for p in out.rglob("*") if p.is_file()} == first
+    assert agevlm(*arguments, "--seed", 1).status == 0
+    assert {p.name: p.read_bytes() for p in out.rglob("*") if p.is_file()} != first
+    thesis = tmp_path / "thesis.txt"
+    thesis.write_text("years of work")
+    check_refused(agevlm("scenes", "export", "--out", tmp_path, "--format", format_), str(tmp_path), "would be lost")
+    assert thesis.read_text() == "years of work"
+
+
+def test_scenes_draw_writes_pictures(agevlm: Run, tmp_path: Path) -> None:
+    outcome = agevlm("scenes", "draw", "--out", tmp_path / "pictures", "--num", 2, "--image-size", 128)
+    assert outcome.status == 0
+    assert [Image.open(p).size for p in (tmp_path / "pictures").iterdir()] == [(128, 128)] * 2
+
+
+FOUNDATION = """
+num_scenes: 16
+num_workers: 0
+vision: {steps: 1, batch_size: 4, hidden_sizes: [8, 16], depths: [1, 1]}
+language: {steps: 1, batch_size: 4, hidden_size: 32, intermediate_size: 48}
+"""
+
+
+@pytest.mark.slow
+def test_the_whole_way_from_nothing_to_a_report(agevlm: Run, tmp_path: Path) -> None:
+    recipe, base, run = tmp_path / "foundation.yaml", tmp_path / "base", tmp_path / "run"
+    recipe.write_text(FOUNDATION)
+    assert agevlm("scenes", "foundation", "--out", base, "--recipe", recipe).status == 0
+    values = {
+        "model.language_model": base / "tiny-llama",
+        "model.vision_model": base / "tiny-convnext",
+        "data.scenes.num_scenes": 16,
+        "num_workers": 0,
+        "evaluation.num_images": 2,
+        **{f"stages.{index}.steps": 1 for index in range(4)},
+    }
+    train = ["train", "quickstart", "--out", run]
+    for key, value in values.items():
+        train += ["--set", f"{key}={value}"]
+    dry = agevlm(*train, "--dry-run")
+    assert (dry.status, run.exists()) == (0, False), dry
+    outcome = agevlm(*train)
+    assert outcome.status == 0, outcome
+    assert "pope.adversarial" in outcome.out
+    report = (run / "report.html").read_text(encoding="utf-8")
+    assert "<html" in report
+    assert "http://" not in report.replace("http://www.w3.org", "")
+    check_refused(agevlm(*train), str(run), "--resume")
+    assert agevlm(*train, "--resume").status == 0
+    (run / "report.html").unlink()
+    assert agevlm("report", run).status == 0
+    assert (run / "report.html").exists()
+    assert agevlm("scenes", "draw", "--out", tmp_path / "pictures", "--num", 1).status == 0
+    (picture,) = (tmp_path / "pictures").iterdir()
+    assert agevlm("look", run / "model", picture, "is there a fish?", "--max-new-tokens", 2).status == 0
+    assert agevlm("scenes", "export", "--out", tmp_path / "data", "--num", 2, "--format", "parquet").status == 0
+    evaluated = agevlm("evaluate", run / "model", "--benchmark", tmp_path / "data", "--out", tmp_path / "measured")
+    assert evaluated.status == 0, evaluated
+    metrics = json.loads((tmp_path / "measured" / "metrics.json").read_text(encoding="utf-8"))
+    assert 0 <= metrics["pope"]["adversarial"]["accuracy"] <= 1

@@ -27,7 +27,7 @@ def test_one_panel_for_the_picture_and_one_for_each_word() -> None:
     assert len(figure.axes) == 1 + 3
     written = texts(figure)
     assert written.count("boat") == 4  # two titles, once in the question and once in the answer
-    assert "question · peak cell 75% · null 25%" in written
+    assert "Q · peak cell 75% · null 25%" in written
 
 
 def test_no_panel_leaves_the_paper_and_none_overlap() -> None:
@@ -79,8 +79,11 @@ def test_mass_inside_counts_cells_by_their_covered_share() -> None:
     mask = np.zeros((40, 40), dtype=bool)
     mask[:5, :10] = True  # half of the first cell
     assert mass_inside(hot_map(0, 0, mass=0.8), mask) == pytest.approx(0.4)
-    figure = look_figure(make_look(), make_image(40, 40), masks={"boat": mask})
-    assert any("in mask" in text for text in texts(figure))
+    look = make_look("how many boats are there?", "")
+    for name in ("boat", "boats"):
+        assert "Q · in mask 38% · peak cell 75% · null 25%" in texts(
+            look_figure(look, make_image(), masks={name: mask})
+        )
 
 
 def test_the_same_word_has_the_same_colour() -> None:

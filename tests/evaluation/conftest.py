@@ -82,7 +82,6 @@ def tiny_model(processor: AgeVlmProcessor, null_token: bool = True) -> AgeVlmFor
         null_token=null_token,
         image_token_id=processor.image_token_id,
     )
-    model.language_model.set_attn_implementation("sdpa")
     with torch.no_grad():
         for layer in model.cross_attention:
             layer.attn_gate.fill_(1.0)

@@ -14,7 +14,7 @@ import torch
 from agevlm.data.chat import render_conversation
 from agevlm.data.images import open_image
 from agevlm.data.masks import union_mask
-from agevlm.data.schema import Message, Sample
+from agevlm.data.schema import Conversation, Message, Sample
 from agevlm.evaluation import runner
 from agevlm.evaluation.localisation import Localisation, localise
 from agevlm.evaluation.results import Evaluation, metrics_table, provenance, write_evaluation
@@ -194,3 +194,21 @@ def test_files(evaluation: Evaluation, tmp_path: Path) -> None:
     assert table == metrics_table(metrics)
     assert "| pope.adversarial |" in table
     assert "| pointing.accuracy |" in table
+
+
+def test_two_pictures_in_one_question(model: Any, processor: Any, samples: list[Sample]) -> None:
+    one, two = (next(c for c in s.conversations if c.kind == "pope.random") for s in samples[:2])
+    word = two.groundings[0]
+    question = Message("user", one.messages[0].content + " and in the second, " + two.messages[0].content, num_images=2)
+    shift = len(question.content) - len(two.messages[0].content)
+    second = replace(word, start=shift + word.start, end=shift + word.end, image=1)
+    both = Conversation("both", "pope.random", (question, two.messages[1]), (one.groundings[0], second))
+    sample = Sample("pair", (samples[0].images[0], samples[1].images[0]), (both,))
+    alone = evaluate(model, processor, [sample])
+    mixed = evaluate(model, processor, [samples[2], sample, samples[3]], batch_size=5)
+    assert _equal(next(alone.records()), next(record for record in mixed.records() if record["id"] == "both"))
+    masses = [found.where.mass for found in alone.words["both"] if found.where]
+    assert len(masses) == 2
+    assert all(0 < mass < 1 for mass in masses)
+    swapped = evaluate(model, processor, [replace(sample, images=sample.images[::-1])])
+    assert not _equal(next(alone.records()), next(swapped.records()))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from conftest import make_text_config, make_vision_config
+from tiny_models import make_text_config, make_vision_config
 from transformers import AutoConfig
 
 from agevlm import AgeVlmConfig
@@ -34,7 +34,7 @@ def test_the_default_placement_is_sound_at_any_depth(depth: int) -> None:
     layers = default_cross_attention_layers(depth)
     behind = [index - rank for rank, index in enumerate(layers)]
     assert behind == sorted(set(behind))
-    assert 0 <= behind[0]
+    assert behind[0] >= 0
     assert behind[-1] < depth
 
 
@@ -61,18 +61,13 @@ def test_defaults_are_the_decoders() -> None:
         ({"cross_attention_layers": [-1, 2]}, "combined stack of 6 layers"),
         ({"cross_attention_layers": [1, 5]}, "ends with a decoder layer"),
         ({"cross_attention_heads": 5}, "cross_attention_heads=5 must be a multiple"),
+        ({"image_positions": "keys"}, "image_positions='keys' must be one of"),
         ({"cross_attention_head_dim": 0}, "cross_attention_head_dim=0 must be above 0"),
     ],
 )
 def test_what_cannot_be_built_is_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         AgeVlmConfig(text_config=make_text_config(), vision_config=make_vision_config(), **options)
-
-
-@pytest.mark.parametrize("options", [{"image_positions": "keys"}, {"null_token": "yes"}])
-def test_wrong_types_are_refused_by_name(options: dict[str, Any]) -> None:
-    with pytest.raises(Exception, match=next(iter(options))):
-        AgeVlmConfig(**options)
 
 
 def test_a_configuration_survives_the_disk_and_unknown_keys(tmp_path: Any) -> None:
@@ -86,7 +81,7 @@ def test_a_configuration_survives_the_disk_and_unknown_keys(tmp_path: Any) -> No
     config.save_pretrained(tmp_path)
     again = AutoConfig.from_pretrained(tmp_path)
     assert type(again) is AgeVlmConfig
-    assert again.to_dict() == config.to_dict()
+    assert again.to_dict() | {"_name_or_path": ""} == config.to_dict()
     assert again.from_the_future == 3
     assert again.vision_config.out_features == ["stage1"]
 

@@ -7,7 +7,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from conftest import DECODERS, VOCABULARY_SIZE, make_model, make_pixels, make_tokenizer
+from tiny_models import DECODERS, VOCABULARY_SIZE, make_model, make_pixels, make_tokenizer
 from torch import Tensor
 from transformers import TextStreamer
 

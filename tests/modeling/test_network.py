@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import DECODERS, VISION, VOCABULARY_SIZE, make_model, make_pixels, make_text_config, make_vision_config
+from tiny_models import DECODERS, VISION, VOCABULARY_SIZE, make_model, make_pixels, make_text_config, make_vision_config
 from torch import Tensor
 from transformers import AutoBackbone, AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText
 
@@ -425,3 +425,19 @@ def test_decoders_that_cannot_be_interleaved_are_named() -> None:
     gpt2 = GPT2LMHeadModel(GPT2Config(n_layer=1, n_head=2, n_embd=8, vocab_size=20))
     with pytest.raises(ValueError, match="GPT2LMHeadModel has no list of decoder layers"):
         AgeVlmForConditionalGeneration.from_backbones(gpt2, AutoBackbone.from_config(make_vision_config()))
+
+
+def test_a_decoder_that_keeps_the_images_to_itself_is_named() -> None:
+    model = make_model()
+    decoder_layers(model.language_model)[1]._forward_pre_hooks.clear()
+    with pytest.raises(ValueError, match="passed the images to 1 of 2 cross-attention layers"):
+        model(make_ids((0,)), pixel_values=make_pixels(1))
+
+
+def test_it_compiles_without_a_break() -> None:
+    model = make_model(null_token=True)
+    ids = make_ids((1,), (0,))
+    memory = model.encode_images(make_pixels(2))
+    told = {"image_memory": memory, "rows_per_image": 1, "images_seen": (ids == IMAGE).cumsum(1)}
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(ids, **told).logits, model(ids, **told).logits)

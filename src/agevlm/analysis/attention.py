@@ -74,6 +74,10 @@ class Look:
     words: tuple[WordMap, ...]
     grid: tuple[int, int]
 
+    def written(self, word: WordMap) -> str:
+        """A word as question or answer write it: "boats" for the word "boat"."""
+        return {"question": self.question, "answer": self.answer}[word.where][word.start : word.end]
+
 
 def object_words(text: str, vocabulary: Collection[str] | None = None) -> list[Span]:
     """The (start, end, phrase) of each object word of `text`, in order, none overlapping another.

@@ -83,6 +83,12 @@ def caption(word: WordMap, mask: NDArray[np.bool_] | None = None) -> str:
     return " · ".join(parts)
 
 
+def mask_of(look: Look, word: WordMap, masks: Mapping[str, NDArray[np.bool_]] | None) -> NDArray[np.bool_] | None:
+    """The mask of a word in masks by word, or by the word as written; None where there is none."""
+    named = masks or {}
+    return named.get(word.word, named.get(look.written(word)))
+
+
 def mass_inside(attention: NDArray[np.float32], mask: NDArray[np.bool_]) -> float:
     """Share of all attention that lies on `mask` (H, W), cells counted by the share of them that it covers."""
     from agevlm.data.masks import mask_to_grid
@@ -128,7 +134,7 @@ def look_figure(
             _draw_picture(axes, picture, f"{image.width} × {image.height} pixels")
         else:
             word = words[number - 1]
-            _draw_word(axes, picture, word, colours[number - 1], (masks or {}).get(word.word))
+            _draw_word(axes, picture, word, colours[number - 1], mask_of(look, word, masks))
     return figure
 
 
@@ -178,7 +184,7 @@ def _draw_word(
     axes.plot(x, y, marker="+", markersize=10, markeredgewidth=3.2, color="white", zorder=3)
     axes.plot(x, y, marker="+", markersize=9, markeredgewidth=1.4, color="black", zorder=4)
     axes.set(xlim=(-0.5, size[1] - 0.5), ylim=(size[0] - 0.5, -0.5))
-    _titles(axes, word.word, f"{word.where} · {caption(word, mask)}", colour)
+    _titles(axes, word.word, f"{word.where[0].upper()} · {caption(word, mask)}", colour)
 
 
 # --- question and answer, word by word ------------------------------------------------------------------------------

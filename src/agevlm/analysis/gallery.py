@@ -13,14 +13,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from agevlm.analysis.attention import Look
-from agevlm.analysis.figures import caption, enlarge, overlay, peak, word_colours
+from agevlm.analysis.figures import caption, enlarge, mask_of, overlay, peak, word_colours
 from agevlm.analysis.html import Html, join, picture_uri, tag, text
 
 RULE = (
-    "Cases are chosen by rule, not by hand. All predictions are put in the order of a hash (SHA-256) of their ids. "
-    "One case in six is kept for the worst attention: the predictions whose object words have the least attention on "
-    "the thing that they name. The other places go round by kind of question: the first right answer, then the first "
-    "wrong one, then the second right one, and so on, each on a picture not shown yet, until the places are filled."
+    "Cases are chosen by rule, not by hand. All predictions are put in the order of a hash (SHA-256) of their ids. One "
+    "case in six is kept for the worst attention: the predictions whose object words have the least attention on the "
+    "thing that they name. The other places go round: the first right answer of each kind of question, the first wrong "
+    "one of each kind, the second right one of each kind, and so on, always on a picture not shown yet."
 )
 NUM_CASES = 24
 _WORST_RATIO = 1 / 6
@@ -32,8 +32,8 @@ _MAX_WORDS = 5  # attention panels of one case; the card says how many more ther
 class GalleryItem:
     """A case to show. `image` is a picture or an encoded file; `correct` None: not scored.
 
-    `look` holds the attention, None: no panels. `masks` gives for a word (height, width) where its thing is, drawn as
-    an outline. `id` is the prediction's, by which the report tells why the case was chosen.
+    `look` holds the attention, None: no panels. `masks` gives for a word, as listed or as written, where its
+    thing is (height, width): drawn as an outline. `id` is the prediction's: by it the report tells why it was chosen.
     """
 
     image: Image.Image | bytes
@@ -166,7 +166,8 @@ def _panels(item: GalleryItem) -> Html:
     words = item.look.words if item.look else ()
     colours = word_colours(item.look) if item.look else []
     for word, colour in list(zip(words, colours, strict=True))[:_MAX_WORDS]:
-        mask = (item.masks or {}).get(word.word)
+        assert item.look
+        mask = mask_of(item.look, word, item.masks)
         y, x = peak(word.map, (100, 100))
         cross = tag("span", class_="cross", style=f"left:{x:.1f}%;top:{y:.1f}%")
         drawn = _outlined(Image.fromarray(overlay(picture, word.map)), mask)

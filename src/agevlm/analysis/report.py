@@ -123,8 +123,8 @@ def _head(run: Run) -> Html:
 
 
 def _brief(name: str, value: str) -> str:
-    """A commit by its first ten digits, a time to the minute."""
-    return {"git": value[:10], "written": value[:16].replace("T", " ")}.get(name, value)
+    """A commit by its first ten digits (and the + of a changed checkout), a time to the minute."""
+    return {"git": value[:10] + "+" * value.endswith("+"), "written": value[:16].replace("T", " ")}.get(name, value)
 
 
 def _verdict(metrics: Mapping[str, Any]) -> Html:

@@ -105,9 +105,13 @@ footer { margin-top: 64px; padding-top: 16px; border-top: 1px solid var(--line);
   font-size: .86rem; }
 @media (max-width: 900px) { .tiles { grid-template-columns: repeat(2, 1fr); } main { padding: 32px 16px 60px; }
   h1 { font-size: 2rem; } }
+@page { margin: 14mm; }
 @media print {
+  table { font-size: 9pt; } thead th, .chip { font-size: 8pt; }
+  th, td { padding: 4px 5px; } .scroll { overflow: visible; }
+  .stages th:last-child, .stages td:last-child { padding-left: 12px; }
   :root { --ground: #fff; --sheet: #fff; --ink: #000; --faint: #555; --line: #ccc; --shade: #eee; --accent: #1f5fbf; }
-  body { font-size: 10.5pt; } main { max-width: none; padding: 0; } nav { display: none; }
+  body { font-size: 9.5pt; } main { max-width: none; padding: 0; } nav { display: none; }
   h2 { margin-top: 26pt; } h2, h3 { break-after: avoid; } .tile, .card, .sheet, tr { break-inside: avoid; }
   .tiles { grid-template-columns: repeat(4, 1fr); } .cards { grid-template-columns: repeat(3, 1fr); }
   .tile .bar i, mark, .badge, .reason, .chip { print-color-adjust: exact; -webkit-print-color-adjust: exact; }

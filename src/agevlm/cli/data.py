@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from agevlm.cli.options import OutDir, Seed
+from agevlm.cli.options import OutDir, Seed, check_replaceable
 from agevlm.cli.show import print_table
 
 
@@ -40,6 +40,7 @@ def coco(
         skip_missing=skip_missing,
         skip_broken=skip_broken,
     )
+    check_replaceable(out, "dataset.json")
     report, summary = convert_coco(instances, images, out, options)
     print_table(("", "what", "number"), report.rows())
     typer.echo(f"{out}: {summary.num_samples} samples, {summary.num_conversations} conversations")

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from agevlm.cli.options import Device, DType, Model, OutDir, Seed
-from agevlm.cli.show import bars, quiet_transformers
+from agevlm.cli.show import bars, print_metrics, quiet_transformers
 
 Numbers = Annotated[list[int] | None, typer.Option(min=0, help="Average only these, counted from 0; may be repeated.")]
 
@@ -90,7 +90,7 @@ def evaluate(
         seed=seed,
         num_images=num_images,
         split=split.value,
-        parser=parser.value.replace("-", "_"),
+        parser=parser.value,
         batch_size=batch_size,
         device=device,
         dtype=dtype,
@@ -98,5 +98,4 @@ def evaluate(
     quiet_transformers()
     with bars() as progress:
         evaluate_benchmark(model, benchmark, out, settings, progress=progress)
-    typer.echo((out / "metrics.md").read_text(encoding="utf-8"))
-    typer.echo(f"metrics: {out / 'metrics.json'}")
+    print_metrics(out)

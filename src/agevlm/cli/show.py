@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 
 def print_table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
@@ -16,7 +19,7 @@ def print_table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> No
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for number, heading in enumerate(headings):
         numeric = all(isinstance(row[number], int | float | None) for row in rows)
-        table.add_column(heading, justify="right" if numeric else "left")
+        table.add_column(heading, justify="right" if numeric else "left", no_wrap=number == 0)
     for row in rows:
         table.add_row(*(_text(value) for value in row))
     Console(highlight=False).print(table)
@@ -26,6 +29,40 @@ def _text(value: object) -> str:
     if value is None:
         return "–"
     return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+_SCORES = {  # a key of metrics.json and its heading
+    "accuracy": "accuracy",
+    "precision": "precision",
+    "recall": "recall",
+    "f1": "F1",
+    "yes_ratio": "yes",
+    "unparsed_ratio": "unparsed",
+    "num_questions": "n",
+}
+
+
+def print_metrics(directory: Path) -> None:
+    """Print the figures of an evaluation in short, and where all of them are."""
+    metrics = json.loads((directory / "metrics.json").read_text(encoding="utf-8"))
+    groups = dict(_groups({name: part for name, part in metrics.items() if name not in ("biased", "provenance")}))
+    questions = {name: group for name, group in groups.items() if "unparsed_ratio" in group}
+    print_table(
+        ("questions", *_SCORES.values()),
+        [(name, *(group.get(key) for key in _SCORES)) for name, group in questions.items()],
+    )
+    others = {name: group for name, group in groups.items() if name not in questions and ".by_" not in name}
+    values = [(f"{name}.{key}", value) for name, group in others.items() for key, value in group.items()]
+    print_table(("measure", "value"), [(name, value) for name, value in values if isinstance(value, float)])
+    print(f"metrics: {directory / 'metrics.md'}")
+
+
+def _groups(metrics: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every mapping of figures in nested metrics, under its dotted name."""
+    for name, part in metrics.items():
+        if isinstance(part, dict):
+            yield prefix + name, part
+            yield from _groups(part, f"{prefix}{name}.")
 
 
 @contextmanager

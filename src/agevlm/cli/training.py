@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from agevlm.cli.options import Overrides, Recipe
-from agevlm.cli.show import quiet_transformers
+from agevlm.cli.show import print_metrics, quiet_transformers
 
 
 def train(
@@ -33,7 +33,7 @@ def train(
     if not dry_run:
         typer.echo(f"model: {model}")
         if (out / "metrics.md").exists():
-            typer.echo((out / "metrics.md").read_text(encoding="utf-8"))
+            print_metrics(out)
             typer.echo(f"report: {out / 'report.html'}")
 
 

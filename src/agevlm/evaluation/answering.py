@@ -108,9 +108,7 @@ class Asker:
         ids_RT = torch.tensor([[self.pad_id] * n + ids for n, (ids, _) in zip(pads, coded, strict=True)], device=device)
         mask_RT = torch.tensor([[0] * n + [1] * (longest - n) for n in pads], device=device)
         words = [[[n + t for t in tokens] for tokens in spans] for n, (_, spans) in zip(pads, coded, strict=True)]
-        inputs: dict[str, Any] = {}
-        if prompts[0].num_images:
-            inputs = {"image_memory": memory, "image_index": torch.tensor(images, device=device)}
+        inputs = _image_inputs(memory, images)
         rows = _rows_of(words)
         asked = {"attention_rows": torch.tensor(rows, device=device)} if inputs and rows[0] else {}
         first = self.model(
@@ -173,6 +171,18 @@ class Asker:
         return sorted(firsts)
 
 
+def _image_inputs(memory: Any, images: Sequence[Sequence[int]]) -> dict[str, Any]:
+    """The images of prompts about equally many pictures. Each about one: keys and values are copied once a batch."""
+    import torch
+
+    num_images = len(images[0])
+    if not num_images:
+        return {}
+    if num_images == 1:
+        return {"image_memory": memory.select([row[0] for row in images]), "rows_per_image": 1}
+    return {"image_memory": memory, "image_index": torch.tensor(images, device=memory.keys[0].device)}
+
+
 def _positions(mask_RT: Tensor) -> Tensor:
     """Position of each token in its row, not counting padding on the left."""
     return (mask_RT.cumsum(-1) - 1).clamp(min=0)
@@ -195,8 +205,7 @@ def _word_maps(
     """Attention averaged over layers, heads and the tokens of each word, on the grid of the word's picture."""
     h, w = memory.grid
     num_cells = prompts[0].num_images * h * w
-    weights_RKN = sum(layer_RHKN.float().mean(dim=1) for layer_RHKN in row_weights) / len(row_weights)
-    weights = weights_RKN.cpu().numpy()
+    weights = np.mean([layer_RHKN.float().mean(dim=1).cpu().numpy() for layer_RHKN in row_weights], axis=0)
     null_token = weights.shape[-1] > num_cells
     maps: list[list[WordMap | None]] = []
     for row, (spans, prompt) in enumerate(zip(words, prompts, strict=True)):

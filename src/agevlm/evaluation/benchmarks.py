@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 SCENES = "scenes"
 DEFAULT_NUM_SCENES = 600
-NUM_TEXTS = 300
+NUM_TEXTS = 200
 
 Progress = Callable[[str, int, int], None]  # what is asked about, samples done, samples in all
 
@@ -73,9 +73,9 @@ def evaluate_scenes(
 ) -> Metrics:
     """Measure on fresh scenes of the embedded world, in which the habits of the training world do not hold.
 
-    `spec` is the training world (None: what the recipe beside the checkpoint says, else the default one). The figures at
-    the top are those of the same world with co-occurrence 0.4; those of the training world itself stand under "biased",
-    their predictions in `out`/biased.
+    `spec` is the training world (None: what the recipe beside the checkpoint says, else the default one). The figures
+    at the top are those of the same world with co-occurrence 0.4; those of the training world itself stand under
+    "biased", their predictions in `out`/biased.
     """
     from agevlm.data.scenes import WorldSpec
     from agevlm.evaluation.scenes import (
@@ -137,6 +137,24 @@ def evaluate_dataset(
     }
     write_evaluation(out, found.records(), metrics)
     return metrics
+
+
+def test_samples(model: str | Path, benchmark: str | Path, settings: Settings) -> Sequence[Sample]:
+    """The samples that the figures at the top of a benchmark's metrics were measured on, drawn or read again."""
+    if str(benchmark) != SCENES:
+        from agevlm.data.parquet import read_parquet
+
+        dataset = read_parquet(benchmark)
+        num_images = min(settings.num_images or len(dataset), len(dataset))
+        return LazySamples(num_images, lambda number: _scored(dataset[number].sample))
+    from agevlm.data.scenes import WorldSpec
+    from agevlm.evaluation.scenes import TEST_CO_OCCURRENCE, scenes_benchmark, training_statistics
+
+    spec = WorldSpec.model_validate(_recipe_world(model))
+    world = spec.model_copy(update={"co_occurrence": TEST_CO_OCCURRENCE})
+    statistics = training_statistics(spec, settings.seed)
+    num_images = settings.num_images or DEFAULT_NUM_SCENES
+    return scenes_benchmark(world, settings.seed, num_images, split=settings.split, statistics=statistics)
 
 
 def _scored(sample: Sample) -> Sample:

@@ -10,6 +10,8 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from PIL import Image
+
 from agevlm.data.images import open_image
 from agevlm.data.masks import union_mask
 from agevlm.data.schema import Sample
@@ -84,7 +86,8 @@ def _ask_block(asker: Asker, processor: Any, samples: Sequence[Sample], prompts:
     shown: dict[int, int] = {}
     for prompt in prompts:
         shown[prompt.sample] = max(shown.get(prompt.sample, 0), prompt.num_images)
-    pictures, first = [], {}
+    pictures: list[Image.Image] = []
+    first: dict[int, int] = {}
     for number, count in shown.items():
         first[number] = len(pictures)
         if count:

@@ -18,15 +18,15 @@ from agevlm.data.scenes import CATEGORIES, WorldSpec, draw_scene, scene_png
 from agevlm.data.schema import AnnotatedImage, Conversation, Sample
 
 TEST_CO_OCCURRENCE = 0.4  # breaks the habit of the training world, whose default is 0.8
-NUM_STATISTICS = 1000  # scenes of the training world that POPE's frequencies are counted in
+NUM_STATISTICS = 400  # scenes of the training world that POPE's frequencies are counted in
 SPLITS = ("train", "validation", "test")
 QUESTIONS: Mapping[str, int] = MappingProxyType(
     {
         "presence.colour": 2,
         "counting": 2,
-        "colour": 1,
-        "relation.yes_no": 1,
-        "relation.choice": 1,
+        "colour": 2,
+        "relation.yes_no": 2,
+        "relation.choice": 2,
         "location": 1,
     }
 )

@@ -6,11 +6,12 @@ Plain data with its checks. It builds no module and loads no weight.
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
-from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 from transformers.models.auto.configuration_auto import AutoConfig
+
+ImagePositions = Literal["none", "values", "keys_and_values"]
 
 
 def default_cross_attention_layers(num_hidden_layers: int) -> list[int]:
@@ -23,7 +24,6 @@ def default_cross_attention_layers(num_hidden_layers: int) -> list[int]:
     return [i + int((i + 0.5) * num_hidden_layers / num_layers) for i in range(num_layers)]
 
 
-@strict
 class AgeVlmConfig(PreTrainedConfig):
     """Configuration of `AgeVlmForConditionalGeneration`.
 
@@ -46,7 +46,7 @@ class AgeVlmConfig(PreTrainedConfig):
         initializer_range: standard deviation of new weights. Default: `1 / sqrt(fan_in)`, which is 0.022 at width 2048.
 
     Raises:
-        ValueError: layers out of range, unsorted or repeated, or heads that do not divide.
+        ValueError: layers out of range, unsorted or repeated, heads that do not divide, or an unknown choice.
     """
 
     model_type = "agevlm"
@@ -64,7 +64,7 @@ class AgeVlmConfig(PreTrainedConfig):
     cross_attention_head_dim: int | None = None
     cross_attention_intermediate_size: int | None = None
     image_token_id: int | None = None
-    image_positions: Literal["none", "values", "keys_and_values"] = "values"
+    image_positions: ImagePositions = "values"
     null_token: bool = False
     attn_gate_init: float = 0.0
     mlp_gate_init: float = 0.0
@@ -92,6 +92,8 @@ class AgeVlmConfig(PreTrainedConfig):
         self._check_sizes()
 
     def _check_sizes(self) -> None:
+        if self.image_positions not in get_args(ImagePositions):
+            raise ValueError(f"image_positions={self.image_positions!r} must be one of {get_args(ImagePositions)}")
         heads, key_value_heads = self.cross_attention_heads, self.cross_attention_key_value_heads
         if heads % key_value_heads:
             raise ValueError(

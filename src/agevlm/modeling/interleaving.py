@@ -118,8 +118,7 @@ class ImageContext:
 
         Tokens that see no image may attend anywhere, which keeps the softmax finite; the layer drops what they find.
         """
-        sees_RT = visible_RTM.any(dim=-1)
-        mask_RTMS = (visible_RTM | ~sees_RT[..., None])[..., None].repeat(1, 1, 1, self.memory.keys[0].shape[2])
+        mask_RTMS = (visible_RTM | ~self.sees_RT[..., None])[..., None].repeat(1, 1, 1, self.memory.keys[0].shape[2])
         if self.memory.null_token:
             mask_RTMS[..., 0, -1] = True
             mask_RTMS[..., 1:, -1] = False

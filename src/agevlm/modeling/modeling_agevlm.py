@@ -107,14 +107,7 @@ class AgeVlmModel(AgeVlmPreTrainedModel):
                 f"{type(vision_model).__name__} gives no feature maps: pass its directory or hub id instead"
             )
         decoder_layers(language_model)
-        attention = language_model.config._attn_implementation
-        kernels = {"": attention, "text_config": attention, "vision_config": vision_model.config._attn_implementation}
-        config = cls.config_class(
-            text_config=language_model.config,
-            vision_config=vision_model.config,
-            **{"attn_implementation": kernels} | config_overrides,
-        )
-        config.dtype = language_model.dtype
+        config = _joined_config(cls.config_class, language_model, vision_model, config_overrides)
         for part in (language_model, vision_model):
             _mark_initialised(part)
         model = cls(config, language_model=language_model, vision_model=vision_model)
@@ -351,6 +344,24 @@ class AgeVlmForConditionalGeneration(AgeVlmModel, AgeVlmGenerationMixin):
             attentions=outputs.attentions,
             **looked,
         )
+
+
+def _joined_config(
+    config_class: type[AgeVlmConfig],
+    language_model: PreTrainedModel,
+    vision_model: PreTrainedModel,
+    fields: dict[str, Any],
+) -> AgeVlmConfig:
+    """The configuration of a new model around two others, which keep their dtype and attention kernels."""
+    text, vision = language_model.config, vision_model.config
+    kernels = {
+        "": text._attn_implementation,
+        "text_config": text._attn_implementation,
+        "vision_config": vision._attn_implementation,
+    }
+    config = config_class(text_config=text, vision_config=vision, **{"attn_implementation": kernels} | fields)
+    config.dtype = language_model.dtype
+    return config
 
 
 def _mark_initialised(part: PreTrainedModel) -> None:

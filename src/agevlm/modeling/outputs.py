@@ -38,7 +38,7 @@ class AgeVlmCausalLMOutputWithPast(ModelOutput):
     `attention_maps` holds (R, heads, T, M, h, w) for each cross-attention layer, `null_attention` (R, heads, T), or
     None without a null token. `row_weights` holds (R, heads, K, M * N), one more at the end with a null token, for the
     asked rows. All are softmax weights in float32: they sum to 1 over images and null token, or are 0 for text that
-    sees no image.
+    sees no image. In a call without any image they are None.
     """
 
     loss: Tensor | None = None

@@ -202,7 +202,7 @@ def training_arguments(
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The records of a `log.jsonl`; a last line that a kill cut short is left out."""
+    """The records of a file of JSON lines; a last line that a kill cut short is left out."""
     records = []
     if path.exists():
         for line in path.read_text(encoding="utf-8").splitlines():
