@@ -346,6 +346,7 @@ _MAKERS: dict[str, _Maker] = {
 }
 CONVERSATION = "conversation"
 KINDS = (*_MAKERS, CONVERSATION)
+LONG_KINDS = frozenset({"caption", CONVERSATION})  # several times as long as the others: batches keep them apart
 DEFAULT_KINDS: dict[str, float] = {
     "caption": 0.1,
     "caption.relation": 0.05,

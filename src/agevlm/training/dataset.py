@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
+from agevlm.data.language import DEFAULT_KINDS, LONG_KINDS
 from agevlm.data.schema import Conversation, Message, Sample
 from agevlm.training.features import FeatureCache
 from agevlm.training.recipe import StageRecipe
@@ -48,10 +49,31 @@ class StageDataset(Dataset[tuple[Sample, NDArray[np.float16] | None]]):
         number = min(int(np.searchsorted(self.thresholds, rng.random(), side="right")), len(self.sources) - 1)
         data = self.sources[number]
         position = self._position(number, index)
-        sample = data.source.sample(position, rng, self.stage.kinds, self.stage.questions_per_image)
+        sample = self._draw(data.source, position, rng, index)
         if self.stage.text_ratio:
             sample = replace(sample, conversations=tuple(self._maybe_blind(c, rng) for c in sample.conversations))
         return sample, None if data.features is None else data.features[position]
+
+    def _draw(self, source: Source, position: int, rng: np.random.Generator, index: int) -> Sample:
+        num = self.stage.questions_per_image
+        sample = source.sample(position, rng, self._kinds(index), num)
+        if not sample.conversations:  # nothing of the batch's length: anything that the stage asks for
+            sample = source.sample(position, rng, self.stage.kinds, num)
+        if not sample.conversations:
+            asked = "any kind" if self.stage.kinds is None else ", ".join(self.stage.kinds)
+            raise ValueError(f"stage {self.stage.name!r}: sample {sample.id} has no conversation of {asked}")
+        return sample
+
+    def _kinds(self, index: int) -> dict[str, float]:
+        """The kinds of conversation of the batch that an item lies in: long ones or short ones, as often as weighed."""
+        kinds = dict(DEFAULT_KINDS if self.stage.kinds is None else self.stage.kinds)
+        long = {kind: weight for kind, weight in kinds.items() if kind in LONG_KINDS}
+        short = {kind: weight for kind, weight in kinds.items() if kind not in LONG_KINDS}
+        if not self.stage.group_by_length or not long or not short:
+            return kinds
+        batch = index // self.stage.images_per_batch
+        point = self._rng(1 << 30, batch).random() * sum(kinds.values())
+        return long if point < sum(long.values()) else short
 
     def _rng(self, *key: int) -> np.random.Generator:
         return np.random.Generator(np.random.PCG64(np.random.SeedSequence([self.seed, *key])))

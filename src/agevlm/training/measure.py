@@ -28,7 +28,11 @@ def measure(recipe: Recipe, out: Path, model_directory: Path, console: Console) 
     asked = recipe.evaluation
     assert asked is not None
     settings = Settings(
-        seed=asked.seed, num_images=asked.num_images, split=asked.split, language_model=recipe.model.language_model
+        seed=asked.seed,
+        num_images=asked.num_images,
+        split=asked.split,
+        batch_size=asked.batch_size,
+        language_model=None if recipe.model.init else recipe.model.language_model,
     )
 
     def progress(name: str, done: int, total: int) -> None:

@@ -93,7 +93,7 @@ class StageRecipe(Strict):
 
     name: str
     data: dict[str, float] = {"scenes": 1.0}  # name of a source → weight in the mixture
-    kinds: dict[str, float] | None = None  # kind of conversation → weight; None: the sources' own mixture
+    kinds: dict[str, float] | None = None  # kind of conversation → weight; None: DEFAULT_KINDS of data/language.py
     trainable: tuple[ModuleName, ...]
     lora: LoraRecipe | None = None
     guidance: GuidanceRecipe | None = None
@@ -101,6 +101,7 @@ class StageRecipe(Strict):
     images_per_batch: int = Field(32, ge=1)
     questions_per_image: int = Field(4, ge=1)
     gradient_accumulation_steps: int = Field(1, ge=1)
+    group_by_length: bool = True  # a batch holds either long kinds (captions, conversations) or short ones: little padding
     text_ratio: float = Field(0.0, ge=0, le=1)  # share of the conversations shown without their pictures: keeps language
     learning_rate: float = Field(2e-3, gt=0)
     module_learning_rates: dict[ModuleName, float] = {}  # for modules that want another one than the rest
@@ -131,7 +132,7 @@ class EvaluationRecipe(Strict):
     num_images: int = Field(600, ge=1)
     split: Literal["validation", "test"] = "test"
     seed: int = 0
-    batch_size: int = Field(64, ge=1)
+    batch_size: int = Field(256, ge=1)  # questions at once; scores do not depend on it
 
 
 class Recipe(Strict):

@@ -37,7 +37,7 @@ from agevlm.training.recipe import ParquetSource as ParquetRecipe
 from agevlm.training.recipe import Recipe, StageRecipe, dump_recipe, load_recipe
 from agevlm.training.sources import ParquetSource, SceneSource, Source
 from agevlm.training.stages import describe, freeze_for_stage, merge_adapters
-from agevlm.training.trainer import StageTrainer, find_checkpoints, read_log, training_arguments
+from agevlm.training.trainer import StageTrainer, find_checkpoints, training_arguments
 
 TRAIN_SPLIT = "train"
 
@@ -72,7 +72,8 @@ class Run:
 
     def __init__(self, recipe: Recipe, out: Path, console: Console) -> None:
         self.recipe, self.out, self.console = recipe, out, console
-        self.files = {"recipe.yaml": dump_recipe(recipe), "environment.json": json.dumps(environment(), indent=2)}
+        facts = {"seed": recipe.seed, **environment()}
+        self.files = {"recipe.yaml": dump_recipe(recipe), "environment.json": json.dumps(facts, indent=2)}
         self.dtype = torch.bfloat16 if recipe.dtype == "bfloat16" else torch.float32
 
     def stage_directory(self, index: int) -> Path:
@@ -297,8 +298,3 @@ def _git_hash() -> str | None:
 
 def _stage_seed(seed: int, index: int) -> int:
     return seed * 1009 + index
-
-
-def logged_losses(out: Path) -> list[dict[str, Any]]:
-    """The records of a run's log."""
-    return read_log(out / "log.jsonl")

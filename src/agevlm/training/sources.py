@@ -34,7 +34,7 @@ class Source(Protocol):
         ...
 
     def sample(self, index: int, rng: np.random.Generator, kinds: Kinds, num: int) -> Sample:
-        """The sample at `index`, with up to `num` conversations of the given kinds."""
+        """The sample at `index`, with up to `num` conversations of the given kinds; none where it offers none."""
         ...
 
 
@@ -79,7 +79,7 @@ class ParquetSource:
         sample = self.dataset[index].sample
         weights = np.array([_weight(conversation, kinds) for conversation in sample.conversations])
         if not weights.any():
-            raise ValueError(f"sample {sample.id} of {self.directory} has no conversation of the kinds {dict(kinds or {})}")
+            return replace(sample, conversations=())
         chosen = rng.choice(len(weights), size=num, p=weights / weights.sum())
         return replace(sample, conversations=tuple(sample.conversations[number] for number in chosen))
 
