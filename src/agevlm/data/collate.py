@@ -103,7 +103,9 @@ class Collator:
     ) -> dict[str, Tensor]:
         """Positions (R, K), shares (R, K, N) and presence (R, K): 1 there, 0 absent, -1 padding."""
         most = max(max(len(sample.images) for sample, _ in rows), 1)
-        guided = [self._guided_rows(conversation, chat, most) for (_, conversation), chat in zip(rows, chats, strict=True)]
+        guided = [
+            self._guided_rows(conversation, chat, most) for (_, conversation), chat in zip(rows, chats, strict=True)
+        ]
         width = max(1, *(len(positions) for positions in guided)) if len(guided) > 1 else len(guided[0]) or 1
         attention_rows = torch.zeros(len(rows), width, dtype=torch.long)
         present = torch.full((len(rows), width), -1)

@@ -408,9 +408,7 @@ def _draw(weights: Mapping[str, float], rng: np.random.Generator) -> str:
     return kind
 
 
-def _exchanges(
-    kind: str, picture: _Picture, rng: np.random.Generator, weights: Mapping[str, float]
-) -> list[_Exchange]:
+def _exchanges(kind: str, picture: _Picture, rng: np.random.Generator, weights: Mapping[str, float]) -> list[_Exchange]:
     if kind != CONVERSATION:
         exchange = _MAKERS[kind](picture, rng)
         return [exchange] if exchange else []

@@ -36,7 +36,9 @@ class StageDataset(Dataset[tuple[Sample, NDArray[np.float16] | None]]):
         self.sources = [sources[name] for name in stage.data]
         weights = np.array(list(stage.data.values()), dtype=float)
         if (weights < 0).any() or not weights.any():
-            raise ValueError(f"stage {stage.name!r}: weights of data must be at least 0 and not all 0, got {stage.data}")
+            raise ValueError(
+                f"stage {stage.name!r}: weights of data must be at least 0 and not all 0, got {stage.data}"
+            )
         self.thresholds = np.cumsum(weights / weights.sum())
         self.length = stage.steps * stage.images_per_batch * stage.gradient_accumulation_steps
         self._orders: dict[tuple[int, int], NDArray[np.int64]] = {}

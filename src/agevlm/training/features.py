@@ -37,7 +37,14 @@ class FeatureCache:
 
 
 def cached_features(
-    source: Source, root: Path, model: nn.Module, processor: Any, *, dtype: torch.dtype, num_workers: int, progress: Progress
+    source: Source,
+    root: Path,
+    model: nn.Module,
+    processor: Any,
+    *,
+    dtype: torch.dtype,
+    num_workers: int,
+    progress: Progress,
 ) -> FeatureCache:
     """The feature maps of all pictures of `source`, from `root` or computed into it. Fills in a scene source's annotations."""
     directory = root / _name(source, model, dtype)
@@ -60,7 +67,13 @@ def _name(source: Source, model: Any, dtype: torch.dtype) -> str:
 
 
 def _fill(
-    directory: Path, source: Source, model: Any, processor: Any, dtype: torch.dtype, num_workers: int, progress: Progress
+    directory: Path,
+    source: Source,
+    model: Any,
+    processor: Any,
+    dtype: torch.dtype,
+    num_workers: int,
+    progress: Progress,
 ) -> None:
     annotations, counts, number = [], [], 0
     writer: NDArray[np.float16] | None = None

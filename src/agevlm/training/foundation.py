@@ -268,9 +268,7 @@ def train_language(
         for annotated in annotations
         for conversation in make_conversations(annotated, rng, CATEGORIES, num=2)
     ]
-    tokenizer = build_tokenizer(
-        message.content for conversation in conversations for message in conversation.messages
-    )
+    tokenizer = build_tokenizer(message.content for conversation in conversations for message in conversation.messages)
     model = LlamaForCausalLM(_llama_config(settings, tokenizer))
     model.set_attn_implementation("eager")  # at this size faster than the fused kernel on a CPU
     coded = _tokenise_all(tokenizer, conversations)

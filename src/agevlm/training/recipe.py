@@ -101,8 +101,12 @@ class StageRecipe(Strict):
     images_per_batch: int = Field(32, ge=1)
     questions_per_image: int = Field(4, ge=1)
     gradient_accumulation_steps: int = Field(1, ge=1)
-    group_by_length: bool = True  # a batch holds either long kinds (captions, conversations) or short ones: little padding
-    text_ratio: float = Field(0.0, ge=0, le=1)  # share of the conversations shown without their pictures: keeps language
+    group_by_length: bool = (
+        True  # a batch holds either long kinds (captions, conversations) or short ones: little padding
+    )
+    text_ratio: float = Field(
+        0.0, ge=0, le=1
+    )  # share of the conversations shown without their pictures: keeps language
     learning_rate: float = Field(2e-3, gt=0)
     module_learning_rates: dict[ModuleName, float] = {}  # for modules that want another one than the rest
     lr_scheduler: Literal["cosine", "linear", "constant_with_warmup"] = "cosine"
@@ -121,7 +125,9 @@ class StageRecipe(Strict):
             raise ValueError(f"stage {self.name!r} trains the language model whole and by lora; choose one")
         unused = set(self.module_learning_rates) - set(self.trainable)
         if unused:
-            raise ValueError(f"stage {self.name!r} has a learning rate for {sorted(unused)[0]}, which it does not train")
+            raise ValueError(
+                f"stage {self.name!r} has a learning rate for {sorted(unused)[0]}, which it does not train"
+            )
         return self
 
 
@@ -231,7 +237,11 @@ def _position(place: list[Any], part: str, key: str) -> int:
 
 
 def _explain(error: ValidationError) -> Iterator[str]:
-    for problem in error.errors():
+    problems = error.errors()
+    for problem in problems:
+        inside = [other["loc"] for other in problems if other["loc"][: len(problem["loc"])] == problem["loc"]]
+        if problem["type"] == "too_short" and len(inside) > 1:
+            continue  # only because an item of it is wrong, which has a line of its own
         place = [str(part) for part in problem["loc"] if part not in ("scenes-tag", "parquet-tag")]
         where = ".".join(place) or "recipe"
         if problem["type"] == "extra_forbidden":

@@ -25,7 +25,8 @@ import torch
 from rich.console import Console
 from transformers import AutoTokenizer, set_seed
 
-from agevlm.checkpoints import check_architecture, choose_device, load_model, resolve_model
+import agevlm
+from agevlm.checkpoints import choose_device, load_model, resolve_model
 from agevlm.data.collate import Collator
 from agevlm.files import write_beside
 from agevlm.modeling.modeling_agevlm import AgeVlmForConditionalGeneration
@@ -272,9 +273,10 @@ def image_grid(model: Any, processor: Any) -> tuple[int, int]:
 
 def environment() -> dict[str, Any]:
     """Git hash, versions and machine: what a figure depends on beside its recipe."""
-    packages = ("agevlm", "torch", "transformers", "accelerate", "numpy", "pillow", "pycocotools")
+    packages = ("torch", "transformers", "accelerate", "numpy", "pillow", "pycocotools")
     return {
         "git": _git_hash(),
+        "agevlm": agevlm.__version__,
         "python": platform.python_version(),
         **{name: version(name) for name in packages},
         "machine": platform.machine(),
@@ -290,7 +292,9 @@ def _git_hash() -> str | None:
         commit = subprocess.run(
             ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True
         ).stdout.strip()
-        changed = subprocess.run(["git", "status", "--porcelain", "-uno", "."], cwd=here, capture_output=True, text=True)
+        changed = subprocess.run(
+            ["git", "status", "--porcelain", "-uno", "."], cwd=here, capture_output=True, text=True
+        )
     except (OSError, subprocess.CalledProcessError):
         return None
     return commit + ("+" if changed.stdout.strip() else "")

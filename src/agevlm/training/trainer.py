@@ -35,7 +35,9 @@ class StageTrainer(Trainer):
     def __init__(self, *args: Any, stage: StageRecipe, on_step: OnStep, files: dict[str, str], **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.stage, self.on_step, self.files = stage, on_step, files
-        self.loss_is_scaled_for_ga = True  # both losses are sums over the whole accumulated batch, divided by its counts
+        self.loss_is_scaled_for_ga = (
+            True  # both losses are sums over the whole accumulated batch, divided by its counts
+        )
         self._num_guided = 0.0
         self._parts = {"lm_loss": 0.0, "guidance_loss": 0.0}
         self.num_batches_without_masks = 0
@@ -48,12 +50,16 @@ class StageTrainer(Trainer):
             self.optimizer = torch.optim.AdamW(groups, lr=self.stage.learning_rate, betas=(0.9, 0.98))
         return self.optimizer
 
-    def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> tuple[list[Any], Any]:
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Any]:
         """The batches of one optimiser step, and the number of supervised tokens in them over all ranks."""
         batches = list(itertools.islice(epoch_iterator, num_batches))
         tokens = sum(int((batch["labels"][:, 1:] != IGNORE_INDEX).sum()) for batch in batches)
         rows = sum(self._count_guided(batch) for batch in batches)
-        self.num_batches_without_masks += sum(self._count_guided(batch) == 0 for batch in batches) if self._guides else 0
+        self.num_batches_without_masks += (
+            sum(self._count_guided(batch) == 0 for batch in batches) if self._guides else 0
+        )
         counts = torch.tensor([tokens, rows], dtype=torch.float64, device=device)
         if self.args.world_size > 1:
             counts = self.accelerator.reduce(counts, "sum")

@@ -1,0 +1,212 @@
+"""What attention guidance costs: the time of a training step with it and without it, on the same batch, in one run.
+
+    python benchmarks/guidance_cost.py --threads 1
+
+Both arms go through the same StageTrainer, model and optimiser. Steps alternate: a batch with guidance (attention of the
+asked rows, loss, backward), then the same batch without. Batches are collated beforehand, as worker processes do it in
+training; what collation costs is timed apart. The target is a ratio of at most 1.05.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import build_network, compare, load, machine_rates, quiet, seconds, write_result
+from torch.utils.data import Dataset
+from torch.utils.flop_counter import FlopCounterMode
+
+from agevlm.data.collate import Collator
+from agevlm.data.scenes import WorldSpec
+from agevlm.training.dataset import SourceData, StageDataset
+from agevlm.training.recipe import GuidanceRecipe, StageRecipe
+from agevlm.training.run import image_grid
+from agevlm.training.sources import SceneSource
+from agevlm.training.stages import freeze_for_stage
+from agevlm.training.trainer import StageTrainer, training_arguments
+
+TARGET_RATIO = 1.05
+TRAINABLE = {
+    "ground": ("projector", "cross_attention"),
+    "instruct": ("projector", "cross_attention", "language_model"),
+}
+GUIDANCE_KEYS = ("attention_rows", "guidance_present", "guidance_shares")
+
+
+class Alternating(Dataset[dict[str, Any]]):
+    """Collated batches, each twice: with guidance and without."""
+
+    def __init__(self, batches: list[dict[str, Any]], num_pairs: int) -> None:
+        self.batches, self.num_pairs = batches, num_pairs
+
+    def __len__(self) -> int:
+        return 2 * self.num_pairs
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        batch = dict(self.batches[index // 2 % len(self.batches)])
+        return batch if index % 2 == 0 else without_guidance(batch)
+
+
+def without_guidance(batch: dict[str, Any]) -> dict[str, Any]:
+    """The same batch, with nothing asked of its attention."""
+    return {name: value for name, value in batch.items() if name not in GUIDANCE_KEYS}
+
+
+def collate_batches(
+    model: Any, processor: Any, stage: StageRecipe, num_batches: int, pixels: bool
+) -> tuple[list[dict[str, Any]], dict[str, list[float]]]:
+    """Batches of drawn scenes as training sees them, and the seconds that collating each took, with guidance and without."""
+    source = SceneSource(WorldSpec(), 0, num_batches * stage.images_per_batch)
+    data = StageDataset(stage, {"scenes": SourceData(source)}, seed=0)
+    grid = image_grid(model, processor)
+    guided, bare = Collator(processor, grid, guided=True), Collator(processor, grid)
+    batches, times = [], {"guided": [], "unguided": []}
+    for number in range(num_batches):
+        items = [data[number * stage.images_per_batch + i] for i in range(stage.images_per_batch)]
+        if not pixels:
+            seen = bare(items)["pixel_values"]
+            features = model.vision_features(seen).numpy()
+            items = [(sample, features[i : i + 1]) for i, (sample, _) in enumerate(items)]
+        times["unguided"].append(seconds(lambda items=items: bare(items)))
+        times["guided"].append(seconds(lambda items=items: batches.append(guided(items))))
+    return batches, times
+
+
+def time_steps(
+    model: Any, stage: StageRecipe, batches: list[dict[str, Any]], pairs: int, warmup: int, dtype: str
+) -> Any:
+    """Seconds of each step, guided and unguided in turn, warm-up left out."""
+    ends: list[float] = []
+    stage = stage.model_copy(update={"steps": 2 * (pairs + warmup)})
+    freeze_for_stage(model, stage)
+    with tempfile.TemporaryDirectory() as directory:
+        trainer = StageTrainer(
+            model=model,
+            args=training_arguments(
+                stage.model_copy(update={"images_per_batch": 1}),  # an item is a batch already
+                Path(directory),
+                seed=0,
+                dtype=dtype,
+                num_workers=0,
+                save_steps=10**9,
+            ),
+            train_dataset=Alternating(batches, pairs + warmup),
+            data_collator=lambda items: items[0],
+            stage=stage,
+            on_step=lambda record: ends.append(time.perf_counter()),
+            files={},
+        )
+        trainer.train()
+    steps = [later - earlier for earlier, later in zip(ends, ends[1:], strict=False)][2 * warmup - 1 :]
+    return steps[0::2], steps[1::2]
+
+
+def count_work(model: Any, batch: dict[str, Any]) -> dict[str, float]:
+    """Floating-point operations of one step forward and backward, of its cross-attention, and of guidance on top."""
+    config = model.config
+    inputs = {name: value for name, value in without_guidance(batch).items() if name != "sample_ids"}
+    with FlopCounterMode(display=False) as counter:
+        model(**inputs).loss.backward()
+    model.zero_grad()
+    rows, length = batch["input_ids"].shape
+    asked, layers = batch["attention_rows"].shape[1], len(config.cross_attention_layers)
+    tokens = batch["guidance_shares"].shape[-1]
+    heads, width = config.cross_attention_heads, config.cross_attention_head_dim
+    attention = 2 * 2 * rows * heads * length * (tokens + 1) * width  # scores and weighted values
+    projections = 2 * 2 * rows * length * config.text_config.hidden_size * heads * width  # queries and output
+    scores = 2 * rows * heads * asked * (tokens + 1) * width
+    return {
+        "text_rows": rows,
+        "text_tokens_per_row": length,
+        "asked_tokens_per_row": asked,
+        "step_flops": float(counter.get_total_flops()),
+        "cross_attention_flops": 3.0 * layers * (attention + projections),  # backward is twice forward
+        "guidance_flops": 3.0 * layers * scores,
+        "guidance_bytes": 4.0
+        * layers
+        * rows
+        * heads
+        * asked
+        * (tokens + 1)
+        * 6,  # weights: made, normed, lost, and back
+    }
+
+
+def measure(stage_name: str, args: argparse.Namespace) -> dict[str, Any]:
+    """One stage: times, ratio, and the floor of guidance beside them."""
+    model, processor = build_network(args.attention)
+    stage = StageRecipe(
+        name=stage_name,
+        trainable=TRAINABLE[stage_name],
+        guidance=GuidanceRecipe(loss=args.loss, weight=0.3),
+        steps=args.batches,
+        learning_rate=1e-4,
+    )
+    freeze_for_stage(model, stage)
+    batches, collation = collate_batches(model, processor, stage, args.batches, args.pixels)
+    work = count_work(model, batches[0])
+    guided, unguided = time_steps(model, stage, batches, args.pairs, args.warmup, args.dtype)
+    times = compare(guided, unguided)
+    rates = machine_rates(getattr(torch, args.dtype))
+    floor_s = max(work["guidance_flops"] / rates["flops_per_s"], work["guidance_bytes"] / rates["bytes_per_s"])
+    return {
+        "stage": stage_name,
+        "guided_ms": times["median_a_ms"],
+        "unguided_ms": times["median_b_ms"],
+        **{name: times[name] for name in ("ratio", "ratio_interval", "num_pairs")},
+        "within_target": times["ratio"] <= TARGET_RATIO,
+        "guidance_floor_ms": 1e3 * floor_s,
+        "ratio_floor": 1 + 1e3 * floor_s / times["median_b_ms"],
+        "work": work,
+        "rates": rates,
+        "collation": {name: 1e3 * sorted(t)[len(t) // 2] for name, t in collation.items()},
+        "times_ms": {"guided": [1e3 * t for t in guided], "unguided": [1e3 * t for t in unguided]},
+    }
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--stages", nargs="+", choices=TRAINABLE, default=list(TRAINABLE))
+    parser.add_argument("--loss", default="kl", help="kl, mass or bce_dice")
+    parser.add_argument("--pairs", type=int, default=40, help="timed steps of each arm")
+    parser.add_argument("--warmup", type=int, default=4, help="pairs left out at the start")
+    parser.add_argument("--batches", type=int, default=8, help="different batches, gone through in turn")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--attention", default="eager", choices=("eager", "sdpa"))
+    parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
+    parser.add_argument("--pixels", action="store_true", help="run the vision model in every step, as without a cache")
+    parser.add_argument("--out", type=Path, help="where to write; benchmarks/results/guidance_cost.json if not given")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Measure, print a table, write the JSON."""
+    args = parse_arguments()
+    torch.set_num_threads(args.threads)
+    quiet()
+    settings = {name: value for name, value in vars(args).items() if name != "out"}
+    before = load()
+    results = [measure(stage, args) for stage in args.stages]
+    print(f"{'stage':10} {'guided':>9} {'unguided':>9} {'ratio':>7}  {'95 % interval':15} {'floor':>7}")
+    for result in results:
+        low, high = result["ratio_interval"]
+        print(
+            f"{result['stage']:10} {result['guided_ms']:6.1f} ms {result['unguided_ms']:6.1f} ms {result['ratio']:7.3f}"
+            f"  {low:.3f} to {high:.3f}  {result['ratio_floor']:7.4f}"
+        )
+        work = result["work"]
+        print(
+            f"{'':10} step {work['step_flops'] / 1e9:.2f} GFLOP, its cross-attention "
+            f"{work['cross_attention_flops'] / 1e9:.2f}, guidance on top {work['guidance_flops'] / 1e9:.3f}"
+        )
+    print(f"target: at most {TARGET_RATIO}; load before {before}, after {load()}")
+    print(write_result("guidance_cost", {"settings": settings, "load_before": before, "results": results}, args.out))
+
+
+if __name__ == "__main__":
+    main()
