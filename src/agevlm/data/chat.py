@@ -41,10 +41,10 @@ def render_conversation(
         for message in messages
     ]
     marked = processor.apply_chat_template(chat, tokenize=False, add_generation_prompt=add_generation_prompt)
-    starts, ends, removed = [], [], 0
-    for mark in _MARK.finditer(marked):
+    starts: list[int] = []
+    ends: list[int] = []
+    for removed, mark in enumerate(_MARK.finditer(marked)):
         (starts if mark.group() == _OPEN else ends).append(mark.start() - removed)
-        removed += 1
     text = _MARK.sub("", marked)
     contents = [text[start:end] for start, end in zip(starts, ends, strict=False)]
     expected = [message.content for message in messages]
@@ -96,5 +96,5 @@ def tokenise_conversation(processor: Any, conversation: Conversation, max_length
 
 
 def tokens_of_span(offsets: Sequence[tuple[int, int]], start: int, end: int) -> list[int]:
-    """Positions of the tokens that share a character with [start, end). Byte-level tokens may begin with the space before."""
+    """Positions of the tokens that share a character with [start, end); byte-level ones may begin with a space."""
     return [index for index, (first, last) in enumerate(offsets) if first < end and last > start and last > first]

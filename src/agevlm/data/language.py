@@ -271,7 +271,7 @@ def _colour(picture: _Picture, rng: np.random.Generator) -> _Exchange | None:
 
 
 def _ordered_pair(picture: _Picture, rng: np.random.Generator) -> tuple[Instance, Instance, str] | None:
-    """Two single things and the side on which the first lies of the second, one of `SIDES`; None where no pair is clear."""
+    """Two single things and on which of `SIDES` of the second the first lies; None where no pair is clear."""
     single = picture.single
     height, width = picture.size
     pairs = []

@@ -34,7 +34,7 @@ def mask_to_grid(mask: NDArray[np.bool_], grid: tuple[int, int]) -> NDArray[np.f
     """Share of each grid cell that the mask covers, shape `grid` = (h, w), values in [0, 1].
 
     The model's image processor squeezes the whole picture into its square, so a cell is the same share of height and
-    width in the picture, whatever its size. A mask smaller than a cell keeps its small share; only an empty mask gives 0.
+    width in the picture, whatever its size. A mask smaller than a cell keeps its small share.
     """
     height, width = grid
     picture = Image.fromarray(mask.astype(np.float32))

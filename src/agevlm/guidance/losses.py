@@ -28,13 +28,13 @@ def kl_loss(weights_XN: Tensor, shares_XN: Tensor) -> Tensor:
 
 
 def mass_loss(weights_XN: Tensor, shares_XN: Tensor) -> Tensor:
-    """Negative log of the attention inside the mask: indifferent to where inside. A cell counts by its share in the mask."""
+    """Negative log of the attention inside the mask, wherever inside. A cell counts by its share in the mask."""
     inside_XN = shares_XN / shares_XN.amax(-1, keepdim=True)
     return -(weights_XN * inside_XN).sum(-1).clamp(min=_EPSILON, max=1.0).log()
 
 
 def bce_dice_loss(weights_XN: Tensor, shares_XN: Tensor) -> Tensor:
-    """Cross-entropy and Dice of the map rescaled to a maximum of 1 against the mask: asks for all of the mask's shape."""
+    """Cross-entropy and Dice of the map, rescaled to a maximum of 1, against the mask: asks for its whole shape."""
     map_XN = (weights_XN / weights_XN.amax(-1, keepdim=True).clamp(min=_EPSILON)).clamp(_EPSILON, 1 - _EPSILON)
     bce_X = F.binary_cross_entropy(map_XN, shares_XN, reduction="none").mean(-1)
     overlap_X = 2 * (map_XN * shares_XN).sum(-1)
@@ -79,12 +79,14 @@ def guidance_loss(
     num_rows = int(guided_RK.sum())
     if num_rows == 0:
         return torch.stack([weights.sum() for weights in chosen]).sum() * 0.0, 0
-    shares_P1N = shares_RKN[guided_RK].float().unsqueeze(1)
+    index_P = guided_RK.flatten().nonzero().squeeze(1)
+    shares_P1N = shares_RKN.flatten(0, 1).index_select(0, index_P).float().unsqueeze(1)
     terms = []
     for weights_RHKN in chosen:
-        maps_PHN = weights_RHKN.float().transpose(1, 2)[guided_RK]
+        maps_RHKN = weights_RHKN.float()
         if heads == "mean":
-            maps_PHN = maps_PHN.mean(dim=1, keepdim=True)
+            maps_RHKN = maps_RHKN.mean(dim=1, keepdim=True)
+        maps_PHN = maps_RHKN.transpose(1, 2).flatten(0, 1).index_select(0, index_P)
         terms.append(GUIDANCE_LOSSES[loss](maps_PHN, shares_P1N.expand_as(maps_PHN)).mean(dim=1).sum())
     return torch.stack(terms).mean(), num_rows
 

@@ -167,22 +167,23 @@ class CrossAttention(nn.Module):
         """
         batch, length = hidden_BTW.shape[:2]
         query_BTHD = self.q_norm(self.q_proj(hidden_BTW).view(batch, length, self.num_heads, self.head_dim))
-        query_BHTD = query_BTHD.transpose(1, 2).to(key_BGSD.dtype)
+        query_BTHD = query_BTHD.to(key_BGSD.dtype)
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self._implementation(mask_B1TS), eager_attention)
         attended_BTHD, _ = attend(
-            self, query_BHTD, key_BGSD, value_BGSD, mask_B1TS, scaling=self.scaling, is_causal=False
+            self, query_BTHD.transpose(1, 2), key_BGSD, value_BGSD, mask_B1TS, scaling=self.scaling, is_causal=False
         )
         found_BTW = self.o_proj(attended_BTHD.reshape(batch, length, -1))
-        return found_BTW, self._weights(query_BHTD, key_BGSD, mask_B1TS, asked_BK)
+        return found_BTW, self._weights(query_BTHD, key_BGSD, mask_B1TS, asked_BK)
 
-    def _weights(self, query_BHTD: Tensor, key: Tensor, mask: Tensor | None, asked_BK: Tensor | None) -> Tensor | None:
+    def _weights(self, query_BTHD: Tensor, key: Tensor, mask: Tensor | None, asked_BK: Tensor | None) -> Tensor | None:
         if asked_BK is None:
             return None
-        rows_B1K1 = asked_BK[:, None, :, None]
-        query_BHKD = query_BHTD.take_along_dim(rows_B1K1, dim=2)
-        return attention_weights(
-            query_BHKD, key, None if mask is None else mask.take_along_dim(rows_B1K1, dim=2), self.scaling
-        )
+        batch, length = query_BTHD.shape[:2]
+        # whole rows of the batch laid end to end: several times as fast, there and back, as a gather
+        index = (asked_BK + length * torch.arange(batch, device=asked_BK.device)[:, None]).flatten()
+        query_BKHD = query_BTHD.flatten(0, 1).index_select(0, index).unflatten(0, asked_BK.shape)
+        mask_B1KS = None if mask is None else mask.take_along_dim(asked_BK[:, None, :, None], dim=2)
+        return attention_weights(query_BKHD.transpose(1, 2), key, mask_B1KS, self.scaling)
 
     def _implementation(self, mask: Tensor | None) -> str:
         """The configured kernel, or sdpa where a mask is needed that other kernels do not take."""

@@ -57,6 +57,9 @@ def looked_at(context: ImageContext, attention_rows: Tensor | None, output_atten
     looked: dict[str, Any] = {"image_memory": context.memory}
     if context.asked_rows is None:
         return looked
+    one_image = context.visibility.visible_RTM.shape[-1] == 1
+    if one_image and not output_attention_maps:  # the weights are the rows, null token last: nothing to take apart
+        return looked | {"row_weights": tuple(context.weights)}
     maps, nulls = context.asked_weights()
     if output_attention_maps:
         looked["attention_maps"] = tuple(weights.unflatten(-1, context.memory.grid) for weights in maps)

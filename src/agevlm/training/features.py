@@ -46,7 +46,7 @@ def cached_features(
     num_workers: int,
     progress: Progress,
 ) -> FeatureCache:
-    """The feature maps of all pictures of `source`, from `root` or computed into it. Fills in a scene source's annotations."""
+    """Feature maps of the pictures of `source`, from `root` or computed into it. Fills in annotations of scenes."""
     directory = root / _name(source, model, dtype)
     if not directory.exists():
         with write_beside(directory) as beside:
@@ -89,7 +89,8 @@ def _fill(
         counts += per_sample
         annotations += annotated
         progress(number, len(writer))
-    assert writer is not None and number == len(writer), (number, writer)
+    assert writer is not None
+    assert number == len(writer), (number, len(writer))
     writer.flush()  # type: ignore[attr-defined]
     np.save(directory / "starts.npy", np.concatenate([[0], np.cumsum(counts)]))
     if annotations:

@@ -1,4 +1,4 @@
-"""The two foundation models of the embedded world, made from nothing: a ConvNeXt that knows words, a LLaMA that knows text.
+"""The two foundation models of the embedded world, made from nothing: a ConvNeXt that knows words, a LLaMA.
 
 They stand for a CLIP-trained ConvNeXt and a pretrained LLaMA, are saved in the same formats, and are all that the four
 stages start from. The ConvNeXt learns by contrast with words: each cell of its feature map against the words for what
@@ -158,7 +158,7 @@ def cell_words(annotation: AnnotatedImage, grid: tuple[int, int]) -> NDArray[np.
 
 
 def draw_pool(spec: FoundationSpec) -> tuple[Tensor, Tensor, list[AnnotatedImage]]:
-    """All scenes of the recipe, drawn in worker processes: pixels (S, 3, H, W) uint8, targets (S, 2, h, w), annotations."""
+    """All scenes, drawn in worker processes: pixels (S, 3, H, W) uint8, targets (S, 2, h, w), annotations."""
     loader = DataLoader(_Pool(spec), batch_size=64, num_workers=spec.num_workers, collate_fn=list)
     drawn = [scene for batch in loader for scene in batch]
     pixels, targets, annotations = zip(*drawn, strict=True)
@@ -169,7 +169,7 @@ def draw_pool(spec: FoundationSpec) -> tuple[Tensor, Tensor, list[AnnotatedImage
 
 
 class WordContrast(nn.Module):
-    """Similarity of feature-map cells with learned word vectors: the text side of the contrast, used in training only."""
+    """Similarity of feature-map cells with learned word vectors: the text side, used in training only."""
 
     def __init__(self, channels: int, dim: int = 64) -> None:
         super().__init__()
@@ -231,7 +231,7 @@ def train_vision(spec: FoundationSpec, pixels: Tensor, targets: Tensor, report: 
 
 
 def reset_parameters(model: nn.Module) -> None:
-    """Give linear and convolution layers torch's own initialisation: transformers' std of 0.02 is too small for small widths."""
+    """Give layers torch's own initialisation: transformers' std of 0.02 is too small for small widths."""
     for module in model.modules():
         if isinstance(module, nn.Linear | nn.Conv2d):
             module.reset_parameters()

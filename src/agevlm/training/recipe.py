@@ -65,7 +65,7 @@ Source = Annotated[
 
 
 class GuidanceRecipe(Strict):
-    """The guidance loss of a stage: which, how strong, on which cross-attention layers and heads, on which positions."""
+    """The guidance loss of a stage: which, how strong, on which layers and heads, on which positions."""
 
     loss: str = "kl"
     weight: float = Field(0.5, ge=0)
@@ -101,12 +101,8 @@ class StageRecipe(Strict):
     images_per_batch: int = Field(32, ge=1)
     questions_per_image: int = Field(4, ge=1)
     gradient_accumulation_steps: int = Field(1, ge=1)
-    group_by_length: bool = (
-        True  # a batch holds either long kinds (captions, conversations) or short ones: little padding
-    )
-    text_ratio: float = Field(
-        0.0, ge=0, le=1
-    )  # share of the conversations shown without their pictures: keeps language
+    group_by_length: bool = True  # batches of long kinds (captions, conversations) or of short ones
+    text_ratio: float = Field(0.0, ge=0, le=1)  # of conversations, shown without their pictures: keeps language
     learning_rate: float = Field(2e-3, gt=0)
     module_learning_rates: dict[ModuleName, float] = {}  # for modules that want another one than the rest
     lr_scheduler: Literal["cosine", "linear", "constant_with_warmup"] = "cosine"

@@ -39,7 +39,7 @@ class Source(Protocol):
 
 
 class SceneSource:
-    """Scenes of the embedded world. Annotations are drawn once and kept; pictures are drawn again where they are asked for."""
+    """Scenes of the embedded world. Annotations are kept where given; pictures are drawn where they are asked for."""
 
     def __init__(self, spec: WorldSpec, seed: int, num_scenes: int, annotations: list[AnnotatedImage] | None = None):
         self.spec, self.seed, self.num_scenes = spec, seed, num_scenes

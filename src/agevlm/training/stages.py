@@ -9,7 +9,7 @@ from torch import nn
 
 from agevlm.training.recipe import StageRecipe
 
-# A parameter belongs to the first module whose test it passes: gates lie inside cross-attention and go by their own name.
+# Gates lie inside cross-attention and go by a name of their own.
 MODULES = ("gates", "projector", "cross_attention", "language_model", "vision_model")
 
 

@@ -45,7 +45,7 @@ class StageTrainer(Trainer):
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         """AdamW over the stage's trainable parameters."""
-        if self.optimizer is None:
+        if self.optimizer is None:  # type: ignore[has-type]
             groups = parameter_groups(self.model, self.stage)
             self.optimizer = torch.optim.AdamW(groups, lr=self.stage.learning_rate, betas=(0.9, 0.98))
         return self.optimizer

@@ -1,4 +1,4 @@
-"""Layouts → pictures with exact masks. Integer arithmetic and rounded outlines, so that a seed gives the same picture anywhere.
+"""Layouts → pictures with exact masks. Integers and rounded outlines: a seed gives the same picture anywhere.
 
 Scenes are drawn back to front on a textured background with distractor strokes. Every thing that is annotated shows at
 least `min_visible_ratio` of its outline in the final picture.
