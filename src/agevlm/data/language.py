@@ -7,6 +7,7 @@ that they can be scored by their first word. Nothing here draws or reads a pictu
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -35,25 +36,52 @@ LOCATION_WORDINGS = ("where is {}?", "in which corner of the picture is {}?")
 SIDES = {"horizontal": ("left of", "right of"), "vertical": ("above", "below")}
 
 _IRREGULAR_PLURALS = {
-    "fish": "fish",
-    "sheep": "sheep",
     "person": "people",
+    "man": "men",
+    "woman": "women",
+    "child": "children",
     "mouse": "mice",
+    "foot": "feet",
+    "tooth": "teeth",
+    "goose": "geese",
     "knife": "knives",
-    "scissors": "scissors",
-    "skis": "skis",
-    "broccoli": "broccoli",
-    "hair drier": "hair driers",
+    "leaf": "leaves",
+    "shelf": "shelves",
+    "loaf": "loaves",
+    "scarf": "scarves",
+    "wolf": "wolves",
+    "potato": "potatoes",
+    "tomato": "tomatoes",
 }
+_UNCHANGED_PLURALS = {"fish", "sheep", "deer", "broccoli"}
+_PAIRS = {  # things that a person names in the plural though there is one: "a pair of scissors"
+    "skis",
+    "scissors",
+    "glasses",
+    "sunglasses",
+    "goggles",
+    "binoculars",
+    "headphones",
+    "trousers",
+    "pants",
+    "jeans",
+    "shorts",
+    "pliers",
+    "tongs",
+}
+_CONSONANT_SOUND = re.compile(r"(one|uni|use|usu|uku|uti|eu)", re.IGNORECASE)
+_VOWEL_SOUND = re.compile(r"(hour|honest|honour|heir)", re.IGNORECASE)
 
 
 def plural(noun: str) -> str:
     """The plural of an English noun, or of the last word of a compound ("wine glass" → "wine glasses")."""
-    if noun in _IRREGULAR_PLURALS:
-        return _IRREGULAR_PLURALS[noun]
     head, _, last = noun.rpartition(" ")
     if head:
         return f"{head} {plural(last)}"
+    if noun in _UNCHANGED_PLURALS or is_pair(noun):
+        return noun
+    if noun in _IRREGULAR_PLURALS:
+        return _IRREGULAR_PLURALS[noun]
     if noun.endswith(("s", "x", "z", "ch", "sh")):
         return noun + "es"
     if noun.endswith("y") and noun[-2:-1] not in "aeiou":
@@ -62,8 +90,16 @@ def plural(noun: str) -> str:
 
 
 def article(word: str) -> str:
-    """ "an" before a vowel letter, else "a"."""
-    return "an" if word[:1].lower() in "aeiou" else "a"
+    """ "an" before a vowel sound, else "a": an umbrella, an hour, a unicycle. Nothing before nothing."""
+    if not word:
+        return ""
+    vowel = word[0].lower() in "aeiou" and not _CONSONANT_SOUND.match(word)
+    return "an" if vowel or _VOWEL_SOUND.match(word) else "a"
+
+
+def is_pair(noun: str) -> bool:
+    """Whether one such thing has a plural's name, and is counted in pairs: skis, scissors."""
+    return noun.rpartition(" ")[2] in _PAIRS
 
 
 @dataclass
@@ -121,12 +157,22 @@ def _fill(wording: str, *phrases: Callable[[_Turn], _Turn]) -> _Turn:
 
 
 def _a(noun: str, masks: Sequence[RLE], colour: str | None = None) -> Callable[[_Turn], _Turn]:
-    adjective = f"{colour} " if colour else ""
-    return lambda turn: turn.say(f"{article(adjective or noun)} {adjective}").name(noun, masks)
+    before = _before(noun, colour)
+    return lambda turn: turn.say(f"{article(before or noun)} {before}").name(noun, masks)
 
 
-def _the(noun: str, masks: Sequence[RLE], colour: str | None = None) -> Callable[[_Turn], _Turn]:
-    return lambda turn: turn.say(f"the {colour} " if colour else "the ").name(noun, masks)
+def _the(noun: str, masks: Sequence[RLE]) -> Callable[[_Turn], _Turn]:
+    return lambda turn: turn.say(f"the {_before(noun)}").name(noun, masks)
+
+
+def _several(noun: str, masks: Sequence[RLE], number: str = "", colour: str | None = None) -> Callable[[_Turn], _Turn]:
+    words = [number, colour or "", "pairs of" if is_pair(noun) else ""]
+    return lambda turn: turn.say("".join(f"{word} " for word in words if word)).name(plural(noun), masks)
+
+
+def _before(noun: str, colour: str | None = None) -> str:
+    """What stands between an article and the word for one thing."""
+    return (f"{colour} " if colour else "") + ("pair of " if is_pair(noun) else "")
 
 
 def _pick(rng: np.random.Generator, items: Sequence) -> object:  # type: ignore[type-arg]
@@ -201,12 +247,11 @@ def _caption(picture: _Picture, rng: np.random.Generator) -> _Exchange | None:
 
 def _some(category: str, colour: str | None, instances: Sequence[Instance]) -> Callable[[_Turn], _Turn]:
     masks = [instance.mask for instance in instances]
-    adjective = f"{colour} " if colour else ""
     if len(instances) == 1 and not instances[0].crowd:
         return _a(category, masks, colour)
     known = len(instances) <= MAX_COUNT and not any(instance.crowd for instance in instances)
     number = NUMBERS[len(instances)] if known else "many"
-    return lambda turn: turn.say(f"{number} {adjective}").name(plural(category), masks)
+    return _several(category, masks, number, colour)
 
 
 def _relation_caption(picture: _Picture, rng: np.random.Generator) -> _Exchange | None:
@@ -230,18 +275,16 @@ def _presence(picture: _Picture, rng: np.random.Generator) -> _Exchange | None:
 
 
 def _coloured_presence(picture: _Picture, rng: np.random.Generator) -> _Exchange | None:
-    """Is there a red fish: where not, there is a fish of another colour."""
+    """Is there a red fish, yes and no equally often: where not, there is a fish, and something else is red."""
     coloured = [instance for instance in picture.instances if instance.colour]
     if not coloured:
         return None
     instance = coloured[int(rng.integers(len(coloured)))]
-    colour = instance.colour
-    if rng.random() < 0.5:
-        colours = {i.colour for i in coloured if i.category != instance.category}
-        others = sorted(str(c) for c in colours if not picture.masks(instance.category, c))
-        if not others:
-            return None
-        colour = str(_pick(rng, others))
+    colours = {str(other.colour) for other in coloured}
+    others = sorted(colour for colour in colours if not picture.masks(instance.category, colour))
+    if not others:  # "yes" alone would be a habit to learn
+        return None
+    colour = instance.colour if rng.random() < 0.5 else str(_pick(rng, others))
     wording = str(_pick(rng, PRESENCE_WORDINGS))
     return _presence_exchange(instance.category, picture.masks(instance.category, colour), wording, colour)
 
@@ -258,7 +301,7 @@ def _counting(picture: _Picture, rng: np.random.Generator) -> _Exchange | None:
         return None
     masks = picture.masks(category)
     wording = str(_pick(rng, COUNTING_WORDINGS))
-    return _Exchange(_fill(wording, lambda turn: turn.name(plural(category), masks)), _Turn(NUMBERS[count]))
+    return _Exchange(_fill(wording, _several(category, masks)), _Turn(NUMBERS[count]))
 
 
 def _colour(picture: _Picture, rng: np.random.Generator) -> _Exchange | None:
@@ -372,7 +415,8 @@ def make_conversations(
     """Draw `num` conversations about a picture; `kinds` weighs what is asked (see `KINDS`; None: `DEFAULT_KINDS`).
 
     A kind that the picture does not offer (a relation where there is one thing) is drawn again; fewer than `num` come
-    back only where the picture offers none of the kinds. "conversation" is two to four exchanges of the other kinds.
+    back only where the picture offers none of the kinds. "conversation" is two to four exchanges of the other kinds,
+    none of which asks the same of the same things.
     An unknown kind is a ValueError.
     """
     weights = check_kinds(DEFAULT_KINDS if kinds is None else kinds)
@@ -415,6 +459,9 @@ def _exchanges(kind: str, picture: _Picture, rng: np.random.Generator, weights: 
     single = {name: weight for name, weight in weights.items() if name != CONVERSATION}
     single = single or {name: weight for name, weight in DEFAULT_KINDS.items() if name != CONVERSATION}
     length = int(rng.integers(2, 5))
-    drawn = [_MAKERS[_draw(single, rng)](picture, rng) for _ in range(3 * length)]
-    found = [exchange for exchange in drawn if exchange]
-    return found[:length] if len(found) >= 2 else []
+    found: dict[tuple[str, ...], _Exchange] = {}
+    for _ in range(3 * length):
+        name = _draw(single, rng)
+        if exchange := _MAKERS[name](picture, rng):
+            found.setdefault((name, *(word for _, _, word, _ in exchange.question.words)), exchange)
+    return list(found.values())[:length] if len(found) >= 2 else []
