@@ -108,7 +108,7 @@ def time_steps(
 def count_work(model: Any, batch: dict[str, Any]) -> dict[str, float]:
     """Floating-point operations of one step forward and backward, of its cross-attention, and of guidance on top."""
     config = model.config
-    inputs = {name: value for name, value in without_guidance(batch).items() if name != "sample_ids"}
+    inputs = {name: value for name, value in without_guidance(batch).items() if name not in EXTRA_INPUTS}
     with FlopCounterMode(display=False) as counter:
         model(**inputs).loss.backward()
     model.zero_grad()

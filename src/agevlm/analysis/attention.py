@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from agevlm.data.chat import render_conversation, tokens_of_span
-from agevlm.data.language import plural
+from agevlm.data.nouns import plural
 from agevlm.data.schema import Message
 from agevlm.files import write_beside
 

@@ -55,19 +55,25 @@ def render_conversation(
 
 @dataclass(frozen=True)
 class TokenisedChat:
-    """A conversation in tokens. `labels` marks by True the tokens that the model is to say."""
+    """A conversation in tokens. `supervised` marks by True the tokens that the model is to say."""
 
     input_ids: list[int]
     supervised: list[bool]
     phrase_tokens: list[list[int]]  # for each grounding, the positions of its tokens
     answer_positions: dict[int, int]  # assistant message → position that predicts its first token
+    num_cut: int = 0  # tokens that lay beyond max_length
 
 
 def tokenise_conversation(processor: Any, conversation: Conversation, max_length: int | None = None) -> TokenisedChat:
     """Tokenise a conversation, with the tokens of every assistant message (and its end-of-turn token) supervised.
 
-    A conversation with no supervised token is a ValueError that names it, also where `max_length` cut it off.
+    A conversation with no supervised token is a ValueError that names it, also where `max_length` cut it off, and so is
+    one that says the image placeholder in words.
     """
+    if processor.image_token and any(processor.image_token in message.content for message in conversation.messages):
+        raise ValueError(
+            f"conversation {conversation.id} has {processor.image_token} in its text: state pictures in num_images"
+        )
     chat = render_conversation(processor, conversation.messages)
     tokenizer = processor.tokenizer
     coded = tokenizer(chat.text, return_offsets_mapping=True, add_special_tokens=False)
@@ -81,18 +87,24 @@ def tokenise_conversation(processor: Any, conversation: Conversation, max_length
         if not tokens:
             continue
         end = tokens[-1] + 1
-        if end < len(input_ids) and input_ids[end] in tokenizer.all_special_ids:
+        if end < len(input_ids) and _is_special(tokenizer, input_ids[end]):
             tokens = [*tokens, end]
         for token in tokens:
             supervised[token] = True
-        answer_positions[index] = tokens[0] - 1
+        if tokens[0] > 0:
+            answer_positions[index] = tokens[0] - 1
     if not any(supervised[1:]):
         raise ValueError(f"conversation {conversation.id} has no token to learn from: {chat.text!r}")
     phrases = []
     for grounding in conversation.groundings:
         start = chat.content_starts[grounding.message]
         phrases.append(tokens_of_span(offsets, start + grounding.start, start + grounding.end))
-    return TokenisedChat(input_ids, supervised, phrases, answer_positions)
+    return TokenisedChat(input_ids, supervised, phrases, answer_positions, len(coded["input_ids"]) - len(input_ids))
+
+
+def _is_special(tokenizer: Any, token: int) -> bool:
+    """Whether a token is special, be it in a role or, as Gemma's end of turn, by its template alone."""
+    return bool(tokenizer.decode([token])) and not tokenizer.decode([token], skip_special_tokens=True)
 
 
 def tokens_of_span(offsets: Sequence[tuple[int, int]], start: int, end: int) -> list[int]:

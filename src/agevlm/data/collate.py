@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from torch import Tensor
 from agevlm.data.chat import TokenisedChat, tokenise_conversation
 from agevlm.data.images import open_image
 from agevlm.data.masks import mask_to_grid, union_mask
-from agevlm.data.schema import IGNORE_INDEX, RLE, Conversation, Sample
+from agevlm.data.schema import IGNORE_INDEX, RLE, Conversation, Grounding, Sample
 
 # Shapes: R text rows, T text positions, K guided positions of a row, M pictures of a row, N = M * h * w image tokens.
 
@@ -37,7 +37,8 @@ class Collator:
     """Collates samples, each with its chosen conversations, to the arguments of the model and of guidance.
 
     `grid` is the (h, w) of image tokens. With `guided`, the batch carries the positions to guide; `answer_position`
-    adds the position that predicts an answer about grounded words. `dropped` counts by reason what was left out.
+    adds the position that predicts an answer about grounded words. What is left out is counted by reason in the batch's
+    `left_out`.
     """
 
     processor: Any
@@ -45,24 +46,43 @@ class Collator:
     guided: bool = False
     answer_position: bool = True
     max_length: int = 512
-    dropped: Counter[str] = field(default_factory=Counter)
 
     def __call__(self, items: Sequence[tuple[Sample, NDArray[np.float16] | None]]) -> dict[str, Any]:
-        """Batch samples with their cached features (images, C, h, w), or None to read their pictures."""
+        """Batch samples with their cached features (images, C, h, w), or None to read their pictures.
+
+        A conversation that shows more pictures than its sample has is a ValueError that names it.
+        """
         samples = [sample for sample, _ in items]
         rows = [(sample, conversation) for sample in samples for conversation in sample.conversations]
         if not rows:
             raise ValueError(f"samples {[sample.id for sample in samples]} have no conversation")
         chats = [tokenise_conversation(self.processor, conversation, self.max_length) for _, conversation in rows]
+        left_out = Counter({"conversations cut at max_length": sum(chat.num_cut > 0 for chat in chats)})
         batch: dict[str, Any] = self._text(chats)
         batch |= self._images(items)
-        batch["image_index"] = self._image_index(samples)
+        shown = [
+            self._num_shown(sample, conversation, chat)
+            for (sample, conversation), chat in zip(rows, chats, strict=True)
+        ]
+        batch["image_index"] = _image_index(samples, shown)
         if per_image := _rows_per_image(samples):
             batch["rows_per_image"] = per_image
+            batch["images_seen"] = (batch["input_ids"] == self.processor.image_token_id).cumsum(dim=-1)
         if self.guided:
-            batch |= self._guidance(rows, chats, batch["input_ids"].shape[1])
+            batch |= self._guidance(rows, chats, left_out)
         batch["sample_ids"] = [conversation.id for _, conversation in rows]
+        batch["left_out"] = {reason: number for reason, number in left_out.items() if number}
         return batch
+
+    def _num_shown(self, sample: Sample, conversation: Conversation, chat: TokenisedChat) -> int:
+        """How many of its sample's pictures a row shows: as many as placeholders are left of it."""
+        stated = sum(message.num_images for message in conversation.messages)
+        if stated > len(sample.images):
+            raise ValueError(
+                f"conversation {conversation.id} shows {stated} pictures, and its sample has {len(sample.images)}: "
+                "give the sample its pictures, or correct num_images"
+            )
+        return chat.input_ids.count(self.processor.image_token_id)
 
     def _text(self, chats: Sequence[TokenisedChat]) -> dict[str, Tensor]:
         length = max(len(chat.input_ids) for chat in chats)
@@ -78,35 +98,26 @@ class Collator:
         return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
 
     def _images(self, items: Sequence[tuple[Sample, NDArray[np.float16] | None]]) -> dict[str, Tensor]:
-        if all(features is not None for _, features in items):
-            features = np.concatenate([features for _, features in items if features is not None])
-            return {"image_features": torch.from_numpy(features).float()}
-        pictures = [open_image(image) for sample, _ in items for image in sample.images]
-        if not pictures:
+        pictured = [(sample, features) for sample, features in items if sample.images]
+        cached = [features for _, features in pictured if features is not None]
+        if not pictured:
             return {}
+        if len(cached) == len(pictured):
+            return {"image_features": torch.from_numpy(np.concatenate(cached)).float()}
+        pictures = [open_image(image) for sample, _ in pictured for image in sample.images]
         return {"pixel_values": self.processor.image_processor(pictures, return_tensors="pt")["pixel_values"]}
 
-    def _image_index(self, samples: Sequence[Sample]) -> Tensor:
-        """(R, M): the number in the batch of each picture that a row shows, -1 for none."""
-        most = max(1, *(len(sample.images) for sample in samples)) if len(samples) > 1 else len(samples[0].images) or 1
-        index, first = [], 0
-        for sample in samples:
-            numbers = list(range(first, first + len(sample.images)))
-            first += len(numbers)
-            for conversation in sample.conversations:
-                shown = numbers[: sum(message.num_images for message in conversation.messages)]
-                index.append(shown + [-1] * (most - len(shown)))
-        return torch.tensor(index)
-
     def _guidance(
-        self, rows: Sequence[tuple[Sample, Conversation]], chats: Sequence[TokenisedChat], length: int
+        self, rows: Sequence[tuple[Sample, Conversation]], chats: Sequence[TokenisedChat], left_out: Counter[str]
     ) -> dict[str, Tensor]:
         """Positions (R, K), shares (R, K, N) and presence (R, K): 1 there, 0 absent, -1 padding."""
-        most = max(max(len(sample.images) for sample, _ in rows), 1)
+        length = max(len(chat.input_ids) for chat in chats)
+        most = max([1, *(len(sample.images) for sample, _ in rows)])
         guided = [
-            self._guided_rows(conversation, chat, most) for (_, conversation), chat in zip(rows, chats, strict=True)
+            self._guided_rows(conversation, chat, most, left_out)
+            for (_, conversation), chat in zip(rows, chats, strict=True)
         ]
-        width = max(1, *(len(positions) for positions in guided)) if len(guided) > 1 else len(guided[0]) or 1
+        width = max([1, *(len(positions) for positions in guided)])
         attention_rows = torch.zeros(len(rows), width, dtype=torch.long)
         present = torch.full((len(rows), width), -1)
         shares = torch.zeros(len(rows), width, most * self.grid[0] * self.grid[1])
@@ -118,21 +129,17 @@ class Collator:
                 shares[row, column] = torch.from_numpy(position.shares)
         return {"attention_rows": attention_rows, "guidance_present": present, "guidance_shares": shares}
 
-    def _guided_rows(self, conversation: Conversation, chat: TokenisedChat, num_images: int) -> list[_GuidedRow]:
-        shown = sum(message.num_images for message in conversation.messages)
-        if not shown:
-            return []
+    def _guided_rows(
+        self, conversation: Conversation, chat: TokenisedChat, num_images: int, left_out: Counter[str]
+    ) -> list[_GuidedRow]:
         rows: list[_GuidedRow] = []
         asked: dict[int, list[tuple[int, tuple[RLE, ...]]]] = {}
         for grounding, tokens in zip(conversation.groundings, chat.phrase_tokens, strict=True):
-            if grounding.present is None:
-                self.dropped["phrase that may be there or not"] += 1
-                continue
-            if not tokens:
-                self.dropped["phrase beyond max_length"] += 1
+            if reason := _no_guidance(grounding, tokens, conversation):
+                left_out[reason] += 1
                 continue
             shares = self._shares([(grounding.image, grounding.masks)], num_images)
-            rows += [_GuidedRow(token, shares, grounding.present) for token in tokens]
+            rows += [_GuidedRow(token, shares, bool(grounding.present)) for token in tokens]
             asked.setdefault(grounding.message + 1, []).append((grounding.image, grounding.masks))
         if self.answer_position:
             for message, regions in asked.items():
@@ -150,9 +157,30 @@ class Collator:
         return shares.reshape(-1)
 
 
+def _no_guidance(grounding: Grounding, tokens: Sequence[int], conversation: Conversation) -> str | None:
+    """Why a phrase is not guided, or None where it is."""
+    if grounding.present is None:
+        return "phrases that may be there or not"
+    if not tokens:
+        return "phrases cut at max_length"
+    shown = sum(message.num_images for message in conversation.messages[: grounding.message + 1])
+    return "phrases about a picture that they do not see" if grounding.image >= shown else None
+
+
+def _image_index(samples: Sequence[Sample], shown: Sequence[int]) -> Tensor:
+    """(R, M): the number in the batch of each picture that a row shows, -1 for none."""
+    most = max([1, *(len(sample.images) for sample in samples)])
+    index = torch.full((len(shown), most), -1)
+    row = first = 0
+    for sample in samples:
+        for _ in sample.conversations:
+            index[row, : shown[row]] = torch.arange(first, first + shown[row])
+            row += 1
+        first += len(sample.images)
+    return index
+
+
 def _rows_per_image(samples: Sequence[Sample]) -> int | None:
-    """The number of rows of each picture where all samples have one picture and equally many rows, each showing it."""
+    """The number of rows of each picture where all samples have one picture and equally many rows about it."""
     counts = {len(sample.conversations) for sample in samples}
-    single = all(len(sample.images) == 1 for sample in samples)
-    shown = all(any(m.num_images for m in c.messages) for sample in samples for c in sample.conversations)
-    return counts.pop() if single and shown and len(counts) == 1 else None
+    return counts.pop() if len(counts) == 1 and all(len(sample.images) == 1 for sample in samples) else None

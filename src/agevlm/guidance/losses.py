@@ -67,7 +67,7 @@ def guidance_loss(
     Absent rows are guided to the null token where there is one and left alone where there is none, as are rows whose
     mask is empty. The sum is the mean over `layers` (None: all) and, with heads="each", over heads; "mean" compares
     the head-averaged attention. No supervised row gives a 0 that still carries a gradient. Computed in float32.
-    Unknown names of losses and layers out of range are ValueErrors.
+    Unknown names of losses, layers out of range and no layers at all are ValueErrors.
     """
     chosen = _choose_layers(row_weights, layers)
     if loss not in GUIDANCE_LOSSES:
@@ -95,6 +95,8 @@ def _choose_layers(row_weights: Sequence[Tensor], layers: Sequence[int] | None) 
     if not row_weights:
         raise ValueError("guidance needs the attention of at least one cross-attention layer, got none")
     numbers = range(len(row_weights)) if layers is None else layers
+    if not numbers:
+        raise ValueError("guidance asks for no cross-attention layer: name some in layers, or leave it out for all")
     wrong = [number for number in numbers if not 0 <= number < len(row_weights)]
     if wrong:
         raise ValueError(

@@ -26,7 +26,7 @@ class Visibility:
     """Which images each text token sees: those of its row whose placeholder stands at or before it.
 
     `images_seen` (R, T) counts them. `image_index` (R, M) says which image is a row's first, second, …, -1 for none.
-    `rows_per_image` stands for it where rows are image-major, as many for each image, each seeing its one image.
+    `rows_per_image` stands for it where rows are image-major, as many for each image, each seeing that image or none.
     """
 
     images_seen: Tensor

@@ -303,8 +303,8 @@ class AgeVlmForConditionalGeneration(AgeVlmModel, AgeVlmGenerationMixin):
                 must be given, unless each row has one image.
             images_seen: (R, T), how many of its row's images a token sees. Default: by the placeholders; with a filled
                 cache, images without a placeholder in `input_ids` stand before it.
-            rows_per_image: a promise that rows are image-major, as many for each image, each with its one image. The
-                rows of an image then share its keys without a copy.
+            rows_per_image: a promise that rows are image-major, as many for each image, each with that one image (or,
+                where `images_seen` says so, none). The rows of an image then share its keys without a copy.
             attention_rows: (R, K) indices of text tokens whose attention weights are wanted as `row_weights`. The rest
                 stays on the fused kernel.
             output_attention_maps: give `attention_maps` and `null_attention` for all text tokens.

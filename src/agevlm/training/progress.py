@@ -62,7 +62,8 @@ class RunProgress:
         with write_beside(self.path) as beside:
             beside.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
         self.task = self.bars.add_task(self.stage.name, total=self.stage.steps, completed=done, losses="")
-        self.stage_start = time.monotonic()
+        before = max((record["time_s"] for record in kept if record["stage_index"] == index), default=0.0)
+        self.stage_start = time.monotonic() - before
 
     def step(self, record: dict[str, Any]) -> None:
         """Log one step and move the bar."""

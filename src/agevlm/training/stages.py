@@ -36,7 +36,7 @@ def freeze_for_stage(model: nn.Module, stage: StageRecipe) -> dict[str, dict[str
     """
     if stage.lora:
         _add_adapters(model, stage)
-    trainable = set(stage.trainable) | ({"gates"} if "cross_attention" in stage.trainable else set())
+    trainable = stage.modules - ({"language_model"} if stage.lora else set())
     counts = {name: {"parameters": 0, "trainable": 0} for name in MODULES}
     for name, parameter in model.named_parameters():
         module = module_of(name)
@@ -54,10 +54,17 @@ def parameter_groups(model: nn.Module, stage: StageRecipe) -> list[dict[str, Any
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            rate = stage.module_learning_rates.get(module_of(name), stage.learning_rate)  # type: ignore[call-overload]
+            rate = _learning_rate(stage, module_of(name))
             decay = stage.weight_decay if parameter.ndim >= 2 and "embed" not in name else 0.0
             groups.setdefault((rate, decay), []).append(parameter)
     return [{"params": params, "lr": rate, "weight_decay": decay} for (rate, decay), params in groups.items()]
+
+
+def _learning_rate(stage: StageRecipe, module: str) -> float:
+    """The module's own rate, for gates else the cross-attention's, else the stage's."""
+    rates: dict[str, float] = dict(stage.module_learning_rates)
+    shared = rates.get("cross_attention", stage.learning_rate) if module == "gates" else stage.learning_rate
+    return rates.get(module, shared)
 
 
 def describe(counts: dict[str, dict[str, int]]) -> Iterable[str]:
@@ -85,6 +92,8 @@ def merge_adapters(model: Any) -> None:
         if isinstance(module, peft.tuners.tuners_utils.BaseTunerLayer):
             module.merge()
             model.language_model.set_submodule(name, module.get_base_layer())
+    if hasattr(model.language_model, "peft_config"):  # left by the adapters: there are none any more
+        del model.language_model.peft_config
 
 
 def _peft() -> Any:

@@ -11,6 +11,7 @@ import itertools
 import json
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,8 @@ from agevlm.guidance import guidance_loss
 from agevlm.training.recipe import StageRecipe
 from agevlm.training.stages import parameter_groups
 
-GUIDANCE_INPUTS = ("guidance_shares", "guidance_present", "sample_ids")
+EXTRA_INPUTS = ("guidance_shares", "guidance_present", "sample_ids", "left_out")  # of a batch; not for the model
+MAX_NAMED = 20  # samples named in an error
 OnStep = Callable[[dict[str, Any]], None]
 
 
@@ -35,12 +37,10 @@ class StageTrainer(Trainer):
     def __init__(self, *args: Any, stage: StageRecipe, on_step: OnStep, files: dict[str, str], **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.stage, self.on_step, self.files = stage, on_step, files
-        self.loss_is_scaled_for_ga = (
-            True  # both losses are sums over the whole accumulated batch, divided by its counts
-        )
+        self.loss_is_scaled_for_ga = True  # both losses are divided by counts over the whole accumulated batch
         self._num_guided = 0.0
-        self._parts = {"lm_loss": 0.0, "guidance_loss": 0.0}
-        self.num_batches_without_masks = 0
+        self._losses = [0.0, 0.0]  # language modelling and guidance of the step in progress
+        self._counts: dict[str, Any] = {}  # of the step in progress, for the log
         self.add_callback(_Reporter(self))
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
@@ -56,11 +56,11 @@ class StageTrainer(Trainer):
         """The batches of one optimiser step, and the number of supervised tokens in them over all ranks."""
         batches = list(itertools.islice(epoch_iterator, num_batches))
         tokens = sum(int((batch["labels"][:, 1:] != IGNORE_INDEX).sum()) for batch in batches)
-        rows = sum(self._count_guided(batch) for batch in batches)
-        self.num_batches_without_masks += (
-            sum(self._count_guided(batch) == 0 for batch in batches) if self._guides else 0
-        )
-        counts = torch.tensor([tokens, rows], dtype=torch.float64, device=device)
+        guided = [self._count_guided(batch) for batch in batches]
+        self._counts = {"batches_without_masks": guided.count(0)} if self._guides else {}
+        if left_out := sum((Counter(batch.get("left_out")) for batch in batches), Counter()):
+            self._counts["left_out"] = dict(left_out)
+        counts = torch.tensor([tokens, sum(guided)], dtype=torch.float32, device=device)
         if self.args.world_size > 1:
             counts = self.accelerator.reduce(counts, "sum")
         self._num_guided = float(counts[1])
@@ -85,21 +85,21 @@ class StageTrainer(Trainer):
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Tensor | None = None
     ) -> Any:
         """Language modelling plus weighted guidance. A loss that is not finite is an error with the sample ids."""
-        extra = {name: inputs.pop(name, None) for name in GUIDANCE_INPUTS}
+        extra = {name: inputs.pop(name, None) for name in EXTRA_INPUTS}
         if extra["guidance_present"] is None:
             inputs.pop("attention_rows", None)
         outputs = model(**inputs, num_items_in_batch=num_items_in_batch, use_cache=False)
         loss = outputs.loss
         guidance = self._guidance(outputs, extra) if self._guides else None
-        self._parts["lm_loss"] += float(loss.detach())
+        self._losses[0] += float(loss.detach())
         if guidance is not None:
             assert self.stage.guidance is not None
-            self._parts["guidance_loss"] += float(guidance.detach())
+            self._losses[1] += float(guidance.detach())
             loss = loss + self.stage.guidance.weight * guidance
         if not torch.isfinite(loss):
             raise FloatingPointError(
                 f"stage {self.stage.name!r}, step {self.state.global_step + 1}: the loss is {float(loss)} "
-                f"on {', '.join(extra['sample_ids'] or ['?'])}; look at these samples or lower the learning rate"
+                f"on {_culprits(outputs.logits, extra['sample_ids'])}; look at these samples or lower the learning rate"
             )
         loss = loss * self.accelerator.num_processes  # ranks average gradients; the counts are sums over ranks
         return (loss, outputs) if return_outputs else loss
@@ -107,6 +107,8 @@ class StageTrainer(Trainer):
     def _guidance(self, outputs: Any, extra: dict[str, Any]) -> Tensor | None:
         settings = self.stage.guidance
         if extra["guidance_present"] is None or settings is None or not self._num_guided:
+            return None
+        if outputs.row_weights is None:  # no picture in the batch
             return None
         with torch.autocast(outputs.logits.device.type, enabled=False):
             total, _ = guidance_loss(
@@ -120,19 +122,28 @@ class StageTrainer(Trainer):
             )
         return total / self._num_guided
 
-    def take_parts(self) -> dict[str, float | None]:
-        """The two losses of the step that just ended; guidance is None where nothing was guided."""
-        parts: dict[str, float | None] = dict(self._parts)
-        if not self._num_guided:
-            parts["guidance_loss"] = None
-        self._parts = {"lm_loss": 0.0, "guidance_loss": 0.0}
-        return parts
+    def take_record(self) -> dict[str, Any]:
+        """The losses and counts of the step that just ended; the guidance loss is None where nothing was guided."""
+        losses = torch.tensor(self._losses, dtype=torch.float64)
+        if self.args.world_size > 1:
+            losses = self.accelerator.reduce(losses.float().to(self.args.device), "sum")
+        language, guidance = losses.tolist()
+        self._losses = [0.0, 0.0]
+        weight = self.stage.guidance.weight if self.stage.guidance else 0.0
+        return {
+            "loss": language + weight * guidance,
+            "lm_loss": language,
+            "guidance_loss": guidance if self._guides and self._num_guided else None,
+            **self._counts,
+        }
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Write the checkpoint beside and rename it, so that one that exists is whole; only the newest is kept."""
         target = Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         aside = target.with_name(".writing")
-        shutil.rmtree(aside, ignore_errors=True)
+        if self.args.should_save:
+            shutil.rmtree(aside, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
         output_dir, self.args.output_dir = self.args.output_dir, str(aside)
         try:
             super()._save_checkpoint(model, trial)
@@ -161,17 +172,30 @@ class _Reporter(TrainerCallback):
 
     def __init__(self, trainer: StageTrainer) -> None:
         self.trainer = trainer
+        self.learning_rate = 0.0
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> TrainerControl:
+        self.learning_rate = self.trainer._get_learning_rate()
+        return control
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
-        parts = self.trainer.take_parts()
-        stage = self.trainer.stage
-        weight = stage.guidance.weight if stage.guidance else 0.0
-        loss = (parts["lm_loss"] or 0.0) + weight * (parts["guidance_loss"] or 0.0)
-        rate = self.trainer.lr_scheduler.get_last_lr()[0] if self.trainer.lr_scheduler else None
-        self.trainer.on_step({"step": state.global_step, "loss": loss, **parts, "learning_rate": rate})
+        record = {"step": state.global_step, **self.trainer.take_record(), "learning_rate": self.learning_rate}
+        self.trainer.on_step(record)
         return control
+
+
+def _culprits(logits: Tensor, ids: list[str] | None) -> str:
+    """The ids of the rows whose own logits are not finite; of all rows where there is none such."""
+    if not ids:
+        return "a batch without ids"
+    wrong = (~torch.isfinite(logits).flatten(1).all(dim=1)).tolist()
+    named = [name for name, bad in zip(ids, wrong, strict=True) if bad] or ids
+    more = len(named) - MAX_NAMED
+    return ", ".join(named[:MAX_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def training_arguments(
