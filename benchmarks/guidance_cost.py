@@ -27,7 +27,7 @@ from agevlm.training.recipe import GuidanceRecipe, StageRecipe
 from agevlm.training.run import image_grid
 from agevlm.training.sources import SceneSource
 from agevlm.training.stages import freeze_for_stage
-from agevlm.training.trainer import StageTrainer, training_arguments
+from agevlm.training.trainer import EXTRA_INPUTS, StageTrainer, training_arguments
 
 TARGET_RATIO = 1.05
 TRAINABLE = {

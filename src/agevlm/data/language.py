@@ -224,12 +224,13 @@ def _coloured_presence(picture: _Picture, rng: np.random.Generator) -> _Exchange
 
 
 def _counting(picture: _Picture, rng: np.random.Generator) -> _Exchange | None:
-    """How many, each number that the picture offers equally often; one time in eight of something absent."""
+    """How many: two is asked twice as often as one, and so on, as far as the picture goes; one time in eight, zero."""
     counts = picture.countable
     if picture.absent and rng.random() < 0.125:
         category, count = str(_pick(rng, picture.absent)), 0
     elif counts:
-        count = int(_pick(rng, sorted(set(counts.values()))))  # type: ignore[call-overload]
+        offered = [number for number in sorted(set(counts.values())) for _ in range(number)]
+        count = int(_pick(rng, offered))  # type: ignore[call-overload]
         category = str(_pick(rng, [name for name, number in counts.items() if number == count]))
     else:
         return None

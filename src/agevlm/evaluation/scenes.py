@@ -12,7 +12,7 @@ from types import MappingProxyType
 
 import numpy as np
 
-from agevlm.data.language import make_conversations
+from agevlm.data.language import NUMBERS, make_conversations
 from agevlm.data.pope import picture_rng, pope_conversations
 from agevlm.data.scenes import CATEGORIES, WorldSpec, draw_scene, scene_png
 from agevlm.data.schema import AnnotatedImage, Conversation, Sample
@@ -32,6 +32,7 @@ QUESTIONS: Mapping[str, int] = MappingProxyType(
 )
 """Questions a scene beside POPE's, by kind; equal ones are asked once."""
 
+ONE_KEPT_RATIO = 0.4  # of counting questions answered by "one": most things are alone, and it must be no safe guess
 _SPLIT_SHIFT = 48
 
 
@@ -84,7 +85,12 @@ def scenes_benchmark(
 def _others(annotated: AnnotatedImage, seed: int, questions: Mapping[str, int]) -> list[Conversation]:
     rng = picture_rng(annotated.image.id, seed)
     made = (make_conversations(annotated, rng, CATEGORIES, {kind: 1.0}, num) for kind, num in questions.items())
-    return list({(c.kind, c.messages[0].content): c for drawn in made for c in drawn}.values())
+    asked = {(c.kind, c.messages[0].content): c for drawn in made for c in drawn}.values()
+    return [c for c in asked if not _counts_one(c) or rng.random() < ONE_KEPT_RATIO]
+
+
+def _counts_one(conversation: Conversation) -> bool:
+    return conversation.kind == "counting" and conversation.messages[-1].content == NUMBERS[1]
 
 
 def training_statistics(spec: WorldSpec, seed: int, num_scenes: int = NUM_STATISTICS) -> list[AnnotatedImage]:

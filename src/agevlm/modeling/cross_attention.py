@@ -94,12 +94,18 @@ def eager_attention(
     scaling: float = 1.0,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor]:
-    """Attention in the open, called as transformers' attention functions are; gives (B, T, H, D) and the weights."""
-    weights_BHTS = attention_weights(query, key, attention_mask, scaling).to(value.dtype)
+    """Attention in the open, called as transformers' attention functions are; (B, T, H, D) and float32 weights."""
+    weights_BHTS = attention_weights(query, key, attention_mask, scaling)
     batch, heads, length, num_keys = weights_BHTS.shape
     groups = value.shape[1]
-    attended = weights_BHTS.view(batch, groups, heads // groups * length, num_keys) @ value
+    attended = weights_BHTS.to(value.dtype).view(batch, groups, heads // groups * length, num_keys) @ value
     return attended.view(batch, heads, length, -1).transpose(1, 2), weights_BHTS
+
+
+def take_rows(states_BTX: Tensor, rows_BK: Tensor) -> Tensor:
+    """Rows of a tensor (B, T, …) by their numbers (B, K), as (B, K, …): whole rows laid end to end, no slow gather."""
+    start_B1 = states_BTX.shape[1] * torch.arange(len(rows_BK), device=rows_BK.device)[:, None]
+    return states_BTX.flatten(0, 1).index_select(0, (start_B1 + rows_BK).flatten()).unflatten(0, rows_BK.shape)
 
 
 class RMSNorm(nn.RMSNorm):
@@ -163,27 +169,26 @@ class CrossAttention(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """What the text finds (B, T, W), and the weights (B, H, K, S) of the asked tokens, if any are asked for.
 
-        The attention itself runs on the configured kernel; only the asked rows are computed in the open.
+        The attention itself runs on the configured kernel. Where that is the eager one, the asked rows are taken from its
+        weights; else they are computed in the open, and only they.
         """
         batch, length = hidden_BTW.shape[:2]
         query_BTHD = self.q_norm(self.q_proj(hidden_BTW).view(batch, length, self.num_heads, self.head_dim))
         query_BTHD = query_BTHD.to(key_BGSD.dtype)
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self._implementation(mask_B1TS), eager_attention)
-        attended_BTHD, _ = attend(
+        kernel = self._implementation(mask_B1TS)
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(kernel, eager_attention)
+        attended_BTHD, weights = attend(
             self, query_BTHD.transpose(1, 2), key_BGSD, value_BGSD, mask_B1TS, scaling=self.scaling, is_causal=False
         )
         found_BTW = self.o_proj(attended_BTHD.reshape(batch, length, -1))
-        return found_BTW, self._weights(query_BTHD, key_BGSD, mask_B1TS, asked_BK)
-
-    def _weights(self, query_BTHD: Tensor, key: Tensor, mask: Tensor | None, asked_BK: Tensor | None) -> Tensor | None:
         if asked_BK is None:
-            return None
-        batch, length = query_BTHD.shape[:2]
-        # whole rows of the batch laid end to end: several times as fast, there and back, as a gather
-        index = (asked_BK + length * torch.arange(batch, device=asked_BK.device)[:, None]).flatten()
-        query_BKHD = query_BTHD.flatten(0, 1).index_select(0, index).unflatten(0, asked_BK.shape)
-        mask_B1KS = None if mask is None else mask.take_along_dim(asked_BK[:, None, :, None], dim=2)
-        return attention_weights(query_BKHD.transpose(1, 2), key, mask_B1KS, self.scaling)
+            return found_BTW, None
+        if kernel == "eager":
+            asked_BHK = asked_BK[:, None].expand(-1, self.num_heads, -1)
+            return found_BTW, take_rows(weights.flatten(0, 1), asked_BHK.flatten(0, 1)).unflatten(0, (batch, -1))
+        query_BHKD = take_rows(query_BTHD, asked_BK).transpose(1, 2)
+        mask_B1KS = None if mask_B1TS is None else take_rows(mask_B1TS.squeeze(1), asked_BK)[:, None]
+        return found_BTW, attention_weights(query_BHKD, key_BGSD, mask_B1KS, self.scaling)
 
     def _implementation(self, mask: Tensor | None) -> str:
         """The configured kernel, or sdpa where a mask is needed that other kernels do not take."""

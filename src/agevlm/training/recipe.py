@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
@@ -19,6 +19,8 @@ from agevlm.data.scenes import WorldSpec
 from agevlm.guidance import GUIDANCE_LOSSES
 
 ModuleName = Literal["projector", "gates", "cross_attention", "language_model", "vision_model"]
+Weight = Annotated[float, Field(ge=0)]
+Rate = Annotated[float, Field(gt=0)]
 
 
 class Strict(BaseModel):
@@ -55,12 +57,13 @@ class ParquetSource(Strict):
 
 
 def _source_tag(value: Any) -> str:
-    keys = value if isinstance(value, dict) else vars(value)
-    return "parquet" if "parquet" in keys else "scenes"
+    is_parquet = "parquet" in value if isinstance(value, dict) else isinstance(value, ParquetSource)
+    return _TAGS[is_parquet]
 
 
+_TAGS = ("a source of scenes", "a source in Parquet")
 Source = Annotated[
-    Annotated[ScenesSource, Tag("scenes")] | Annotated[ParquetSource, Tag("parquet")], Discriminator(_source_tag)
+    Annotated[ScenesSource, Tag(_TAGS[0])] | Annotated[ParquetSource, Tag(_TAGS[1])], Discriminator(_source_tag)
 ]
 
 
@@ -69,7 +72,9 @@ class GuidanceRecipe(Strict):
 
     loss: str = "kl"
     weight: float = Field(0.5, ge=0)
-    layers: tuple[int, ...] | None = None  # numbers of cross-attention layers from 0; None: all
+    layers: Annotated[tuple[int, ...], Field(min_length=1)] | None = (
+        None  # numbers of cross-attention layers from 0; None: all
+    )
     heads: Literal["mean", "each"] = "mean"
     answer_position: bool = True  # guide the position that predicts an answer as well, to all that was asked about
 
@@ -91,8 +96,8 @@ class LoraRecipe(Strict):
 class StageRecipe(Strict):
     """One stage: data and mixture, trainable modules, losses, optimiser."""
 
-    name: str
-    data: dict[str, float] = {"scenes": 1.0}  # name of a source → weight in the mixture
+    name: str = Field(pattern=r"^[\w.-]+$")  # names the stage's directory
+    data: dict[str, Weight] = {"scenes": 1.0}  # name of a source → weight in the mixture
     kinds: dict[str, float] | None = None  # kind of conversation → weight; None: DEFAULT_KINDS of data/language.py
     trainable: tuple[ModuleName, ...]
     lora: LoraRecipe | None = None
@@ -104,7 +109,7 @@ class StageRecipe(Strict):
     group_by_length: bool = True  # batches of long kinds (captions, conversations) or of short ones
     text_ratio: float = Field(0.0, ge=0, le=1)  # of conversations, shown without their pictures: keeps language
     learning_rate: float = Field(2e-3, gt=0)
-    module_learning_rates: dict[ModuleName, float] = {}  # for modules that want another one than the rest
+    module_learning_rates: dict[ModuleName, Rate] = {}  # for modules that want another one than the rest
     lr_scheduler: Literal["cosine", "linear", "constant_with_warmup"] = "cosine"
     warmup_ratio: float = Field(0.05, ge=0, le=1)
     weight_decay: float = Field(0.01, ge=0)
@@ -115,16 +120,25 @@ class StageRecipe(Strict):
     def _consistent(self) -> StageRecipe:
         if self.kinds is not None:
             check_kinds(self.kinds)
-        if not self.trainable:
+        if not any(self.data.values()):
+            raise ValueError(f"stage {self.name!r} has no data of a weight above 0, got {self.data}")
+        if not self.modules:
             raise ValueError(f"stage {self.name!r} trains nothing; name modules in trainable")
         if self.lora and "language_model" in self.trainable:
             raise ValueError(f"stage {self.name!r} trains the language model whole and by lora; choose one")
-        unused = set(self.module_learning_rates) - set(self.trainable)
+        unused = set(self.module_learning_rates) - self.modules
         if unused:
             raise ValueError(
                 f"stage {self.name!r} has a learning rate for {sorted(unused)[0]}, which it does not train"
             )
         return self
+
+    @property
+    def modules(self) -> set[str]:
+        """The modules that have something to train: the gates go with the cross-attention, adapters with the language model."""
+        gates = {"gates"} if "cross_attention" in self.trainable else set()
+        adapted = {"language_model"} if self.lora else set()
+        return {*self.trainable, *gates, *adapted}
 
 
 class EvaluationRecipe(Strict):
@@ -204,11 +218,14 @@ def _apply(content: dict[str, Any], override: str) -> None:
     key, equals, value = override.partition("=")
     if not equals or not key:
         raise ValueError(f"--set {override!r} is not of the form key.path=value")
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ValueError(f"--set {override!r}: the value is not YAML: {' '.join(str(error).split())}") from error
     *parents, last = key.split(".")
     place: Any = content
     for part in parents:
         place = _enter(place, part, key)
-    parsed = yaml.safe_load(value)
     if isinstance(place, list):
         place[_position(place, last, key)] = parsed
     else:
@@ -238,11 +255,12 @@ def _explain(error: ValidationError) -> Iterator[str]:
         inside = [other["loc"] for other in problems if other["loc"][: len(problem["loc"])] == problem["loc"]]
         if problem["type"] == "too_short" and len(inside) > 1:
             continue  # only because an item of it is wrong, which has a line of its own
-        place = [str(part) for part in problem["loc"] if part not in ("scenes-tag", "parquet-tag")]
+        place = [str(part) for part in problem["loc"] if part not in _TAGS]
         where = ".".join(place) or "recipe"
         if problem["type"] == "extra_forbidden":
-            nearest = difflib.get_close_matches(place[-1], _known_keys(Recipe), n=1)
-            hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+            known = _known_keys(place[:-1])
+            nearest = difflib.get_close_matches(place[-1], known, n=1)
+            hint = f"; did you mean {nearest[0]!r}?" if nearest else f"; known are {', '.join(known)}"
             yield f"{where}: unknown key{hint}"
         else:
             message = problem["msg"].removeprefix("Value error, ")
@@ -250,16 +268,25 @@ def _explain(error: ValidationError) -> Iterator[str]:
             yield f"{where}: {message}{got if problem['type'] != 'value_error' else ''}"
 
 
-def _known_keys(model: type[BaseModel]) -> list[str]:
-    parts = (
-        ModelRecipe,
-        ScenesSource,
-        ParquetSource,
-        WorldSpec,
-        GuidanceRecipe,
-        LoraRecipe,
-        StageRecipe,
-        EvaluationRecipe,
-        model,
-    )
-    return [name for part in parts for name in part.model_fields]
+def _known_keys(place: Sequence[str]) -> list[str]:
+    """The keys that the settings at a place of the recipe know."""
+    kinds: list[Any] = [Recipe]
+    for part in place:
+        kinds = [inner for kind in kinds for inner in _inside(kind, part)]
+    return [name for kind in kinds for name in kind.model_fields]
+
+
+def _inside(kind: Any, part: str) -> list[Any]:
+    """The settings, or collections of them, that `part` names inside settings or a collection of a kind."""
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        return _plain(kind.model_fields[part].annotation) if part in kind.model_fields else []
+    return _plain(get_args(kind)[1 if get_origin(kind) is dict else 0])
+
+
+def _plain(annotation: Any) -> list[Any]:
+    """An annotation without its metadata and alternatives, as far as it holds settings."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    if get_origin(annotation) in (dict, tuple):
+        return [annotation] if any(_plain(argument) for argument in get_args(annotation)) else []
+    return [inner for argument in get_args(annotation) for inner in _plain(argument)]
