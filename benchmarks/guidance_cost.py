@@ -2,9 +2,9 @@
 
     python benchmarks/guidance_cost.py --threads 1
 
-Both arms go through the same StageTrainer, model and optimiser. Steps alternate: a batch with guidance (attention of the
-asked rows, loss, backward), then the same batch without. Batches are collated beforehand, as worker processes do it in
-training; what collation costs is timed apart. The target is a ratio of at most 1.05.
+Both arms go through the same StageTrainer, model and optimiser. Steps alternate: a batch with guidance (attention of
+the asked rows, loss, backward), then the same batch without. Batches are collated beforehand, as worker processes do it
+in training; what collation costs is timed apart. The target is a ratio of at most 1.05.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ def without_guidance(batch: dict[str, Any]) -> dict[str, Any]:
 def collate_batches(
     model: Any, processor: Any, stage: StageRecipe, num_batches: int, pixels: bool
 ) -> tuple[list[dict[str, Any]], dict[str, list[float]]]:
-    """Batches of drawn scenes as training sees them, and the seconds that collating each took, with guidance and without."""
+    """Batches of drawn scenes as training sees them, and the seconds of collating each, guided and unguided."""
     source = SceneSource(WorldSpec(), 0, num_batches * stage.images_per_batch)
     data = StageDataset(stage, {"scenes": SourceData(source)}, seed=0)
     grid = image_grid(model, processor)
@@ -101,7 +102,7 @@ def time_steps(
             files={},
         )
         trainer.train()
-    steps = [later - earlier for earlier, later in zip(ends, ends[1:], strict=False)][2 * warmup - 1 :]
+    steps = [later - earlier for earlier, later in pairwise(ends)][2 * warmup - 1 :]
     return steps[0::2], steps[1::2]
 
 

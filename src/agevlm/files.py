@@ -33,7 +33,11 @@ def _replace(source: Path, target: Path) -> None:
         return
     old = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.old")
     os.replace(target, old)
-    os.replace(source, target)
+    try:
+        os.replace(source, target)
+    except BaseException:
+        os.replace(old, target)
+        raise
     _remove(old)
 
 

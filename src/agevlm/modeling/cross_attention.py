@@ -169,15 +169,15 @@ class CrossAttention(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """What the text finds (B, T, W), and the weights (B, H, K, S) of the asked tokens, if any are asked for.
 
-        The attention itself runs on the configured kernel. Where that is the eager one, the asked rows are taken from its
-        weights; else they are computed in the open, and only they.
+        The attention itself runs on the configured kernel. The asked rows are taken from the eager weights;
+        beside any other kernel they, and only they, are computed in the open.
         """
         batch, length = hidden_BTW.shape[:2]
         query_BTHD = self.q_norm(self.q_proj(hidden_BTW).view(batch, length, self.num_heads, self.head_dim))
         query_BTHD = query_BTHD.to(key_BGSD.dtype)
         kernel = self._implementation(mask_B1TS)
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(kernel, eager_attention)
-        attended_BTHD, weights = attend(
+        attended_BTHD, weights_BHTS = attend(
             self, query_BTHD.transpose(1, 2), key_BGSD, value_BGSD, mask_B1TS, scaling=self.scaling, is_causal=False
         )
         found_BTW = self.o_proj(attended_BTHD.reshape(batch, length, -1))
@@ -185,10 +185,12 @@ class CrossAttention(nn.Module):
             return found_BTW, None
         if kernel == "eager":
             asked_BHK = asked_BK[:, None].expand(-1, self.num_heads, -1)
-            return found_BTW, take_rows(weights.flatten(0, 1), asked_BHK.flatten(0, 1)).unflatten(0, (batch, -1))
-        query_BHKD = take_rows(query_BTHD, asked_BK).transpose(1, 2)
+            return found_BTW, take_rows(weights_BHTS.flatten(0, 1), asked_BHK.flatten(0, 1)).unflatten(0, (batch, -1))
+        return found_BTW, self._weights(query_BTHD, key_BGSD, mask_B1TS, asked_BK)
+
+    def _weights(self, query_BTHD: Tensor, key: Tensor, mask_B1TS: Tensor | None, asked_BK: Tensor) -> Tensor:
         mask_B1KS = None if mask_B1TS is None else take_rows(mask_B1TS.squeeze(1), asked_BK)[:, None]
-        return found_BTW, attention_weights(query_BHKD, key_BGSD, mask_B1KS, self.scaling)
+        return attention_weights(take_rows(query_BTHD, asked_BK).transpose(1, 2), key, mask_B1KS, self.scaling)
 
     def _implementation(self, mask: Tensor | None) -> str:
         """The configured kernel, or sdpa where a mask is needed that other kernels do not take."""

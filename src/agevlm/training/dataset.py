@@ -34,13 +34,11 @@ class StageDataset(Dataset[tuple[Sample, NDArray[np.float16] | None]]):
     def __init__(self, stage: StageRecipe, sources: Mapping[str, SourceData], seed: int) -> None:
         self.stage, self.seed = stage, seed
         self.sources = [sources[name] for name in stage.data]
-        weights = np.array(list(stage.data.values()), dtype=float)
-        if (weights < 0).any() or not weights.any():
-            raise ValueError(
-                f"stage {stage.name!r}: weights of data must be at least 0 and not all 0, got {stage.data}"
-            )
-        self.thresholds = np.cumsum(weights / weights.sum())
         self.length = stage.steps * stage.images_per_batch * stage.gradient_accumulation_steps
+        weights = np.array(list(stage.data.values()), dtype=float)
+        numbers = self._rng(1 << 29).choice(len(weights), size=self.length, p=weights / weights.sum())
+        self._choices = numbers.astype(np.int16)  # of each item, the number of its source
+        self._ranks = _ranks(self._choices)
         self._orders: dict[tuple[int, int], NDArray[np.int64]] = {}
 
     def __len__(self) -> int:
@@ -48,9 +46,9 @@ class StageDataset(Dataset[tuple[Sample, NDArray[np.float16] | None]]):
 
     def __getitem__(self, index: int) -> tuple[Sample, NDArray[np.float16] | None]:
         rng = self._rng(index)
-        number = min(int(np.searchsorted(self.thresholds, rng.random(), side="right")), len(self.sources) - 1)
+        number = int(self._choices[index])
         data = self.sources[number]
-        position = self._position(number, index)
+        position = self._position(number, int(self._ranks[index]))
         sample = self._draw(data.source, position, rng, index)
         if self.stage.text_ratio:
             sample = replace(sample, conversations=tuple(self._maybe_blind(c, rng) for c in sample.conversations))
@@ -80,19 +78,28 @@ class StageDataset(Dataset[tuple[Sample, NDArray[np.float16] | None]]):
     def _rng(self, *key: int) -> np.random.Generator:
         return np.random.Generator(np.random.PCG64(np.random.SeedSequence([self.seed, *key])))
 
-    def _position(self, number: int, index: int) -> int:
+    def _position(self, number: int, rank: int) -> int:
         """Every source is gone through in a shuffled order of its own, shuffled anew for each pass."""
         size = len(self.sources[number].source)
-        key = (number, index // size)
+        key = (number, rank // size)
         if key not in self._orders:
             self._orders = {old: order for old, order in self._orders.items() if old[0] != number}
             self._orders[key] = self._rng(1 << 31, *key).permutation(size)
-        return int(self._orders[key][index % size])
+        return int(self._orders[key][rank % size])
 
     def _maybe_blind(self, conversation: Conversation, rng: np.random.Generator) -> Conversation:
         if rng.random() >= self.stage.text_ratio:
             return conversation
         return without_pictures(conversation)
+
+
+def _ranks(choices: NDArray[np.int16]) -> NDArray[np.int64]:
+    """For each item, how many items before it fell to the same source."""
+    ranks = np.zeros(len(choices), dtype=np.int64)
+    for number in np.unique(choices):
+        mine = choices == number
+        ranks[mine] = np.arange(mine.sum())
+    return ranks
 
 
 def without_pictures(conversation: Conversation) -> Conversation:

@@ -29,11 +29,15 @@ class FeatureCache:
     """Feature maps of the pictures of a source: `cache[index]` is (pictures of the sample, C, h, w) in float16."""
 
     def __init__(self, directory: Path) -> None:
+        self.directory = directory
         self.features = np.load(directory / "features.npy", mmap_mode="r")
         self.starts = np.load(directory / "starts.npy")
 
     def __getitem__(self, index: int) -> NDArray[np.float16]:
         return np.array(self.features[self.starts[index] : self.starts[index + 1]])
+
+    def __reduce__(self) -> tuple[type[FeatureCache], tuple[Path]]:
+        return FeatureCache, (self.directory,)  # a worker process opens the file anew
 
 
 def cached_features(
@@ -45,9 +49,14 @@ def cached_features(
     dtype: torch.dtype,
     num_workers: int,
     progress: Progress,
-) -> FeatureCache:
-    """Feature maps of the pictures of `source`, from `root` or computed into it. Fills in annotations of scenes."""
-    directory = root / _name(source, model, dtype)
+) -> FeatureCache | None:
+    """Feature maps of the pictures of `source`, from `root` or computed into it; None where it has no picture.
+
+    Fills in the annotations of a source of scenes.
+    """
+    if not _num_pictures(source):
+        return None
+    directory = root / _name(source, model, processor, dtype)
     if not directory.exists():
         with write_beside(directory) as beside:
             beside.mkdir()
@@ -57,8 +66,10 @@ def cached_features(
     return FeatureCache(directory)
 
 
-def _name(source: Source, model: Any, dtype: torch.dtype) -> str:
-    digest = hashlib.sha256(json.dumps(source.key(), sort_keys=True).encode())
+def _name(source: Source, model: Any, processor: Any, dtype: torch.dtype) -> str:
+    pixels = processor.image_processor.to_dict()
+    layers = getattr(model.vision_model.config, "out_features", None)
+    digest = hashlib.sha256(json.dumps([source.key(), pixels, layers], sort_keys=True, default=str).encode())
     for name, tensor in sorted(model.vision_model.state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor.detach().float().cpu().numpy().tobytes())
@@ -78,16 +89,17 @@ def _fill(
     annotations, counts, number = [], [], 0
     writer: NDArray[np.float16] | None = None
     for pictures, per_sample, annotated in _batches(source, num_workers):
+        counts += per_sample
+        annotations += annotated
+        if not pictures:
+            continue
         pixels = processor.image_processor(pictures, return_tensors="pt")["pixel_values"]
         features = _forward(model, pixels, dtype)
-        if writer is None:  # a sample has one picture in most sets; the file is cut to length at the end
-            total = _num_pictures(source)
-            shape = (total, *features.shape[1:])
+        if writer is None:
+            shape = (_num_pictures(source), *features.shape[1:])
             writer = np.lib.format.open_memmap(directory / "features.npy", mode="w+", dtype=np.float16, shape=shape)
         writer[number : number + len(features)] = features.numpy()
         number += len(features)
-        counts += per_sample
-        annotations += annotated
         progress(number, len(writer))
     assert writer is not None
     assert number == len(writer), (number, len(writer))

@@ -135,7 +135,7 @@ class StageRecipe(Strict):
 
     @property
     def modules(self) -> set[str]:
-        """The modules that have something to train: the gates go with the cross-attention, adapters with the language model."""
+        """What trains: the gates go with the cross-attention, adapters with the language model."""
         gates = {"gates"} if "cross_attention" in self.trainable else set()
         adapted = {"language_model"} if self.lora else set()
         return {*self.trainable, *gates, *adapted}

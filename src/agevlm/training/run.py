@@ -15,7 +15,7 @@ import json
 import platform
 import shutil
 import subprocess
-import time
+from collections import Counter
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -38,7 +38,7 @@ from agevlm.training.recipe import ParquetSource as ParquetRecipe
 from agevlm.training.recipe import Recipe, StageRecipe, dump_recipe, load_recipe
 from agevlm.training.sources import ParquetSource, SceneSource, Source
 from agevlm.training.stages import describe, freeze_for_stage, merge_adapters
-from agevlm.training.trainer import StageTrainer, find_checkpoints, training_arguments
+from agevlm.training.trainer import StageTrainer, find_checkpoints, read_log, training_arguments
 
 TRAIN_SPLIT = "train"
 
@@ -90,14 +90,17 @@ class Run:
                 raise ValueError(
                     f"{known} differs from the recipe given: a run goes on with its own recipe; choose another --out"
                 )
-        elif self.out.exists() and any(path for path in self.out.iterdir() if path.name != "cache"):
+        elif self.out.exists() and any(path for path in self.out.iterdir() if not _is_leftover(path)):
             raise ValueError(f"{self.out} is not empty and holds no run; choose another --out")
+        if resume:
+            _recover(self.out)
         for name, text in self.files.items():
             self._write(name, text)
 
     def describe(self) -> None:
         """Print what each stage would train."""
         model, _ = build_model(self.recipe)
+        _check_layers(self.recipe, model)
         for stage in self.recipe.stages:
             self._announce(stage, freeze_for_stage(model, stage))
             if stage.lora:
@@ -107,18 +110,19 @@ class Run:
         """Train all stages that are not done, measure, and report."""
         set_seed(self.recipe.seed)
         model, processor = build_model(self.recipe)
+        _check_layers(self.recipe, model)
         model.to(choose_device())
         first = self._first_open_stage()
         if first:
             model.load_state_dict(load_model(self.stage_directory(first - 1))[0].state_dict())
+        cache = self.recipe.cache_dir or self.out / "cache"
         if first < len(self.recipe.stages):
-            cache = self.recipe.cache_dir or self.out / "cache"
             with RunProgress(self.console, self.recipe, self.out / "log.jsonl") as progress:
                 data = self._load_data(model, processor, cache, progress)
                 for index in range(first, len(self.recipe.stages)):
                     self._train_stage(index, model, processor, data, progress)
-            if self.recipe.cache_dir is None:
-                shutil.rmtree(cache, ignore_errors=True)
+        if self.recipe.cache_dir is None:
+            shutil.rmtree(cache, ignore_errors=True)
         final = self.out / "model"
         self._save(final, model, processor)
         self._measure(final)
@@ -130,11 +134,12 @@ class Run:
 
     def _load_data(self, model: Any, processor: Any, cache: Path, progress: RunProgress) -> dict[str, SourceData]:
         frozen = all("vision_model" not in stage.trainable for stage in self.recipe.stages)
+        used = {name for stage in self.recipe.stages for name, weight in stage.data.items() if weight}
         data = {}
         for name, settings in self.recipe.data.items():
             source = open_source(settings, self.recipe.seed)
             features = None
-            if self.recipe.cache_features and frozen:
+            if self.recipe.cache_features and frozen and name in used:
                 model.requires_grad_(False)
                 features = cached_features(
                     source,
@@ -152,8 +157,13 @@ class Run:
         self, index: int, model: Any, processor: Any, data: dict[str, SourceData], progress: RunProgress
     ) -> None:
         stage, directory = self.recipe.stages[index], self.stage_directory(index)
+        set_seed(self.recipe.seed + index)  # of adapters: the same whether the stage before ran in this process or not
         counts = freeze_for_stage(model, stage)
         self._announce(stage, counts)
+        if stage.gradient_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        else:
+            model.gradient_checkpointing_disable()
         checkpoints = find_checkpoints(directory)
         resume_from = str(checkpoints[-1]) if checkpoints else None
         done = int(checkpoints[-1].name.rsplit("-", 1)[1]) if checkpoints else 0
@@ -181,27 +191,30 @@ class Run:
             on_step=progress.step,
             files=self.files,
         )
-        start = time.monotonic()
         trainer.train(resume_from_checkpoint=resume_from)
-        seconds = time.monotonic() - start
         if stage.lora:
             merge_adapters(model)
-        self._record(index, counts, seconds, trainer.num_batches_without_masks)
+        self._record(index, counts)
         self._save(directory, model, processor)
 
-    def _record(self, index: int, counts: dict[str, dict[str, int]], seconds: float, without_masks: int) -> None:
-        """Add a stage to stages.json."""
+    def _record(self, index: int, counts: dict[str, dict[str, int]]) -> None:
+        """Add a stage to stages.json, summed up from the log, so that a resumed stage counts as a whole one."""
         path = self.out / "stages.json"
-        records = json.loads(path.read_text()) if path.exists() else []
+        records = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
         stage = self.recipe.stages[index]
+        steps = [line for line in read_log(self.out / "log.jsonl") if line["stage_index"] == index]
+        left_out = sum((Counter(line.get("left_out")) for line in steps), Counter())
+        for reason, number in left_out.items():
+            self.console.print(f"  left out: {number} {reason}", highlight=False)
         record = {
             "name": stage.name,
             "steps": stage.steps,
-            "seconds": round(seconds, 1),
+            "seconds": round(max(line["time_s"] for line in steps), 1),
             "trainable_parameters": sum(count["trainable"] for count in counts.values()),
             "total_parameters": sum(count["parameters"] for count in counts.values()),
             "trainable_modules": {name: count["trainable"] for name, count in counts.items() if count["trainable"]},
-            "batches_without_masks": without_masks,
+            "batches_without_masks": sum(line.get("batches_without_masks", 0) for line in steps),
+            "left_out": dict(left_out),
         }
         records = [old for old in records if old["name"] != stage.name] + [record]
         self._write("stages.json", json.dumps(records, indent=2))
@@ -234,7 +247,16 @@ def build_model(recipe: Recipe) -> tuple[AgeVlmForConditionalGeneration, AgeVlmP
     """The network that a recipe starts from: joined from two foundations, or a trained one to go on from."""
     settings = recipe.model
     if settings.init:
-        return load_model(settings.init, device="cpu", dtype="float32")
+        model, processor = load_model(settings.init, device="cpu", dtype="float32")
+    else:
+        model, processor = _join(recipe)
+    if settings.attn_implementation:
+        model.set_attn_implementation(settings.attn_implementation)
+    return model.float(), processor
+
+
+def _join(recipe: Recipe) -> tuple[AgeVlmForConditionalGeneration, AgeVlmProcessor]:
+    settings = recipe.model
     torch.manual_seed(recipe.seed)
     language, vision = resolve_model(settings.language_model), resolve_model(settings.vision_model)
     tokenizer = AutoTokenizer.from_pretrained(language)
@@ -246,9 +268,36 @@ def build_model(recipe: Recipe) -> tuple[AgeVlmForConditionalGeneration, AgeVlmP
     model = AgeVlmForConditionalGeneration.from_backbones(
         language, vision, image_token_id=processor.image_token_id, **overrides
     )
-    if settings.attn_implementation:
-        model.set_attn_implementation(settings.attn_implementation)
-    return model.float(), processor
+    return model, processor
+
+
+def _check_layers(recipe: Recipe, model: Any) -> None:
+    """Refuse guidance on layers that the model does not have, before anything trains."""
+    number = len(model.config.cross_attention_layers)
+    for stage in recipe.stages:
+        wrong = [layer for layer in (stage.guidance and stage.guidance.layers) or () if not 0 <= layer < number]
+        if wrong:
+            raise ValueError(
+                f"stage {stage.name!r} guides cross-attention layer {wrong[0]}; the model has {number}, counted from 0"
+            )
+
+
+def _is_leftover(path: Path) -> bool:
+    """Whether a file is none of a run's own: the cache of features, and what a kill left of a file in writing."""
+    return path.name == "cache" or (path.name.startswith(".") and path.suffix in (".part", ".old"))
+
+
+def _recover(directory: Path) -> None:
+    """Clear away what a kill left half-written; what it caught between two renames gets its name back."""
+    for leftover in directory.glob(".*.old"):
+        target = directory / leftover.name[1:].rsplit(".", 2)[0]
+        if not target.exists():
+            leftover.rename(target)
+    for leftover in (*directory.glob(".*.old"), *directory.glob(".*.part")):
+        if leftover.is_dir():
+            shutil.rmtree(leftover)
+        else:
+            leftover.unlink()
 
 
 def open_source(settings: Any, seed: int) -> Source:
@@ -286,18 +335,18 @@ def environment() -> dict[str, Any]:
 
 
 def _git_hash() -> str | None:
-    """The commit of the checkout that this file lies in, with "+" where it has been changed; None in a wheel."""
-    here = Path(__file__).parent
+    """The commit of the checkout that holds this file, with "+" where it has been changed; None in a wheel."""
+    here = Path(__file__)
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", *arguments], cwd=here.parent, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
     try:
-        commit = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True
-        ).stdout.strip()
-        changed = subprocess.run(
-            ["git", "status", "--porcelain", "-uno", "."], cwd=here, capture_output=True, text=True
-        )
+        git("ls-files", "--error-unmatch", here.name)  # a virtual environment may lie in somebody else's checkout
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "-uno", ".") else "")
     except (OSError, subprocess.CalledProcessError):
         return None
-    return commit + ("+" if changed.stdout.strip() else "")
 
 
 def _stage_seed(seed: int, index: int) -> int:

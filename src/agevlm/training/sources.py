@@ -62,7 +62,10 @@ class SceneSource:
 
 
 class ParquetSource:
-    """A stored dataset. Conversations are drawn from the stored ones; POPE's questions are kept for evaluation."""
+    """A stored dataset. Conversations are drawn from the stored ones; POPE's questions are kept for evaluation.
+
+    A sample that has fewer of the kinds than are asked for gives some of them again.
+    """
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -80,7 +83,8 @@ class ParquetSource:
         weights = np.array([_weight(conversation, kinds) for conversation in sample.conversations])
         if not weights.any():
             return replace(sample, conversations=())
-        chosen = rng.choice(len(weights), size=num, p=weights / weights.sum())
+        again = np.count_nonzero(weights) < num
+        chosen = rng.choice(len(weights), size=num, replace=again, p=weights / weights.sum())
         return replace(sample, conversations=tuple(sample.conversations[number] for number in chosen))
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from agevlm.data.schema import IGNORE_INDEX
@@ -41,6 +41,7 @@ class StageTrainer(Trainer):
         self._num_guided = 0.0
         self._losses = [0.0, 0.0]  # language modelling and guidance of the step in progress
         self._counts: dict[str, Any] = {}  # of the step in progress, for the log
+        self.remove_callback(PrinterCallback)
         self.add_callback(_Reporter(self))
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
@@ -212,7 +213,6 @@ def training_arguments(
         warmup_steps=round(stage.warmup_ratio * stage.steps),
         max_grad_norm=stage.max_grad_norm,
         bf16=dtype == "bfloat16",
-        gradient_checkpointing=stage.gradient_checkpointing,
         train_sampling_strategy="sequential",
         dataloader_num_workers=num_workers,
         dataloader_persistent_workers=False,
