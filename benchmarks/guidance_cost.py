@@ -119,21 +119,16 @@ def count_work(model: Any, batch: dict[str, Any]) -> dict[str, float]:
     heads, width = config.cross_attention_heads, config.cross_attention_head_dim
     attention = 2 * 2 * rows * heads * length * (tokens + 1) * width  # scores and weighted values
     projections = 2 * 2 * rows * length * config.text_config.hidden_size * heads * width  # queries and output
-    scores = 2 * rows * heads * asked * (tokens + 1) * width
+    weights = layers * rows * heads * asked * (tokens + 1)  # what guidance looks at; the eager kernel has made them
+    scores = 0 if config._attn_implementation == "eager" else 2 * weights * width
     return {
         "text_rows": rows,
         "text_tokens_per_row": length,
         "asked_tokens_per_row": asked,
         "step_flops": float(counter.get_total_flops()),
         "cross_attention_flops": 3.0 * layers * (attention + projections),  # backward is twice forward
-        "guidance_flops": 3.0 * layers * scores,
-        "guidance_bytes": 4.0
-        * layers
-        * rows
-        * heads
-        * asked
-        * (tokens + 1)
-        * 6,  # weights: made, normed, lost, and back
+        "guidance_flops": 3.0 * scores,
+        "guidance_bytes": 6 * 4.0 * weights,  # in float32: taken, averaged, compared, and all of it back
     }
 
 
@@ -203,7 +198,8 @@ def main() -> None:
         work = result["work"]
         print(
             f"{'':10} step {work['step_flops'] / 1e9:.2f} GFLOP, its cross-attention "
-            f"{work['cross_attention_flops'] / 1e9:.2f}, guidance on top {work['guidance_flops'] / 1e9:.3f}"
+            f"{work['cross_attention_flops'] / 1e9:.2f}, guidance on top {work['guidance_flops'] / 1e9:.3f} "
+            f"and {work['guidance_bytes'] / 1e6:.1f} MB"
         )
     print(f"target: at most {TARGET_RATIO}; load before {before}, after {load()}")
     print(write_result("guidance_cost", {"settings": settings, "load_before": before, "results": results}, args.out))

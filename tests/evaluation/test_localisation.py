@@ -24,12 +24,12 @@ def _map(*cells: tuple[int, int, float]) -> NDArray[np.float32]:
 
 def test_all_on_the_object() -> None:
     found = localise(_map((1, 2, 1.0)), _mask(slice(8, 16), slice(16, 24)))
-    assert (found.pointing, found.cell, found.mass, found.iou) == (True, True, 1.0, 1.0)
+    assert (found.pointing, found.strict, found.mass, found.iou) == (True, True, 1.0, 1.0)
 
 
 def test_beside_the_object() -> None:
     found = localise(_map((1, 1, 1.0)), _mask(slice(8, 16), slice(16, 24)))
-    assert (found.pointing, found.cell, found.mass, found.iou) == (False, False, 0.0, 0.0)
+    assert (found.pointing, found.strict, found.mass, found.iou) == (False, False, 0.0, 0.0)
 
 
 def test_half_covered_cells_count_by_their_share_and_null_attention_counts_outside() -> None:
@@ -48,7 +48,7 @@ def test_a_thing_smaller_than_half_a_cell_is_still_found() -> None:
     small = _mask(slice(11, 13), slice(19, 21))  # around the centre of cell (1, 2)
     found = localise(_map((1, 2, 1.0)), small)
     assert found.pointing
-    assert not found.cell  # covers 4 of 64 pixels
+    assert not found.strict
     assert found.iou == 1.0
     assert found.mass == pytest.approx(4 / 64)
 

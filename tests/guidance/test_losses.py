@@ -40,7 +40,7 @@ def test_the_better_map_has_the_smaller_loss(name: str) -> None:
 def test_descent_pulls_attention_into_the_mask(name: str) -> None:
     scores = torch.tensor([1.0, 0.0, -1.0, 2.0], requires_grad=True)
     optimizer = torch.optim.SGD([scores], lr=1.0)
-    before = float(scores.softmax(-1)[1:3].sum())
+    before = float(scores.detach().softmax(-1)[1:3].sum())
     for _ in range(60):
         total, _ = guidance_loss(
             [scores.softmax(-1).reshape(1, 1, 1, 4)], MASK_N.reshape(1, 1, 4), torch.tensor([[1]]), loss=name
@@ -48,7 +48,7 @@ def test_descent_pulls_attention_into_the_mask(name: str) -> None:
         optimizer.zero_grad()
         total.backward()
         optimizer.step()
-    after = float(scores.softmax(-1)[1:3].sum())
+    after = float(scores.detach().softmax(-1)[1:3].sum())
     assert before < 0.25
     assert after > 0.8
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from agevlm.data.schema import Conversation, Message
 
+TEXT = "text"  # the kind of a conversation that is read as plain text, with no picture
 _OPEN, _CLOSE = "\ue000", "\ue001"  # private-use characters: no template and no text contains them
 _MARK = re.compile(f"[{_OPEN}{_CLOSE}]")
 
@@ -67,6 +68,7 @@ class TokenisedChat:
 def tokenise_conversation(processor: Any, conversation: Conversation, max_length: int | None = None) -> TokenisedChat:
     """Tokenise a conversation, with the tokens of every assistant message (and its end-of-turn token) supervised.
 
+    A conversation of the kind `TEXT` is plain text to a language model: all of it is supervised.
     A conversation with no supervised token is a ValueError that names it, also where `max_length` cut it off, and so is
     one that says the image placeholder in words.
     """
@@ -93,6 +95,8 @@ def tokenise_conversation(processor: Any, conversation: Conversation, max_length
             supervised[token] = True
         if tokens[0] > 0:
             answer_positions[index] = tokens[0] - 1
+    if conversation.kind == TEXT:
+        supervised = [True] * len(input_ids)
     if not any(supervised[1:]):
         raise ValueError(f"conversation {conversation.id} has no token to learn from: {chat.text!r}")
     phrases = []

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
+from agevlm.data.chat import TEXT
 from agevlm.data.language import DEFAULT_KINDS, LONG_KINDS
 from agevlm.data.schema import Conversation, Message, Sample
 from agevlm.training.features import FeatureCache
@@ -103,6 +104,6 @@ def _ranks(choices: NDArray[np.int16]) -> NDArray[np.int64]:
 
 
 def without_pictures(conversation: Conversation) -> Conversation:
-    """The same words with no picture shown: what a text-only model reads."""
+    """The same words with no picture shown, to be read as plain text: what a text-only model learns from."""
     messages = tuple(Message(message.role, message.content) for message in conversation.messages)
-    return Conversation(conversation.id, conversation.kind, messages)
+    return Conversation(conversation.id, TEXT, messages)

@@ -162,40 +162,46 @@ class Run:
         self._announce(stage, counts)
         if stage.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
-        else:
+        elif model.is_gradient_checkpointing:
             model.gradient_checkpointing_disable()
         checkpoints = find_checkpoints(directory)
         resume_from = str(checkpoints[-1]) if checkpoints else None
-        done = int(checkpoints[-1].name.rsplit("-", 1)[1]) if checkpoints else 0
-        progress.start_stage(index, done)
-        collator = Collator(
-            processor,
-            grid=image_grid(model, processor),
-            guided=stage.guidance is not None and stage.guidance.weight > 0,
-            answer_position=stage.guidance is not None and stage.guidance.answer_position,
-            max_length=self.recipe.max_length,
-        )
-        trainer = StageTrainer(
-            model=model,
-            args=training_arguments(
-                stage,
-                directory,
-                seed=self.recipe.seed + index,
-                dtype=self.recipe.dtype,
-                num_workers=self.recipe.num_workers,
-                save_steps=self.recipe.save_steps,
-            ),
-            train_dataset=StageDataset(stage, data, seed=_stage_seed(self.recipe.seed, index)),
-            data_collator=collator,
-            stage=stage,
-            on_step=progress.step,
-            files=self.files,
-        )
+        progress.start_stage(index, int(checkpoints[-1].name.rsplit("-", 1)[1]) if checkpoints else 0)
+        trainer = self._trainer(index, model, processor, data, progress)
         trainer.train(resume_from_checkpoint=resume_from)
         if stage.lora:
             merge_adapters(model)
         self._record(index, counts)
         self._save(directory, model, processor)
+
+    def _trainer(
+        self, index: int, model: Any, processor: Any, data: dict[str, SourceData], progress: RunProgress
+    ) -> StageTrainer:
+        stage, settings = self.recipe.stages[index], self.recipe
+        collator = Collator(
+            processor,
+            grid=image_grid(model, processor),
+            guided=stage.guidance is not None and stage.guidance.weight > 0,
+            answer_position=stage.guidance is not None and stage.guidance.answer_position,
+            max_length=settings.max_length,
+        )
+        arguments = training_arguments(
+            stage,
+            self.stage_directory(index),
+            seed=settings.seed + index,
+            dtype=settings.dtype,
+            num_workers=settings.num_workers,
+            save_steps=settings.save_steps,
+        )
+        return StageTrainer(
+            model=model,
+            args=arguments,
+            train_dataset=StageDataset(stage, data, seed=_stage_seed(settings.seed, index)),
+            data_collator=collator,
+            stage=stage,
+            on_step=progress.step,
+            files=self.files,
+        )
 
     def _record(self, index: int, counts: dict[str, dict[str, int]]) -> None:
         """Add a stage to stages.json, summed up from the log, so that a resumed stage counts as a whole one."""

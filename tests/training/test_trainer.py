@@ -1,0 +1,210 @@
+"""Steps of a stage: how losses are normalised and logged, and what stops a run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_runs import STAGES, make_recipe, read_losses, read_weights, run
+from torch.nn import functional as F
+
+from agevlm.data.collate import Collator
+from agevlm.guidance import guidance_loss
+from agevlm.training.dataset import SourceData, StageDataset
+from agevlm.training.recipe import parse_recipe
+from agevlm.training.run import Run, build_model, image_grid, open_source
+from agevlm.training.trainer import StageTrainer
+
+
+@pytest.fixture
+def plain_descent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plain gradient descent: weights after a step tell the gradient, which Adam's first step hides."""
+
+    def create_optimizer(self: StageTrainer, model: Any = None) -> torch.optim.Optimizer:
+        if self.optimizer is None:
+            self.optimizer = torch.optim.SGD([p for p in self.model.parameters() if p.requires_grad], lr=0.01)
+        return self.optimizer
+
+    monkeypatch.setattr(StageTrainer, "create_optimizer", create_optimizer)
+
+
+def mixed_stage(images: int, accumulation: int, steps: int = 1) -> dict[str, Any]:
+    """Long and short conversations, some without pictures: every part has other counts of tokens and guided rows."""
+    return {
+        "name": "mixed",
+        **STAGES["instruct"],
+        "text_ratio": 0.3,
+        "group_by_length": False,
+        "images_per_batch": images,
+        "gradient_accumulation_steps": accumulation,
+        "steps": steps,
+        "warmup_ratio": 0.0,
+        "max_grad_norm": 1e9,
+        "guidance": {"loss": "mass", "weight": 2.0},
+    }
+
+
+@pytest.mark.usefixtures("plain_descent")
+def test_a_step_does_not_depend_on_how_its_batch_is_cut(foundation: Path, tmp_path: Path) -> None:
+    logs, weights = [], []
+    for images, accumulation in ((8, 1), (4, 2), (2, 4)):
+        out = tmp_path / f"{images}x{accumulation}"
+        run(make_recipe(foundation, mixed_stage(images, accumulation, steps=2)), out)
+        logs.append(read_losses(out))
+        weights.append(read_weights(out / "model"))
+    assert logs[0][0]["lm_loss"] > 1
+    assert logs[0][0]["guidance_loss"] > 0.1
+    for log, moved in zip(logs[1:], weights[1:], strict=True):
+        for whole, cut in zip(logs[0], log, strict=True):
+            assert cut["lm_loss"] == pytest.approx(whole["lm_loss"], rel=1e-5)
+            assert cut["guidance_loss"] == pytest.approx(whole["guidance_loss"], rel=1e-5)
+            assert cut["loss"] == pytest.approx(whole["lm_loss"] + 2 * whole["guidance_loss"], rel=1e-5)
+        for name, tensor in weights[0].items():
+            torch.testing.assert_close(moved[name], tensor, atol=2e-6, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_each_loss_is_divided_by_its_own_count(foundation: Path, tmp_path: Path) -> None:
+    content = make_recipe(foundation, mixed_stage(4, 1))
+    run(content, tmp_path)
+    recipe = parse_recipe(content, "recipe")
+    model, processor = build_model(recipe)
+    source = open_source(recipe.data["scenes"], recipe.seed)
+    dataset = StageDataset(recipe.stages[0], {"scenes": SourceData(source)}, seed=0)
+    batch = Collator(processor, image_grid(model, processor), guided=True)([dataset[i] for i in range(4)])
+    shares, present = batch.pop("guidance_shares"), batch.pop("guidance_present")
+    labels = batch.pop("labels")
+    outputs = model(**{name: batch[name] for name in batch if name not in ("sample_ids", "left_out")})
+    language = F.cross_entropy(outputs.logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten())
+    total, rows = guidance_loss(outputs.row_weights, shares, present, loss="mass", null_token=True)
+    first = read_losses(tmp_path)[0]
+    assert first["lm_loss"] == pytest.approx(
+        float(language.detach()), rel=2e-3
+    )  # features went through 16 bits in the run
+    assert first["guidance_loss"] == pytest.approx(float(total) / rows, rel=2e-3)
+
+
+def test_batches_without_masks_train_and_are_counted(foundation: Path, tmp_path: Path) -> None:
+    blind = {"name": "blind", **STAGES["ground"], "text_ratio": 1.0, "gradient_accumulation_steps": 2}
+    run(make_recipe(foundation, blind, "ground"), tmp_path)
+    log = read_losses(tmp_path)
+    assert [line["guidance_loss"] for line in log[:3]] == [None] * 3
+    assert all(line["lm_loss"] > 1 for line in log)
+    assert all(line["guidance_loss"] > 0 for line in log[3:])
+    stages = json.loads((tmp_path / "stages.json").read_text())
+    assert [stage["batches_without_masks"] for stage in stages] == [6, 0]
+
+
+def test_a_guided_batch_may_share_a_step_with_one_without_masks(foundation: Path, tmp_path: Path) -> None:
+    stage = {"name": "some", **STAGES["ground"], "text_ratio": 0.7, "images_per_batch": 1, "questions_per_image": 1}
+    run(make_recipe(foundation, {**stage, "gradient_accumulation_steps": 3, "steps": 6}), tmp_path)
+    log = read_losses(tmp_path)
+    assert {line["batches_without_masks"] for line in log} & {1, 2}
+    assert all((line["guidance_loss"] is None) == (line["batches_without_masks"] == 3) for line in log)
+
+
+def break_at(step: int, monkeypatch: pytest.MonkeyPatch, spoil: Callable[[Any], None]) -> None:
+    """Let `spoil` change the batch of one step before the loss is computed."""
+    original = StageTrainer.compute_loss
+
+    def compute_loss(self: StageTrainer, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        if self.state.global_step == step - 1 and self.stage.name == "ground":
+            spoil(inputs)
+        return original(self, model, inputs, *args, **kwargs)
+
+    monkeypatch.setattr(StageTrainer, "compute_loss", compute_loss)
+
+
+def test_a_loss_that_is_not_finite_names_stage_step_and_samples(
+    foundation: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids: list[str] = []
+
+    def spoil(inputs: dict[str, Any]) -> None:
+        inputs["image_features"][1] = float("nan")
+        ids.extend(inputs["sample_ids"])
+
+    break_at(3, monkeypatch, spoil)
+    with pytest.raises(FloatingPointError) as caught:
+        run(make_recipe(foundation, "align", "ground"), tmp_path)
+    assert len(ids) == 4
+    assert "stage 'ground', step 3: the loss is nan" in str(caught.value)
+    assert all(name in str(caught.value) for name in ids[2:])  # the questions on the second picture
+    assert not any(name in str(caught.value) for name in ids[:2])
+    assert [path.name for path in (tmp_path / "2-ground").iterdir()] == ["checkpoint-2"]
+    assert all(torch.isfinite(t).all() for t in read_weights(tmp_path / "2-ground" / "checkpoint-2").values())
+    assert [line["step"] for line in read_losses(tmp_path)] == [1, 2, 3, 1, 2]
+    monkeypatch.undo()
+    assert run(make_recipe(foundation, "align", "ground"), tmp_path, resume=True).is_dir()
+
+
+def test_infinite_guidance_stops_a_run_too(foundation: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    break_at(
+        1, monkeypatch, lambda inputs: inputs["guidance_shares"].masked_fill_(inputs["guidance_shares"] > 0, torch.inf)
+    )
+    with pytest.raises(FloatingPointError, match=r"step 1: the loss is nan on scene-"):
+        run(make_recipe(foundation, "ground"), tmp_path)
+
+
+def test_what_is_left_out_is_counted_and_told(foundation: Path, tmp_path: Path) -> None:
+    content = make_recipe(foundation, {"name": "cut", **STAGES["ground"], "kinds": {"caption": 1.0}}, max_length=13)
+    run(content, tmp_path)
+    left_out = json.loads((tmp_path / "stages.json").read_text())[0]["left_out"]
+    assert left_out["conversations cut at max_length"] > 0
+    assert left_out["phrases cut at max_length"] > 0
+    assert left_out == {
+        reason: sum(line.get("left_out", {}).get(reason, 0) for line in read_losses(tmp_path)) for reason in left_out
+    }
+
+
+def test_the_log_tells_the_learning_rate_of_its_step(foundation: Path, tmp_path: Path) -> None:
+    stage = {"name": "one", **STAGES["align"], "steps": 4, "lr_scheduler": "linear", "warmup_ratio": 0.25}
+    run(make_recipe(foundation, stage), tmp_path)
+    rates = [line["learning_rate"] for line in read_losses(tmp_path)]
+    assert rates == pytest.approx([0.0, 0.01, 0.01 * 2 / 3, 0.01 / 3])
+
+
+def test_checkpointed_gradients_change_nothing(foundation: Path, tmp_path: Path) -> None:
+    for name in ("plain", "saving"):
+        stage = {"name": "all", **STAGES["instruct"], "gradient_checkpointing": name == "saving"}
+        run(make_recipe(foundation, stage), tmp_path / name)
+    plain, saving = read_losses(tmp_path / "plain"), read_losses(tmp_path / "saving")
+    assert [line["loss"] for line in saving] == pytest.approx([line["loss"] for line in plain], rel=1e-5)
+
+
+def test_bfloat16_trains_float32_weights(foundation: Path, tmp_path: Path) -> None:
+    run(make_recipe(foundation, "ground", dtype="bfloat16"), tmp_path)
+    assert all(line["guidance_loss"] > 0 for line in read_losses(tmp_path))
+    assert {tensor.dtype for tensor in read_weights(tmp_path / "model").values()} == {torch.float32}
+
+
+def test_nothing_is_printed_beside_the_console(
+    foundation: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(make_recipe(foundation, "align"), tmp_path)
+    assert capsys.readouterr().out == ""
+
+
+def test_a_run_tells_which_modules_train(foundation: Path, tmp_path: Path) -> None:
+    import io
+
+    from rich.console import Console
+
+    text = io.StringIO()
+    recipe = parse_recipe(make_recipe(foundation, "align", "instruct"), "recipe")
+    Run(recipe, tmp_path, Console(file=text, width=120)).describe()
+    lines = text.getvalue().splitlines()
+    assert lines[0].startswith("stage align")
+    assert [line.split()[0] for line in lines[1:6]] == [
+        "gates",
+        "projector",
+        "cross_attention",
+        "language_model",
+        "vision_model",
+    ]
+    assert [line.split()[-1] for line in lines[1:6]] == ["trains", "trains", "frozen", "frozen", "frozen"]
+    assert [line.split()[-1] for line in lines[7:12]] == ["trains"] * 4 + ["frozen"]
+    assert not (tmp_path / "recipe.yaml").exists()
