@@ -24,7 +24,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@touch $@
 
 quickstart: $(INSTALLED)
-	$(BIN)/agevlm train recipes/quickstart.yaml --out $(RUN)
+	$(BIN)/agevlm train recipes/quickstart.yaml --out $(RUN) --resume
 
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
