@@ -42,7 +42,11 @@ def build_network(attn_implementation: str = "eager", seed: int = 0) -> tuple[An
             vocab_size=len(tokenizer),
             tie_word_embeddings=True,
             max_position_embeddings=512,
-            **language.model_dump(exclude={"steps", "batch_size", "learning_rate"}),
+            hidden_size=language.hidden_size,
+            intermediate_size=language.intermediate_size,
+            num_hidden_layers=language.num_hidden_layers,
+            num_attention_heads=language.num_attention_heads,
+            num_key_value_heads=language.num_key_value_heads,
         )
     )
     backbone = ConvNextBackbone(
@@ -67,9 +71,7 @@ def build_network(attn_implementation: str = "eager", seed: int = 0) -> tuple[An
     return model, processor
 
 
-def compare(
-    times_a: Sequence[float], times_b: Sequence[float], num_draws: int = 2000, seed: int = 0
-) -> dict[str, float | list[float]]:
+def compare(times_a: Sequence[float], times_b: Sequence[float], num_draws: int = 2000, seed: int = 0) -> dict[str, Any]:
     """Medians of two arms timed pairwise in one run, in milliseconds, and the ratio a / b of the medians.
 
     The interval is the 95 % percentile bootstrap over pairs, so that a slow moment of the machine hits both arms.

@@ -2,8 +2,8 @@
 
     python benchmarks/seeds.py recipes/quickstart.yaml --seeds 0 1 2 --out runs/seeds --json results/quickstart.json
 
-A seed draws its own training scenes, initial weights and order, and is measured on test scenes of its own. A run that is
-there already is read, not trained again; one that was stopped goes on.
+A seed draws its own training scenes, initial weights and order, and is measured on test scenes of its own. A run that
+is there already is read, not trained again; one that was stopped goes on.
 """
 
 from __future__ import annotations

@@ -107,7 +107,9 @@ class StageRecipe(Strict):
     questions_per_image: int = Field(4, ge=1)
     gradient_accumulation_steps: int = Field(1, ge=1)
     group_by_length: bool = True  # batches of long kinds (captions, conversations) or of short ones
-    text_ratio: float = Field(0.0, ge=0, le=1)  # of conversations, read as plain text without their pictures: keeps language
+    text_ratio: float = Field(
+        0.0, ge=0, le=1
+    )  # of conversations, read as plain text without their pictures: keeps language
     learning_rate: float = Field(2e-3, gt=0)
     module_learning_rates: dict[ModuleName, Rate] = {}  # for modules that want another one than the rest
     lr_scheduler: Literal["cosine", "linear", "constant_with_warmup"] = "cosine"

@@ -162,13 +162,13 @@ class Run:
         self._announce(stage, counts)
         if stage.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
-        elif model.is_gradient_checkpointing:
-            model.gradient_checkpointing_disable()
         checkpoints = find_checkpoints(directory)
         resume_from = str(checkpoints[-1]) if checkpoints else None
         progress.start_stage(index, int(checkpoints[-1].name.rsplit("-", 1)[1]) if checkpoints else 0)
         trainer = self._trainer(index, model, processor, data, progress)
         trainer.train(resume_from_checkpoint=resume_from)
+        if stage.gradient_checkpointing:
+            model.gradient_checkpointing_disable()
         if stage.lora:
             merge_adapters(model)
         self._record(index, counts)
@@ -266,8 +266,9 @@ def _join(recipe: Recipe) -> tuple[AgeVlmForConditionalGeneration, AgeVlmProcess
     torch.manual_seed(recipe.seed)
     language, vision = resolve_model(settings.language_model), resolve_model(settings.vision_model)
     tokenizer = AutoTokenizer.from_pretrained(language)
-    image_processor = settings.image_size or vision
-    processor = AgeVlmProcessor.from_backbones(tokenizer, image_processor)
+    processor = AgeVlmProcessor.from_backbones(tokenizer, vision)
+    if settings.image_size:
+        processor.image_processor.size = {"height": settings.image_size, "width": settings.image_size}
     overrides: dict[str, Any] = {"null_token": settings.null_token, "image_positions": settings.image_positions}
     if settings.cross_attention_layers is not None:
         overrides["cross_attention_layers"] = list(settings.cross_attention_layers)

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
-from agevlm.data.language import make_conversations
+from agevlm.data.language import KINDS, make_conversations
 from agevlm.data.parquet import read_parquet
 from agevlm.data.scenes import CATEGORIES, WorldSpec, draw_scene, scene_png
 from agevlm.data.schema import AnnotatedImage, Conversation, ImageSource, Instance, Sample
@@ -64,7 +64,8 @@ class SceneSource:
 class ParquetSource:
     """A stored dataset. Conversations are drawn from the stored ones; POPE's questions are kept for evaluation.
 
-    A sample that has fewer of the kinds than are asked for gives some of them again.
+    A sample that has fewer of the kinds than are asked for gives some of them again; one that has none of them has them
+    made from its annotated instances, where it has any.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -79,13 +80,22 @@ class ParquetSource:
         return {"parquet": str(self.directory.resolve()), "size": len(self), "written": stamp.st_mtime_ns}
 
     def sample(self, index: int, rng: np.random.Generator, kinds: Kinds, num: int) -> Sample:
-        sample = self.dataset[index].sample
+        record = self.dataset[index]
+        sample = record.sample
         weights = np.array([_weight(conversation, kinds) for conversation in sample.conversations])
         if not weights.any():
-            return replace(sample, conversations=())
+            return replace(sample, conversations=self._made(record.annotated, rng, kinds, num))
         again = np.count_nonzero(weights) < num
         chosen = rng.choice(len(weights), size=num, replace=again, p=weights / weights.sum())
         return replace(sample, conversations=tuple(sample.conversations[number] for number in chosen))
+
+    def _made(
+        self, annotated: AnnotatedImage | None, rng: np.random.Generator, kinds: Kinds, num: int
+    ) -> tuple[Conversation, ...]:
+        known = {kind: weight for kind, weight in (kinds or {}).items() if kind in KINDS and weight > 0}
+        if annotated is None or not known:
+            return ()
+        return make_conversations(annotated, rng, self.dataset.vocabulary, known, num)
 
 
 def _weight(conversation: Conversation, kinds: Kinds) -> float:

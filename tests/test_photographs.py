@@ -1,0 +1,73 @@
+"""The whole way on real photographs, where they are at hand: convert, train, evaluate, look, through the command line."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from agevlm.cli import main
+from agevlm.data.parquet import read_parquet
+
+ROOT = Path(__file__).parents[1]
+COCO_MINI = ROOT.parent / "shared" / "coco_mini"
+
+pytestmark = pytest.mark.skipif(not COCO_MINI.is_dir(), reason="no photographs at ../shared/coco_mini")
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["agevlm", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    return int(stopped.value.code or 0)
+
+
+def convert(monkeypatch: pytest.MonkeyPatch, split: str, out: Path) -> Path:
+    instances = COCO_MINI / "annotations" / f"instances_{split}.json"
+    images = COCO_MINI / split
+    assert run(monkeypatch, "data", "coco", "--instances", instances, "--images", images, "--out", out) == 0
+    return out
+
+
+def small_recipe(directory: Path, train: Path, val: Path) -> Path:
+    """`recipes/coco-tiny.yaml` with two steps a stage, on the converted photographs."""
+    recipe = yaml.safe_load((ROOT / "recipes" / "coco-tiny.yaml").read_text())
+    recipe["data"]["coco"]["parquet"] = str(train)
+    recipe["evaluation"] = {"benchmark": str(val), "num_images": 6}
+    recipe["model"]["image_size"] = 96
+    for stage in recipe["stages"]:
+        stage |= {"steps": 2, "images_per_batch": 4}
+    path = directory / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    return path
+
+
+def test_from_annotations_to_a_picture_of_attention(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train, val = (convert(monkeypatch, split, tmp_path / split) for split in ("train2017", "val2017"))
+    out = tmp_path / "run"
+    assert run(monkeypatch, "train", small_recipe(tmp_path, train, val), "--out", out) == 0
+    stages = json.loads((out / "stages.json").read_text())
+    assert [stage["batches_without_masks"] for stage in stages] == [0, 0, 0, 0]
+    records = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    assert all(np.isfinite(record["loss"]) for record in records)
+    assert all(record["guidance_loss"] > 0 for record in records if record["stage"] in ("ground", "instruct"))
+    metrics = json.loads((out / "metrics.json").read_text())
+    for split in ("random", "popular", "adversarial"):
+        assert metrics["pope"][split]["reference_yes_ratio"] == 0.5
+    assert "<img" in (out / "report.html").read_text(encoding="utf-8")
+
+    photograph = read_parquet(val)[0].sample.images[0]
+    picture = COCO_MINI / "val2017" / f"{int(photograph.id):012d}.jpg"
+    capsys.readouterr()
+    drawn, maps = tmp_path / "look.png", tmp_path / "look.npz"
+    question = "is there a person in the picture?"
+    assert run(monkeypatch, "look", out / "model", picture, question, "--out", drawn, "--maps", maps) == 0
+    assert capsys.readouterr().out.strip()
+    assert drawn.read_bytes().startswith(b"\x89PNG")
+    assert maps.exists()

@@ -1,0 +1,176 @@
+"""Which samples and which questions a step sees: a pure function of the seed, and fair to every source."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from agevlm.data.language import LONG_KINDS
+from agevlm.data.scenes import WorldSpec, draw_scene
+from agevlm.data.scenes.export import export_parquet
+from agevlm.data.schema import Conversation, Grounding, Message, Sample
+from agevlm.training.dataset import SourceData, StageDataset, without_pictures
+from agevlm.training.recipe import StageRecipe
+from agevlm.training.sources import DrawnScenes, ParquetSource, SceneSource, read_annotations, write_annotations
+
+
+class Named:
+    """A source of `size` samples that say their own position and nothing else."""
+
+    def __init__(self, name: str, size: int, kinds: tuple[str, ...] = ("presence", "caption")) -> None:
+        self.name, self.size, self.kinds = name, size, kinds
+
+    def __len__(self) -> int:
+        return self.size
+
+    def key(self) -> dict[str, Any]:
+        return {"name": self.name}
+
+    def sample(self, index: int, rng: np.random.Generator, kinds: Any, num: int) -> Sample:
+        offered = [kind for kind in self.kinds if kinds is None or kinds.get(kind)]
+        messages = (Message("user", f"{rng.random()}", 1), Message("assistant", "yes"))
+        made = [Conversation(f"{self.name}/{index}/{i}", offered[0], messages) for i in range(num if offered else 0)]
+        return Sample(f"{self.name}/{index}", (), tuple(made))
+
+
+def make_dataset(seed: int = 0, sources: dict[str, Any] | None = None, **settings: Any) -> StageDataset:
+    stage = {"name": "s", "trainable": ["projector"], "steps": 50, "images_per_batch": 4, "questions_per_image": 2}
+    sources = sources or {"scenes": Named("scenes", 10)}
+    return StageDataset(StageRecipe(**stage | settings), {k: SourceData(v) for k, v in sources.items()}, seed)
+
+
+def words(dataset: StageDataset, index: int) -> list[str]:
+    return [message.content for c in dataset[index][0].conversations for message in c.messages]
+
+
+def test_an_item_depends_on_seed_and_number_alone() -> None:
+    first, second, other = make_dataset(), make_dataset(), make_dataset(seed=1)
+    backwards = [words(second, index) for index in reversed(range(40))][::-1]
+    assert [words(first, index) for index in range(40)] == backwards
+    assert [words(first, index) for index in range(40)] != [words(other, index) for index in range(40)]
+    assert len({tuple(words(first, index)) for index in range(40)}) == 40
+
+
+def test_the_length_is_that_of_all_steps() -> None:
+    assert len(make_dataset()) == 200
+    assert len(make_dataset(gradient_accumulation_steps=3)) == 600
+
+
+def test_every_pass_goes_through_the_source_in_an_order_of_its_own() -> None:
+    dataset = make_dataset()
+    passes = [[dataset[10 * number + i][0].id for i in range(10)] for number in range(20)]
+    assert all(len(set(ids)) == 10 for ids in passes)
+    assert len({tuple(ids) for ids in passes}) > 15
+
+
+def test_a_mixture_draws_by_weight_and_passes_through_each_source() -> None:
+    sources = {"large": Named("large", 100), "small": Named("small", 7), "none": Named("none", 3)}
+    dataset = make_dataset(sources=sources, data={"large": 3.0, "small": 1.0, "none": 0.0}, steps=500)
+    ids = [dataset[index][0].id for index in range(2000)]
+    shares = Counter(name.split("/")[0] for name in ids)
+    assert shares["large"] / 2000 == pytest.approx(0.75, abs=0.03)
+    assert shares["none"] == 0
+    for name, size in (("large", 100), ("small", 7)):
+        mine = [identity for identity in ids if identity.startswith(name)]
+        whole = len(mine) // size * size
+        assert set(Counter(mine[:whole]).values()) == {whole // size}
+
+
+def test_a_batch_holds_long_kinds_or_short_ones_as_often_as_they_weigh() -> None:
+    dataset = make_dataset(kinds={"presence": 3.0, "caption": 1.0}, steps=400)
+    batches = [{c.kind for i in range(4) for c in dataset[4 * b + i][0].conversations} for b in range(400)]
+    assert all(len(kinds) == 1 for kinds in batches)
+    assert sum(kinds == {"caption"} for kinds in batches) / 400 == pytest.approx(0.25, abs=0.06)
+    assert "caption" in LONG_KINDS
+    only_short = make_dataset(
+        sources={"scenes": Named("scenes", 5, ("presence",))}, kinds={"presence": 1, "caption": 1}
+    )
+    assert {c.kind for i in range(40) for c in only_short[i][0].conversations} == {"presence"}
+
+
+def test_a_sample_that_offers_nothing_is_named() -> None:
+    dataset = make_dataset(kinds={"counting": 1.0})
+    with pytest.raises(ValueError, match=r"stage 's': sample scenes/\d has no conversation of counting"):
+        dataset[0]
+
+
+def test_text_ratio_takes_pictures_away() -> None:
+    def shown(ratio: float) -> float:
+        dataset = make_dataset(text_ratio=ratio)
+        made = [c for index in range(200) for c in dataset[index][0].conversations]
+        return sum(c.messages[0].num_images for c in made) / len(made)
+
+    assert (shown(0.0), shown(1.0)) == (1.0, 0.0)
+    assert shown(0.3) == pytest.approx(0.7, abs=0.07)
+
+
+def test_without_pictures_keeps_the_words_and_drops_the_groundings() -> None:
+    messages = (Message("user", "a fish", 1), Message("assistant", "yes"))
+    blind = without_pictures(Conversation("c", "presence", messages, (Grounding(0, 2, 6, "fish", False),)))
+    assert blind == Conversation("c", "presence", (replace(messages[0], num_images=0), messages[1]))
+
+
+# --------------------------------------------------------------------------------------------------------- sources
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_worker_processes_draw_the_same_scenes(num_workers: int) -> None:
+    source = SceneSource(WorldSpec(), 4, 10)
+    drawn = [scene for batch in DrawnScenes(source).batches(4, num_workers) for scene in batch]
+    assert len(drawn) == 10
+    for index, (pixels, annotation) in enumerate(drawn):
+        scene = draw_scene(WorldSpec(), 4, index)
+        assert np.array_equal(pixels, scene.image)
+        assert annotation == scene.annotation
+
+
+def test_annotations_survive_being_written(tmp_path: Path) -> None:
+    annotations = [draw_scene(WorldSpec(), 4, index).annotation for index in range(5)]
+    write_annotations(tmp_path / "a.jsonl", annotations)
+    assert read_annotations(tmp_path / "a.jsonl") == annotations
+
+
+def test_kept_annotations_give_the_same_conversations_as_drawing() -> None:
+    bare = SceneSource(WorldSpec(), 4, 3)
+    kept = SceneSource(WorldSpec(), 4, 3, [draw_scene(WorldSpec(), 4, index).annotation for index in range(3)])
+    first, second = (s.sample(2, np.random.default_rng(0), None, 5) for s in (bare, kept))
+    assert first.conversations == second.conversations
+    assert first.images[0].data is not None and second.images[0].data is None
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory: pytest.TempPathFactory) -> ParquetSource:
+    directory = tmp_path_factory.mktemp("stored") / "scenes"
+    export_parquet(directory, WorldSpec(min_objects=2), 3, 4, num_per_image=5)
+    return ParquetSource(directory)
+
+
+def test_a_stored_dataset_keeps_its_test_questions_back(stored: ParquetSource) -> None:
+    rng = np.random.default_rng(0)
+    kinds = {c.kind for index in range(4) for _ in range(10) for c in stored.sample(index, rng, None, 5).conversations}
+    assert kinds and not any(kind.startswith("pope.") for kind in kinds)
+
+
+def test_a_stored_sample_repeats_itself_only_where_it_must(stored: ParquetSource) -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        ids = [c.id for c in stored.sample(0, rng, None, 5).conversations]
+        assert len(set(ids)) == 5
+    assert len(stored.sample(0, rng, None, 9).conversations) == 9
+    assert stored.sample(0, rng, {"nothing": 1.0}, 3).conversations == ()
+
+
+def test_the_key_of_a_source_tells_what_its_pictures_are(stored: ParquetSource) -> None:
+    assert SceneSource(WorldSpec(), 1, 5).key() == SceneSource(WorldSpec(), 1, 5).key()
+    others = [
+        SceneSource(WorldSpec(), 2, 5),
+        SceneSource(WorldSpec(), 1, 6),
+        SceneSource(WorldSpec(num_strokes=0), 1, 5),
+    ]
+    assert all(other.key() != SceneSource(WorldSpec(), 1, 5).key() for other in others)
+    assert stored.key()["size"] == 4

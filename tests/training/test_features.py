@@ -1,0 +1,191 @@
+"""Cached features: reused where nothing changed, made anew where something did, whole or not there."""
+
+from __future__ import annotations
+
+import io
+import pickle
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny_runs import STAGES, make_recipe, read_losses, run
+
+from agevlm.data.images import open_image
+from agevlm.data.parquet import write_parquet
+from agevlm.data.rows import Record
+from agevlm.data.scenes import WorldSpec
+from agevlm.data.schema import Conversation, ImageSource, Message, Sample
+from agevlm.training import features as features_module
+from agevlm.training.features import FeatureCache, cached_features
+from agevlm.training.recipe import parse_recipe
+from agevlm.training.run import build_model
+from agevlm.training.sources import ParquetSource, SceneSource, Source
+
+Parts = tuple[Any, Any]
+
+
+@pytest.fixture
+def parts(foundation: Path) -> Parts:
+    model, processor = build_model(parse_recipe(make_recipe(foundation, "align"), "recipe"))
+    return model.requires_grad_(False), processor
+
+
+def fill(
+    parts: Parts, root: Path, source: Source | None = None, dtype: torch.dtype = torch.float32, **settings: Any
+) -> tuple[FeatureCache | None, int]:
+    """The cache and how many pictures went through the network for it."""
+    done = [0]
+
+    def progress(number: int, total: int) -> None:
+        done.append(number)
+
+    settings = {"dtype": dtype, "num_workers": 0, "progress": progress, **settings}
+    cache = cached_features(source or SceneSource(WorldSpec(), 1, 70), root, *parts, **settings)
+    return cache, done[-1]
+
+
+def test_a_cache_holds_what_the_vision_model_says(parts: Parts, tmp_path: Path) -> None:
+    source = SceneSource(WorldSpec(), 1, 70)
+    cache, done = fill(parts, tmp_path, source)
+    model, processor = parts
+    assert cache is not None and done == 70
+    for index in (0, 64, 69):
+        image = SceneSource(WorldSpec(), 1, 70).sample(index, np.random.default_rng(0), None, 1).images[0]
+        pixels = processor.image_processor([open_image(image)], return_tensors="pt")["pixel_values"]
+        assert cache[index].dtype == np.float16
+        torch.testing.assert_close(
+            torch.from_numpy(cache[index]).float(), model.vision_features(pixels), atol=5e-3, rtol=5e-3
+        )
+    assert source.annotations is not None and len(source.annotations) == 70
+
+
+def test_a_cache_is_reused(parts: Parts, tmp_path: Path) -> None:
+    first, _ = fill(parts, tmp_path)
+    source = SceneSource(WorldSpec(), 1, 70)
+    again, done = fill(parts, tmp_path, source)
+    assert done == 0
+    assert first is not None and again is not None
+    assert np.array_equal(first[33], again[33])
+    assert source.annotations is not None
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def other_weights(parts: Parts) -> dict[str, Any]:
+    next(parts[0].vision_model.parameters()).data.add_(1e-3)
+    return {}
+
+
+def other_size(parts: Parts) -> dict[str, Any]:
+    parts[1].image_processor.size = {"height": 64, "width": 64}
+    return {}
+
+
+def other_mean(parts: Parts) -> dict[str, Any]:
+    parts[1].image_processor.image_mean = [0.4, 0.5, 0.6]
+    return {}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        other_weights,
+        other_size,
+        other_mean,
+        lambda parts: {"source": SceneSource(WorldSpec(), 2, 70)},
+        lambda parts: {"source": SceneSource(WorldSpec(), 1, 71)},
+        lambda parts: {"source": SceneSource(WorldSpec(max_objects=2), 1, 70)},
+        lambda parts: {"dtype": torch.bfloat16},
+    ],
+    ids=["weights", "size", "mean", "seed", "number", "world", "dtype"],
+)
+def test_whatever_changes_the_features_gets_a_cache_of_its_own(
+    change: Callable[[Parts], dict[str, Any]], parts: Parts, tmp_path: Path
+) -> None:
+    fill(parts, tmp_path)
+    _, done = fill(parts, tmp_path, **change(parts))
+    assert done in (70, 71)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_kill_while_filling_leaves_nothing(parts: Parts, tmp_path: Path) -> None:
+    def killed(number: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fill(parts, tmp_path, progress=killed)
+    assert list(tmp_path.iterdir()) == []
+    assert fill(parts, tmp_path)[1] == 70
+
+
+def test_a_worker_process_opens_the_file_anew(parts: Parts, tmp_path: Path) -> None:
+    cache, _ = fill(parts, tmp_path)
+    assert cache is not None
+    sent = pickle.dumps(cache)
+    assert len(sent) < 1000
+    assert np.array_equal(pickle.loads(sent)[5], cache[5])
+
+
+def test_training_on_cached_features_is_training_without(foundation: Path, tmp_path: Path) -> None:
+    for cached in (True, False):
+        content = make_recipe(foundation, "ground", cache_features=cached)
+        run(content, tmp_path / str(cached))
+    with_, without = read_losses(tmp_path / "True"), read_losses(tmp_path / "False")
+    for first, second in zip(with_, without, strict=True):
+        assert first["lm_loss"] == pytest.approx(second["lm_loss"], rel=5e-3)
+        assert first["guidance_loss"] == pytest.approx(second["guidance_loss"], rel=2e-2)
+
+
+def test_a_shared_directory_is_kept_and_one_of_the_run_is_not(
+    foundation: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(make_recipe(foundation, "align"), tmp_path / "own")
+    assert not (tmp_path / "own" / "cache").exists()
+    shared = {"cache_dir": str(tmp_path / "shared")}
+    run(make_recipe(foundation, "align", **shared), tmp_path / "first")
+    monkeypatch.setattr(features_module, "_fill", None)
+    run(make_recipe(foundation, "cross", **shared), tmp_path / "second")
+    assert len(list((tmp_path / "shared").iterdir())) == 1
+
+
+def test_a_vision_model_that_trains_is_not_cached(foundation: Path, tmp_path: Path) -> None:
+    stage = {"name": "all", **STAGES["align"], "trainable": ["projector", "vision_model"]}
+    run(make_recipe(foundation, stage, cache_dir=str(tmp_path / "cache")), tmp_path / "run")
+    assert not (tmp_path / "cache").exists()
+
+
+def test_sources_that_no_stage_asks_for_are_not_computed(foundation: Path, tmp_path: Path) -> None:
+    data = {"scenes": {"num_scenes": 4}, "more": {"num_scenes": 5}}
+    run(make_recipe(foundation, "align", data=data, cache_dir=str(tmp_path / "cache")), tmp_path / "run")
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+
+
+def make_image(name: str, shade: int) -> ImageSource:
+    buffer = io.BytesIO()
+    Image.new("RGB", (20, 10), (shade, 0, 0)).save(buffer, "PNG")
+    return ImageSource(name, 10, 20, data=buffer.getvalue())
+
+
+def test_stored_samples_of_no_one_and_two_pictures(parts: Parts, tmp_path: Path) -> None:
+    messages = (Message("user", "hello"), Message("assistant", "yes"))
+    samples = [
+        Sample(
+            f"s{i}",
+            tuple(make_image(f"s{i}-{j}", 90 * j) for j in range(num)),
+            (Conversation(f"c{i}", "chat", messages),),
+        )
+        for i, num in enumerate((1, 0, 2))
+    ]
+    write_parquet(tmp_path / "data", map(Record, samples))
+    cache, done = fill(parts, tmp_path / "cache", ParquetSource(tmp_path / "data"))
+    assert cache is not None and done == 3
+    assert [len(cache[index]) for index in range(3)] == [1, 0, 2]
+    assert np.array_equal(cache[0][0], cache[2][0])
+    assert not np.array_equal(cache[2][0], cache[2][1])
+    blind = [replace(sample, id=f"b{i}", images=()) for i, sample in enumerate(samples)]
+    write_parquet(tmp_path / "blind", map(Record, blind))
+    assert fill(parts, tmp_path / "cache", ParquetSource(tmp_path / "blind")) == (None, 0)
