@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from chats import FORMS, ground, make_chat_processor, make_conversation
 
-from agevlm.data.chat import render_conversation, tokenise_conversation, tokens_of_span
+from agevlm.data.chat import TEXT, render_conversation, tokenise_conversation, tokens_of_span
 from agevlm.data.masks import encode_mask
 from agevlm.data.schema import Conversation, Message
 
@@ -39,6 +40,13 @@ def test_the_assistant_and_its_end_of_turn_are_supervised_and_nothing_else(form:
     assert supervised_text(processor, make_conversation(*TURNS)) == [f"yes{end}", f"two{end}"]
     with_system = make_conversation(*TURNS[:2], system="describe the picture.")
     assert supervised_text(processor, with_system) == [f"yes{end}"]
+
+
+def test_plain_text_is_supervised_but_for_its_first_token(form: tuple[str, Any]) -> None:
+    _, processor = form
+    text = replace(make_conversation(*TURNS, images=0), kind=TEXT)
+    chat = tokenise_conversation(processor, text)
+    assert chat.supervised == [False] + [True] * (len(chat.input_ids) - 1)
 
 
 def test_the_whole_text_is_the_template_s(form: tuple[str, Any]) -> None:

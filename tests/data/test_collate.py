@@ -70,7 +70,7 @@ def test_rows_are_padded_on_the_left_and_labels_follow(processor: Any) -> None:
     [
         ([(1, SHORT, LONG), (1, SHORT, SHORT)], [[0], [0], [1], [1]], 2),
         ([(1, SHORT, LONG), (1, SHORT)], [[0], [0], [1]], None),
-        ([(1, SHORT, BLIND), (1, SHORT, SHORT)], [[0], [-1], [1], [1]], None),
+        ([(1, SHORT, BLIND), (1, SHORT, SHORT)], [[0], [-1], [1], [1]], 2),
         ([(0, BLIND), (1, SHORT)], [[-1], [0]], None),
         ([(0, BLIND, BLIND)], [[-1], [-1]], None),
         ([(2, make_conversation("a", "b", images=2)), (1, SHORT)], [[0, 1], [2, -1]], None),
@@ -193,7 +193,7 @@ def test_words_before_their_picture_are_not_guided(processor: Any) -> None:
 def test_what_is_not_guided_is_counted_by_reason(processor: Any) -> None:
     unknown = ground(SHORT, 0, "fish", present=None)
     far = ground(make_conversation("is there?", "yes", "is there a fish?", "no"), 2, "fish")
-    batch = collate(processor, make_sample("a", 1, unknown, far), guided=True, max_length=9)
+    batch = collate(processor, make_sample("a", 1, unknown, far), guided=True, max_length=11)
     assert batch["left_out"] == {
         "conversations cut at max_length": 1,
         "phrases that may be there or not": 1,

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from agevlm.data.language import (
+    CAPTION_REQUESTS,
     CONVERSATION,
     DEFAULT_KINDS,
     KINDS,
@@ -243,7 +244,7 @@ def test_relations_are_those_of_the_centres(kind: str) -> None:
         else:
             assert f" is {true} " in content
         sides[true] += 1
-    assert max(sides.values()) < 1.3 * min(sides.values())
+    assert max(sides.values()) < 1.8 * min(sides.values())
 
 
 def test_a_relation_reads_well() -> None:
@@ -295,7 +296,7 @@ def test_a_conversation_asks_nothing_twice() -> None:
     for _, conversation in drawn(CONVERSATION):
         questions = [message.content for message in conversation.messages[::2]]
         assert len(set(questions)) == len(questions)
-        assert sum(question in ("describe the picture.", "what is in the picture?") for question in questions) <= 2
+        assert sum(question in CAPTION_REQUESTS for question in questions) <= 1
         lengths[len(questions)] += 1
     assert set(lengths) == {2, 3, 4}
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from agevlm.data.chat import TEXT
 from agevlm.data.language import LONG_KINDS
 from agevlm.data.scenes import WorldSpec, draw_scene
 from agevlm.data.scenes.export import export_parquet
@@ -87,9 +88,8 @@ def test_a_batch_holds_long_kinds_or_short_ones_as_often_as_they_weigh() -> None
     assert all(len(kinds) == 1 for kinds in batches)
     assert sum(kinds == {"caption"} for kinds in batches) / 400 == pytest.approx(0.25, abs=0.06)
     assert "caption" in LONG_KINDS
-    only_short = make_dataset(
-        sources={"scenes": Named("scenes", 5, ("presence",))}, kinds={"presence": 1, "caption": 1}
-    )
+    short = {"scenes": Named("scenes", 5, ("presence",))}
+    only_short = make_dataset(sources=short, kinds={"presence": 1, "caption": 1})
     assert {c.kind for i in range(40) for c in only_short[i][0].conversations} == {"presence"}
 
 
@@ -112,7 +112,7 @@ def test_text_ratio_takes_pictures_away() -> None:
 def test_without_pictures_keeps_the_words_and_drops_the_groundings() -> None:
     messages = (Message("user", "a fish", 1), Message("assistant", "yes"))
     blind = without_pictures(Conversation("c", "presence", messages, (Grounding(0, 2, 6, "fish", False),)))
-    assert blind == Conversation("c", "presence", (replace(messages[0], num_images=0), messages[1]))
+    assert blind == Conversation("c", TEXT, (replace(messages[0], num_images=0), messages[1]))
 
 
 # --------------------------------------------------------------------------------------------------------- sources
@@ -167,10 +167,6 @@ def test_a_stored_sample_repeats_itself_only_where_it_must(stored: ParquetSource
 
 def test_the_key_of_a_source_tells_what_its_pictures_are(stored: ParquetSource) -> None:
     assert SceneSource(WorldSpec(), 1, 5).key() == SceneSource(WorldSpec(), 1, 5).key()
-    others = [
-        SceneSource(WorldSpec(), 2, 5),
-        SceneSource(WorldSpec(), 1, 6),
-        SceneSource(WorldSpec(num_strokes=0), 1, 5),
-    ]
-    assert all(other.key() != SceneSource(WorldSpec(), 1, 5).key() for other in others)
+    for other in ((WorldSpec(), 2, 5), (WorldSpec(), 1, 6), (WorldSpec(num_strokes=0), 1, 5)):
+        assert SceneSource(*other).key() != SceneSource(WorldSpec(), 1, 5).key()
     assert stored.key()["size"] == 4

@@ -68,7 +68,7 @@ class TokenisedChat:
 def tokenise_conversation(processor: Any, conversation: Conversation, max_length: int | None = None) -> TokenisedChat:
     """Tokenise a conversation, with the tokens of every assistant message (and its end-of-turn token) supervised.
 
-    A conversation of the kind `TEXT` is plain text to a language model: all of it is supervised.
+    A conversation of the kind `TEXT` is plain text to a language model: all but the first token is supervised.
     A conversation with no supervised token is a ValueError that names it, also where `max_length` cut it off, and so is
     one that says the image placeholder in words.
     """
@@ -97,7 +97,8 @@ def tokenise_conversation(processor: Any, conversation: Conversation, max_length
             answer_positions[index] = tokens[0] - 1
     if conversation.kind == TEXT:
         supervised = [True] * len(input_ids)
-    if not any(supervised[1:]):
+    supervised[:1] = [False]  # nothing stands before the first token to predict it from, or only padding
+    if not any(supervised):
         raise ValueError(f"conversation {conversation.id} has no token to learn from: {chat.text!r}")
     phrases = []
     for grounding in conversation.groundings:

@@ -398,5 +398,6 @@ def _exchanges(kind: str, picture: _Picture, rng: np.random.Generator, weights: 
     for _ in range(3 * length):
         name = _draw(single, rng)
         if exchange := _MAKERS[name](picture, rng):
-            found.setdefault((name, *(word for _, _, word, _ in exchange.question.words)), exchange)
+            asked = [word for _, _, word, _ in exchange.question.words]
+            found.setdefault((name, *asked) if asked else (), exchange)  # a description is asked for once
     return list(found.values())[:length] if len(found) >= 2 else []
