@@ -1,4 +1,4 @@
-"""The whole way on real photographs, where they are at hand: convert, train, evaluate, look, through the command line."""
+"""The whole way on real photographs, where they are at hand: convert, train, evaluate, look."""
 
 from __future__ import annotations
 

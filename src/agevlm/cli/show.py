@@ -85,7 +85,10 @@ def bars() -> Iterator[Callable[[str, int, int], None]]:
 
 def quiet_transformers() -> None:
     """Turn off the bars and warnings of transformers in this process; errors still come."""
+    import warnings
+
     from transformers.utils import logging
 
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\b")
     logging.set_verbosity_error()
     logging.disable_progress_bar()

@@ -31,8 +31,9 @@ class Localisation:
 
     `pointing`: the maximum lies on the object or next to it, see `points_inside`. `strict`: the same with no tolerance.
     `mass`: share of all attention that lies on cells that the object touches. `share_mass`: the same with a partly
-    covered cell counting by its covered share, so that even perfect attention stays below 1. `iou`: of the cells with at least half the
-    maximum and the cells that the object covers by at least half (a thing too small for that: its best-covered cells).
+    covered cell counting by its covered share, so that even perfect attention stays below 1. `iou`: of the cells with
+    at least half the maximum and the cells that the object covers by at least half (a thing too small for that: its
+    best-covered cells).
     """
 
     pointing: bool

@@ -361,6 +361,7 @@ def _joined_config(
     }
     config = config_class(text_config=text, vision_config=vision, **{"attn_implementation": kernels} | fields)
     config.dtype = language_model.dtype
+    config.text_config._name_or_path = config.vision_config._name_or_path = ""  # a path says nothing elsewhere
     return config
 
 

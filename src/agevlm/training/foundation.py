@@ -96,8 +96,8 @@ class FoundationSpec(Strict):
 def train_foundation(out: str | Path, spec: FoundationSpec, progress: Progress | None = None) -> None:
     """Train both models and write them to `out/tiny-convnext` and `out/tiny-llama`, each with its recipe.
 
-    Takes about 35 minutes on one core with the default recipe, which is recipes/foundation/tiny.yaml. The same recipe gives the same scenes everywhere;
-    weights agree as far as the machine's arithmetic does.
+    Takes about 35 minutes on one core with the default recipe, which is recipes/foundation/tiny.yaml. The same recipe
+    gives the same scenes everywhere; weights agree as far as the machine's arithmetic does.
     """
     report = progress or (lambda *_: None)
     out = Path(out)

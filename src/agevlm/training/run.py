@@ -209,7 +209,7 @@ class Run:
         records = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
         stage = self.recipe.stages[index]
         steps = [line for line in read_log(self.out / "log.jsonl") if line["stage_index"] == index]
-        left_out = sum((Counter(line.get("left_out")) for line in steps), Counter())
+        left_out: Counter[str] = sum((Counter(line.get("left_out")) for line in steps), Counter())
         for reason, number in left_out.items():
             self.console.print(f"  left out: {number} {reason}", highlight=False)
         record = {

@@ -85,7 +85,7 @@ class ParquetSource:
         weights = np.array([_weight(conversation, kinds) for conversation in sample.conversations])
         if not weights.any():
             return replace(sample, conversations=self._made(record.annotated, rng, kinds, num))
-        again = np.count_nonzero(weights) < num
+        again = bool(np.count_nonzero(weights) < num)
         chosen = rng.choice(len(weights), size=num, replace=again, p=weights / weights.sum())
         return replace(sample, conversations=tuple(sample.conversations[number] for number in chosen))
 

@@ -62,7 +62,7 @@ def parameter_groups(model: nn.Module, stage: StageRecipe) -> list[dict[str, Any
 
 def _learning_rate(stage: StageRecipe, module: str) -> float:
     """The module's own rate, for gates else the cross-attention's, else the stage's."""
-    rates: dict[str, float] = dict(stage.module_learning_rates)
+    rates = {str(name): rate for name, rate in stage.module_learning_rates.items()}
     shared = rates.get("cross_attention", stage.learning_rate) if module == "gates" else stage.learning_rate
     return rates.get(module, shared)
 
