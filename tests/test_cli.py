@@ -393,7 +393,7 @@ def test_debug_shows_the_traceback_wherever_it_stands(agevlm: Run, tmp_path: Pat
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny random model on disk."""
-    from conftest import make_model, make_processor
+    from tiny_models import make_model, make_processor
 
     directory = tmp_path_factory.mktemp("checkpoints") / "random"
     make_model().save_pretrained(directory)

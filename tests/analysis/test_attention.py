@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import make_model, make_picture, make_processor
 from PIL import Image
+from tiny_models import make_model, make_picture, make_processor
 
 from agevlm.analysis.attention import look, object_words, save_maps, to_pixels
 

@@ -80,7 +80,7 @@ def test_the_grounded_dataset_gives_the_scenes_back(tmp_path: Path) -> None:
 @pytest.mark.parametrize("export", [export_coco, export_parquet])
 def test_exports_are_the_same_for_a_seed(export: object, tmp_path: Path) -> None:
     for name in "ab":
-        export(tmp_path / name, WorldSpec(), 5, 2)  # type: ignore[operator]
+        export(tmp_path / name / "world", WorldSpec(), 5, 2)  # type: ignore[operator]
     first, second = ({path.name: path.read_bytes() for path in files(tmp_path / name)} for name in "ab")
     assert first.keys() == second.keys()
     assert [name for name in first if first[name] != second[name]] == []

@@ -111,7 +111,7 @@ def test_the_recipe_beside_the_checkpoint_tells_the_world_and_the_language_model
     recipe = vlm / "recipe.yaml"
     recipe.write_text(f"model: {{language_model: {lm}}}\ndata: {{scenes: {{scenes: {{max_objects: 2}}}}}}\n", "utf-8")
     try:
-        metrics = evaluate_benchmark(vlm, "scenes", tmp_path, Settings(num_images=2, device="cpu"))
+        metrics = evaluate_benchmark(vlm, "scenes", tmp_path, Settings(num_images=8, device="cpu"))
     finally:
         recipe.unlink()
     assert metrics["provenance"]["world"]["max_objects"] == 2

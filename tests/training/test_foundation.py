@@ -106,11 +106,13 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_foundations_load_as_any_checkpoint_does(made: Path) -> None:
-    from transformers import AutoBackbone, AutoImageProcessor, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoImageProcessor, AutoModelForCausalLM, AutoTokenizer
+
+    from agevlm.modeling.vision import load_backbone
 
     language = AutoModelForCausalLM.from_pretrained(made / "tiny-llama")
     tokenizer = AutoTokenizer.from_pretrained(made / "tiny-llama")
-    vision = AutoBackbone.from_pretrained(made / "tiny-convnext")
+    vision = load_backbone(made / "tiny-convnext")
     processor = AutoImageProcessor.from_pretrained(made / "tiny-convnext")
     assert language.config.vocab_size == len(tokenizer)
     assert language.config.eos_token_id == tokenizer.eos_token_id

@@ -133,7 +133,7 @@ class Asker:
         import torch
 
         ends = torch.tensor(self.end_ids, device=mask_RT.device)
-        tokens = logits_RV.argmax(-1)
+        tokens = self._likeliest(logits_RV)
         said, done = [tokens], torch.isin(tokens, ends)
         while len(said) < limit and not bool(done.all()):
             mask_RT = torch.cat([mask_RT, mask_RT.new_ones(len(tokens), 1)], dim=1)
@@ -145,10 +145,17 @@ class Asker:
                 use_cache=True,
                 **inputs,
             )
-            past, tokens = output.past_key_values, output.logits[:, -1].argmax(-1)
+            past, tokens = output.past_key_values, self._likeliest(output.logits[:, -1])
             said.append(tokens)
             done |= torch.isin(tokens, ends)
         return [self._decode(row) for row in torch.stack(said, dim=1).tolist()]
+
+    def _likeliest(self, logits_RV: Tensor) -> Tensor:
+        """The likeliest token of each row that is no image placeholder."""
+        placeholder = self.model.config.image_token_id
+        if placeholder < logits_RV.shape[-1]:
+            logits_RV[:, placeholder] = -float("inf")
+        return logits_RV.argmax(-1)
 
     def _decode(self, tokens: list[int]) -> str:
         end = next((place for place, token in enumerate(tokens) if token in self.end_ids), len(tokens))
