@@ -14,7 +14,7 @@ from agevlm.checkpoints import load_model
 from agevlm.data.scenes import WorldSpec
 from agevlm.data.scenes.export import export_parquet
 from agevlm.training.recipe import load_recipe, parse_recipe
-from agevlm.training.run import build_model, environment, train
+from agevlm.training.run import Run, build_model, environment, train
 
 
 @pytest.fixture(scope="module")
@@ -70,10 +70,15 @@ def test_figures_and_report_are_there(done: Path) -> None:
     assert len((done / "predictions.jsonl").read_text().splitlines()) > 100
 
 
-def test_a_finished_run_that_is_resumed_trains_nothing(done: Path, foundation: Path) -> None:
+def test_a_finished_run_that_is_resumed_trains_nothing(
+    done: Path, foundation: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured: list[Path] = []
+    monkeypatch.setattr(Run, "_measure", lambda self, directory: measured.append(directory))
     before = read_losses(done), (done / "1-align" / "model.safetensors").stat().st_mtime_ns
     run(make_recipe(foundation, *STAGES, evaluation={"num_images": 20, "batch_size": 64}), done, resume=True)
     assert (read_losses(done), (done / "1-align" / "model.safetensors").stat().st_mtime_ns) == before
+    assert measured == [done / "model"]
 
 
 def test_stages_before_the_last_keep_the_language_model(done: Path, foundation: Path) -> None:
