@@ -14,7 +14,7 @@ import yaml
 
 from agevlm.checkpoints import load_model, resolve_model
 from agevlm.data.chat import render_conversation
-from agevlm.data.schema import Conversation, Sample
+from agevlm.data.schema import AnnotatedImage, Conversation, Sample
 from agevlm.evaluation.perplexity import directory_perplexity, text_perplexity
 from agevlm.evaluation.questions import LazySamples
 from agevlm.evaluation.results import Evaluation, provenance, write_evaluation
@@ -22,6 +22,7 @@ from agevlm.evaluation.runner import DEFAULT_BATCH_SIZE, evaluate
 from agevlm.evaluation.scores import Metrics, family
 
 if TYPE_CHECKING:
+    from agevlm.data.parquet import ParquetDataset
     from agevlm.data.scenes import WorldSpec
 
 SCENES = "scenes"
@@ -81,19 +82,16 @@ def evaluate_scenes(
     from agevlm.evaluation.scenes import (
         TEST_CO_OCCURRENCE,
         held_out_conversations,
-        scenes_benchmark,
         training_statistics,
     )
 
     spec = spec or WorldSpec.model_validate(_recipe_world(model))
     origin = _origin(model, settings)
     network, processor = load_model(model, settings.device, settings.dtype)
-    num_images = settings.num_images or DEFAULT_NUM_SCENES
     statistics = training_statistics(spec, settings.seed)
     found: dict[str, Evaluation] = {}
     for name, co_occurrence in (("test", TEST_CO_OCCURRENCE), ("biased", spec.co_occurrence)):
-        world = spec.model_copy(update={"co_occurrence": co_occurrence})
-        samples = scenes_benchmark(world, settings.seed, num_images, split=settings.split, statistics=statistics)
+        samples = _drawn_samples(spec, co_occurrence, settings, statistics)
         found[name] = _ask(network, processor, samples, settings, name, progress)
     texts = held_out_conversations(spec, settings.seed, split=settings.split, num=NUM_TEXTS)
     metrics = {
@@ -123,9 +121,9 @@ def evaluate_dataset(
     from agevlm.data.parquet import read_parquet
 
     dataset = read_parquet(directory)
-    num_images = min(settings.num_images or len(dataset), len(dataset))
     origin = _origin(model, settings)
-    samples = LazySamples(num_images, lambda number: _scored(dataset[number].sample))
+    samples = _stored_samples(dataset, settings)
+    num_images = len(samples)
     network, processor = load_model(model, settings.device, settings.dtype)
     found = _ask(network, processor, samples, settings, dataset.name, progress)
     texts = [c for number in range(min(NUM_TEXTS, num_images)) for c in dataset[number].sample.conversations[:1]]
@@ -144,15 +142,27 @@ def test_samples(model: str | Path, benchmark: str | Path, settings: Settings) -
     if str(benchmark) != SCENES:
         from agevlm.data.parquet import read_parquet
 
-        dataset = read_parquet(benchmark)
-        num_images = min(settings.num_images or len(dataset), len(dataset))
-        return LazySamples(num_images, lambda number: _scored(dataset[number].sample))
+        return _stored_samples(read_parquet(benchmark), settings)
     from agevlm.data.scenes import WorldSpec
-    from agevlm.evaluation.scenes import TEST_CO_OCCURRENCE, scenes_benchmark, training_statistics
+    from agevlm.evaluation.scenes import TEST_CO_OCCURRENCE, training_statistics
 
     spec = WorldSpec.model_validate(_recipe_world(model))
-    world = spec.model_copy(update={"co_occurrence": TEST_CO_OCCURRENCE})
-    statistics = training_statistics(spec, settings.seed)
+    return _drawn_samples(spec, TEST_CO_OCCURRENCE, settings, training_statistics(spec, settings.seed))
+
+
+def _stored_samples(dataset: ParquetDataset, settings: Settings) -> LazySamples:
+    """The first samples of a dataset, as many as are asked for, without their captions."""
+    num_images = min(settings.num_images or len(dataset), len(dataset))
+    return LazySamples(num_images, lambda number: _scored(dataset[number].sample))
+
+
+def _drawn_samples(
+    spec: WorldSpec, co_occurrence: float, settings: Settings, statistics: Sequence[AnnotatedImage]
+) -> list[Sample]:
+    """Fresh scenes of a training world, with a co-occurrence of their own."""
+    from agevlm.evaluation.scenes import scenes_benchmark
+
+    world = spec.model_copy(update={"co_occurrence": co_occurrence})
     num_images = settings.num_images or DEFAULT_NUM_SCENES
     return scenes_benchmark(world, settings.seed, num_images, split=settings.split, statistics=statistics)
 
