@@ -15,6 +15,8 @@ _PUBLIC = {
     "AgeVlmForConditionalGeneration": "agevlm.modeling.modeling_agevlm",
     "AgeVlmModel": "agevlm.modeling.modeling_agevlm",
     "AgeVlmProcessor": "agevlm.modeling.processing_agevlm",
+    "ConcatVlmConfig": "agevlm.modeling.configuration_concat",
+    "ConcatVlmForConditionalGeneration": "agevlm.modeling.modeling_concat",
     "ImageMemory": "agevlm.modeling.cross_attention",
 }
 

@@ -143,3 +143,33 @@ def test_seeds_make_runs_of_their_own(foundation: Path, tmp_path: Path) -> None:
         train(path, tmp_path / str(seed), seed=seed)
     none, zero, one = (read_losses(tmp_path / name) for name in ("None", "0", "1"))
     assert none == zero != one
+
+
+def test_the_concatenation_baseline_trains_and_is_measured_by_the_same_code(foundation: Path, tmp_path: Path) -> None:
+    content = make_recipe(
+        foundation,
+        {"name": "align", "trainable": ["projector"]},
+        {
+            "name": "ground",
+            "trainable": ["projector", "language_model"],
+            "guidance": {"loss": "kl", "weight": 0.5, "layers": [0, 1]},
+        },
+        evaluation={"num_images": 8, "batch_size": 64},
+    )
+    content["model"] |= {"architecture": "concat", "pool_size": 2, "attn_implementation": "eager"}
+    out = tmp_path / "run"
+    run(content, out)
+    model, _ = load_model(out / "model")
+    assert model.config.model_type == "agevlm_concat"
+    assert model.config.pool_size == 2
+    assert all(line["guidance_loss"] > 0 for line in read_losses(out) if line["stage"] == "ground")
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert 0 <= metrics["pointing"]["accuracy"] <= 1
+    assert "null_token" not in metrics
+
+
+def test_the_concatenation_baseline_has_no_cross_attention_to_train(foundation: Path, tmp_path: Path) -> None:
+    content = make_recipe(foundation, "cross")
+    content["model"] |= {"architecture": "concat"}
+    with pytest.raises(ValueError, match="stage 'cross' trains cross_attention, which has no parameters"):
+        run(content, tmp_path / "run")

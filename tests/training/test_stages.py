@@ -177,6 +177,6 @@ def test_the_directory_of_a_run_tells_what_each_stage_did(foundation: Path, tmp_
 
 def test_guidance_on_a_layer_that_is_not_there_stops_before_anything_trains(foundation: Path, tmp_path: Path) -> None:
     guided = {"name": "late", **STAGES["ground"], "guidance": {"layers": [7]}}
-    with pytest.raises(ValueError, match="stage 'late' guides cross-attention layer 7; the model has"):
+    with pytest.raises(ValueError, match="stage 'late' guides attention layer 7; the model has"):
         run(make_recipe(foundation, "align", guided), tmp_path)
     assert not (tmp_path / "log.jsonl").exists()

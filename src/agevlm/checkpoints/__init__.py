@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from agevlm.modeling.modeling_agevlm import AgeVlmForConditionalGeneration
+    from agevlm.modeling.joined import JoinedModel
     from agevlm.modeling.processing_agevlm import AgeVlmProcessor
 
 PACKAGED = ("tiny", "tiny-convnext", "tiny-llama")
 """The checkpoints in the package: a trained AGE-VLM, and the vision and language models of the embedded world."""
 
-MODEL_TYPE = "agevlm"
+MODEL_TYPES = ("agevlm", "agevlm_concat")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -52,7 +52,7 @@ def resolve_model(name: str | Path) -> str:
 
 
 def check_architecture(directory: str | Path) -> None:
-    """Raise ValueError unless `directory` holds an AGE-VLM checkpoint; both architectures are named. Reads one file."""
+    """Raise ValueError unless `directory` holds a checkpoint of this project's; names what it holds. Reads one file."""
     path = Path(directory) / "config.json"
     if not path.is_file():
         raise ValueError(
@@ -63,25 +63,23 @@ def check_architecture(directory: str | Path) -> None:
     except ValueError as error:
         raise ValueError(f"{path} is not JSON ({error}): write the checkpoint again") from error
     found = config.get("model_type") if isinstance(config, dict) else None
-    if found != MODEL_TYPE:
+    if found not in MODEL_TYPES:
         raise ValueError(
-            f"{directory} is a checkpoint of the architecture {found!r}, and {MODEL_TYPE!r} was expected: "
+            f"{directory} is a checkpoint of the architecture {found!r}, and {MODEL_TYPES[0]!r} was expected: "
             "join it to a vision model with AgeVlmForConditionalGeneration.from_backbones, or name another directory"
         )
 
 
-def load_model(
-    name: str | Path, device: str = "auto", dtype: str = "auto"
-) -> tuple[AgeVlmForConditionalGeneration, AgeVlmProcessor]:
-    """Load a model, ready to answer, and its processor.
+def load_model(name: str | Path, device: str = "auto", dtype: str = "auto") -> tuple[JoinedModel, AgeVlmProcessor]:
+    """Load a model, ready to answer, and its processor: an AGE-VLM, or a baseline that takes the same arguments.
 
     `device` is "auto" (an accelerator where there is one, else the CPU) or a torch device; `dtype` is "auto" (the
     checkpoint's own) or the name of a torch type. Raises ValueError on a checkpoint of another architecture, on one
     that cannot be read, and on a device or a type that torch does not know.
     """
     from safetensors import SafetensorError
+    from transformers import AutoModelForImageTextToText
 
-    from agevlm.modeling.modeling_agevlm import AgeVlmForConditionalGeneration
     from agevlm.modeling.processing_agevlm import AgeVlmProcessor
 
     source = resolve_model(name)
@@ -89,7 +87,7 @@ def load_model(
         check_architecture(source)
     place, kind = choose_device(device), _choose_dtype(dtype)
     try:
-        model = AgeVlmForConditionalGeneration.from_pretrained(source, dtype=kind)
+        model = AutoModelForImageTextToText.from_pretrained(source, dtype=kind)
     except SafetensorError as error:
         raise ValueError(
             f"the weights in {source} cannot be read ({error}): copy or train the checkpoint again"

@@ -187,7 +187,7 @@ def _image_inputs(memory: Any, images: Sequence[Sequence[int]]) -> dict[str, Any
         return {}
     if num_images == 1:
         return {"image_memory": memory.select([row[0] for row in images]), "rows_per_image": 1}
-    return {"image_memory": memory, "image_index": torch.tensor(images, device=memory.keys[0].device)}
+    return {"image_memory": memory, "image_index": torch.tensor(images, device=memory.device)}
 
 
 def _positions(mask_RT: Tensor) -> Tensor:

@@ -7,14 +7,19 @@ from __future__ import annotations
 
 
 def register() -> None:
-    """Let AutoConfig, AutoModel, AutoModelForImageTextToText and AutoProcessor know AGE-VLM. Twice does no harm."""
+    """Let transformers' Auto classes know the AGE-VLM and the concatenation baseline. Twice does no harm."""
     from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
 
     from .configuration_agevlm import AgeVlmConfig
+    from .configuration_concat import ConcatVlmConfig
     from .modeling_agevlm import AgeVlmForConditionalGeneration, AgeVlmModel
+    from .modeling_concat import ConcatVlmForConditionalGeneration
     from .processing_agevlm import AgeVlmProcessor
 
     AutoConfig.register(AgeVlmConfig.model_type, AgeVlmConfig, exist_ok=True)
     AutoModel.register(AgeVlmConfig, AgeVlmModel, exist_ok=True)
     AutoModelForImageTextToText.register(AgeVlmConfig, AgeVlmForConditionalGeneration, exist_ok=True)
     AutoProcessor.register(AgeVlmConfig, AgeVlmProcessor, exist_ok=True)
+    AutoConfig.register(ConcatVlmConfig.model_type, ConcatVlmConfig, exist_ok=True)
+    AutoModelForImageTextToText.register(ConcatVlmConfig, ConcatVlmForConditionalGeneration, exist_ok=True)
+    AutoProcessor.register(ConcatVlmConfig, AgeVlmProcessor, exist_ok=True)

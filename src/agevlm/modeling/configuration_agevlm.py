@@ -24,6 +24,16 @@ def default_cross_attention_layers(num_hidden_layers: int) -> list[int]:
     return [i + int((i + 0.5) * num_hidden_layers / num_layers) for i in range(num_layers)]
 
 
+def check_model_type(config_dict: dict[str, Any], expected: str) -> None:
+    """ValueError for the configuration of another architecture; transformers would read it with a warning."""
+    model_type = config_dict.get("model_type", expected)
+    if model_type != expected:
+        raise ValueError(
+            f"the checkpoint is of type {model_type!r}, not {expected!r}: name one of that type, "
+            "or make one of a language and a vision model by from_backbones"
+        )
+
+
 class AgeVlmConfig(PreTrainedConfig):
     """Configuration of `AgeVlmForConditionalGeneration`.
 
@@ -118,13 +128,13 @@ class AgeVlmConfig(PreTrainedConfig):
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """As for any configuration, but ValueError for one of another architecture."""
-        model_type = config_dict.get("model_type", cls.model_type)
-        if model_type != cls.model_type:
-            raise ValueError(
-                f"the checkpoint is of type {model_type!r}, not {cls.model_type!r}: name an AGE-VLM, "
-                "or make one of a language and a vision model by from_backbones"
-            )
+        check_model_type(config_dict, cls.model_type)
         return super().from_dict(config_dict, **kwargs)
+
+    @property
+    def num_guided_layers(self) -> int:
+        """How many layers look at images, and can be guided."""
+        return len(self.cross_attention_layers)
 
     @property
     def decoder_layers_behind(self) -> list[int]:

@@ -39,10 +39,15 @@ class ImageMemory:
     def __len__(self) -> int:
         return self.keys[0].shape[0]
 
+    @property
+    def device(self) -> torch.device:
+        """Where the keys and values are."""
+        return self.keys[0].device
+
     def select(self, indices: Tensor | Sequence[int] | slice) -> ImageMemory:
         """The memory of the images at `indices`, in that order, repeats allowed."""
         if not isinstance(indices, slice):
-            indices = torch.as_tensor(indices, dtype=torch.long, device=self.keys[0].device)
+            indices = torch.as_tensor(indices, dtype=torch.long, device=self.device)
         return replace(
             self, keys=tuple(key[indices] for key in self.keys), values=tuple(value[indices] for value in self.values)
         )

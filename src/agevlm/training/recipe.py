@@ -30,14 +30,16 @@ class Strict(BaseModel):
 
 
 class ModelRecipe(Strict):
-    """What the network is joined from. `init` goes on from a trained AGE-VLM instead."""
+    """What the network is joined from, and how. `init` goes on from a trained model instead."""
 
+    architecture: Literal["cross_attention", "concat"] = "cross_attention"  # concat: image tokens in front of the text
     language_model: str = "tiny-llama"
     vision_model: str = "tiny-convnext"
     init: str | None = None
-    cross_attention_layers: tuple[int, ...] | None = None
+    cross_attention_layers: tuple[int, ...] | None = None  # of cross_attention, as the next
     null_token: bool = True
-    image_positions: Literal["none", "values", "keys_and_values"] = "values"
+    pool_size: int = Field(1, ge=1)  # of concat: side of the squares of cells that make one image token
+    image_positions: Literal["none", "values", "keys_and_values"] = "values"  # concat adds them to the image tokens
     attn_implementation: Literal["eager", "sdpa", "flash_attention_2"] | None = None
     image_size: int | None = Field(None, ge=8)  # None: as the vision model's own processor says
 
@@ -73,7 +75,7 @@ class GuidanceRecipe(Strict):
     loss: str = "kl"
     weight: float = Field(0.5, ge=0)
     layers: Annotated[tuple[int, ...], Field(min_length=1)] | None = (
-        None  # numbers of cross-attention layers from 0; None: all
+        None  # numbers of layers that look at images, from 0; None: all
     )
     heads: Literal["mean", "each"] = "mean"
     answer_position: bool = True  # guide the position that predicts an answer as well, to all that was asked about

@@ -29,7 +29,9 @@ import agevlm
 from agevlm.checkpoints import choose_device, load_model, resolve_model
 from agevlm.data.collate import Collator
 from agevlm.files import write_beside
+from agevlm.modeling.joined import JoinedModel
 from agevlm.modeling.modeling_agevlm import AgeVlmForConditionalGeneration
+from agevlm.modeling.modeling_concat import ConcatVlmForConditionalGeneration
 from agevlm.modeling.processing_agevlm import AgeVlmProcessor
 from agevlm.training.dataset import SourceData, StageDataset
 from agevlm.training.features import cached_features
@@ -249,7 +251,7 @@ class Run:
             beside.write_text(text, encoding="utf-8")
 
 
-def build_model(recipe: Recipe) -> tuple[AgeVlmForConditionalGeneration, AgeVlmProcessor]:
+def build_model(recipe: Recipe) -> tuple[JoinedModel, AgeVlmProcessor]:
     """The network that a recipe starts from: joined from two foundations, or a trained one to go on from."""
     settings = recipe.model
     if settings.init:
@@ -261,7 +263,7 @@ def build_model(recipe: Recipe) -> tuple[AgeVlmForConditionalGeneration, AgeVlmP
     return model.float(), processor
 
 
-def _join(recipe: Recipe) -> tuple[AgeVlmForConditionalGeneration, AgeVlmProcessor]:
+def _join(recipe: Recipe) -> tuple[JoinedModel, AgeVlmProcessor]:
     settings = recipe.model
     torch.manual_seed(recipe.seed)
     language, vision = resolve_model(settings.language_model), resolve_model(settings.vision_model)
@@ -269,23 +271,24 @@ def _join(recipe: Recipe) -> tuple[AgeVlmForConditionalGeneration, AgeVlmProcess
     processor = AgeVlmProcessor.from_backbones(tokenizer, vision)
     if settings.image_size:
         processor.image_processor.size = {"height": settings.image_size, "width": settings.image_size}
-    overrides: dict[str, Any] = {"null_token": settings.null_token, "image_positions": settings.image_positions}
+    overrides: dict[str, Any] = {"image_token_id": processor.image_token_id}
+    if settings.architecture == "concat":
+        overrides |= {"pool_size": settings.pool_size, "image_positions": settings.image_positions != "none"}
+        return ConcatVlmForConditionalGeneration.from_backbones(language, vision, **overrides), processor
+    overrides |= {"null_token": settings.null_token, "image_positions": settings.image_positions}
     if settings.cross_attention_layers is not None:
         overrides["cross_attention_layers"] = list(settings.cross_attention_layers)
-    model = AgeVlmForConditionalGeneration.from_backbones(
-        language, vision, image_token_id=processor.image_token_id, **overrides
-    )
-    return model, processor
+    return AgeVlmForConditionalGeneration.from_backbones(language, vision, **overrides), processor
 
 
 def _check_layers(recipe: Recipe, model: Any) -> None:
     """Refuse guidance on layers that the model does not have, before anything trains."""
-    number = len(model.config.cross_attention_layers)
+    number = model.config.num_guided_layers
     for stage in recipe.stages:
         wrong = [layer for layer in (stage.guidance and stage.guidance.layers) or () if not 0 <= layer < number]
         if wrong:
             raise ValueError(
-                f"stage {stage.name!r} guides cross-attention layer {wrong[0]}; the model has {number}, counted from 0"
+                f"stage {stage.name!r} guides attention layer {wrong[0]}; the model has {number}, counted from 0"
             )
 
 
@@ -323,7 +326,7 @@ def image_grid(model: Any, processor: Any) -> tuple[int, int]:
     size = processor.image_processor.size
     weight = next(model.vision_model.parameters())
     pixels = torch.zeros(1, 3, size["height"], size["width"], device=weight.device)
-    height, width = model.vision_features(pixels).shape[-2:]
+    height, width = model.encode_images(pixels).grid
     return int(height), int(width)
 
 

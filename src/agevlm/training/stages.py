@@ -16,12 +16,13 @@ MODULES = ("gates", "projector", "cross_attention", "language_model", "vision_mo
 def module_of(parameter_name: str) -> str:
     """The trainable module that a parameter of the network belongs to.
 
-    The placeholder's embedding goes with the projector, and adapters with the language model that they sit on.
+    The placeholder's embedding and the code of places in front of the text go with the projector, and adapters with
+    the language model that they sit on.
     """
     if parameter_name.endswith(("attn_gate", "mlp_gate")):
         return "gates"
     head = parameter_name.split(".")[0]
-    if head in ("projector", "image_token_embedding"):
+    if head in ("projector", "position_proj", "image_token_embedding"):
         return "projector"
     if head in MODULES:
         return head
@@ -43,7 +44,7 @@ def freeze_for_stage(model: nn.Module, stage: StageRecipe) -> dict[str, dict[str
         parameter.requires_grad_("lora_" in name or module in trainable)
         counts[module]["parameters"] += parameter.numel()
         counts[module]["trainable"] += parameter.numel() * parameter.requires_grad
-    empty = [name for name in trainable if not counts[name]["trainable"]]
+    empty = [name for name in stage.trainable if name in trainable and not counts[name]["trainable"]]
     if empty:
         raise ValueError(f"stage {stage.name!r} trains {empty[0]}, which has no parameters in this model")
     return counts

@@ -1,0 +1,316 @@
+"""The concatenation baseline: image tokens stand in front of the text, and the decoder's self-attention does the rest.
+
+LLaVA's way (Liu et al. 2023, arXiv 2304.08485), from the same decoder, backbone and projector as the AGE-VLM and with
+the same arguments, so that both train, answer and are measured by the same code. Several rows about one image are
+packed behind one copy of its tokens, none seeing another: the baseline shares images between questions as well.
+
+Letters: R rows of text, T text tokens, K asked text tokens, I images, M images of a row at most, N image tokens of an
+image, (h, w) their grid, L sequences of the decoder, E rows packed into each (R = L * E), S = M * N image tokens in
+front, H heads, W model width. A sequence is S + E * T long; P cached positions come before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+from transformers.utils import can_return_tuple
+
+from .configuration_concat import ConcatVlmConfig
+from .cross_attention import take_rows
+from .generation import AgeVlmGenerationMixin
+from .image_inputs import ImageInputs
+from .interleaving import Visibility
+from .joined import JoinedModel
+from .outputs import AgeVlmCausalLMOutputWithPast
+from .vision import POSITION_CODE_SIZE, flatten_feature_map, position_code
+
+
+@dataclass(frozen=True)
+class ImageTokens:
+    """The image tokens (num_images, N, W) of images, for any number of questions, and their `grid` (height, width).
+
+    What `ImageMemory` is to the AGE-VLM. Made by `encode_images`; stale once the weights change.
+    """
+
+    tokens: Tensor
+    grid: tuple[int, int]
+
+    def __len__(self) -> int:
+        return self.tokens.shape[0]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tokens are."""
+        return self.tokens.device
+
+    def select(self, indices: Tensor | Sequence[int] | slice) -> ImageTokens:
+        """The tokens of the images at `indices`, in that order, repeats allowed."""
+        if not isinstance(indices, slice):
+            indices = torch.as_tensor(indices, dtype=torch.long, device=self.device)
+        return replace(self, tokens=self.tokens[indices])
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """How rows and images lie in the decoder's sequences."""
+
+    image_tokens: Tensor  # (L, S, W)
+    visible: Tensor  # (R, T, M)
+    rows_per_sequence: int
+
+    @property
+    def num_image_tokens(self) -> int:
+        return self.image_tokens.shape[1]
+
+
+class ConcatVlmForConditionalGeneration(JoinedModel, AgeVlmGenerationMixin):
+    """Text behind image tokens to text: logits, loss and `generate`, with the arguments of the AGE-VLM.
+
+    A text token sees the images of its row whose placeholder stands at or before it; image tokens see those before
+    them. The placeholder stays in the text. A pass that is asked for attention weights runs with eager attention.
+    """
+
+    config_class = ConcatVlmConfig
+    _no_split_modules = ()
+    _skip_keys_device_placement = ("past_key_values", "image_memory")
+
+    def __init__(
+        self,
+        config: ConcatVlmConfig,
+        language_model: PreTrainedModel | None = None,
+        vision_model: PreTrainedModel | None = None,
+    ):
+        super().__init__(config, language_model, vision_model)
+        if config.image_positions:
+            self.position_proj = nn.Linear(POSITION_CODE_SIZE, config.text_config.hidden_size, bias=False)
+        self.post_init()
+
+    def encode_images(self, pixel_values: Tensor | None = None, *, image_features: Tensor | None = None) -> ImageTokens:
+        """Image tokens of images (I, 3, height, width) or of their `vision_features` (I, C, h, w), pooled."""
+        if (pixel_values is None) == (image_features is None):
+            raise ValueError("encode_images takes either pixel_values or image_features")
+        if image_features is None:
+            image_features = self.vision_features(pixel_values)
+        if self.config.pool_size > 1:
+            image_features = F.avg_pool2d(image_features, self.config.pool_size, ceil_mode=True)
+        weight = self.projector.weight
+        grid = (image_features.shape[-2], image_features.shape[-1])
+        tokens_INW = self.projector(flatten_feature_map(image_features).to(device=weight.device, dtype=weight.dtype))
+        if self.config.image_positions:
+            tokens_INW = tokens_INW + self.position_proj(position_code(grid, weight.device).to(weight.dtype))
+        return ImageTokens(tokens_INW, grid)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Any = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        pixel_values: Tensor | None = None,
+        image_features: Tensor | None = None,
+        image_memory: ImageTokens | None = None,
+        image_index: Tensor | None = None,
+        images_seen: Tensor | None = None,
+        rows_per_image: int | None = None,
+        attention_rows: Tensor | None = None,
+        output_attention_maps: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+        **kwargs: Any,
+    ) -> AgeVlmCausalLMOutputWithPast:
+        """Logits (R, T, V) of the text; arguments as for `AgeVlmForConditionalGeneration.forward`.
+
+        With a filled cache the images are in it already; they are passed again all the same, to say which text sees
+        them. `hidden_states` and `attentions` are of whole sequences, image tokens first. `row_weights` and
+        `attention_maps` are the text-to-image part of self-attention in every layer, over what of it lies on images.
+
+        Raises:
+            ValueError: placeholders and images differ in number, or shapes do not fit.
+        """
+        images = ImageInputs(pixel_values, image_features, image_memory, image_index, images_seen, rows_per_image)
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("pass either input_ids or inputs_embeds")
+        images = images.encoded_by(self)
+        embeds_RTW = self.embed_text(input_ids) if inputs_embeds is None else inputs_embeds
+        visibility = images.visibility(embeds_RTW.shape[:2], input_ids, self.config.image_token_id, past_key_values)
+        looked: dict[str, Any] = {}
+        decoder_inputs = {"past_key_values": past_key_values, "use_cache": use_cache, **kwargs}
+        if visibility is None:
+            outputs = self.language_model(
+                inputs_embeds=embeds_RTW,
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                logits_to_keep=logits_to_keep,
+                **decoder_inputs,
+            )
+            logits = outputs.logits
+        else:
+            packed = not use_cache and past_key_values is None
+            layout = _lay_out(images.image_memory, visibility, packed)
+            asked = attention_rows
+            if output_attention_maps:
+                asked = torch.arange(embeds_RTW.shape[1], device=embeds_RTW.device).expand(embeds_RTW.shape[:2])
+            outputs = self._run(layout, embeds_RTW, attention_mask, position_ids, asked is not None, decoder_inputs)
+            logits = _of_rows(outputs.logits, layout.rows_per_sequence)
+            logits = logits[:, -logits_to_keep:] if isinstance(logits_to_keep, int) else logits[:, logits_to_keep]
+            looked["image_memory"] = images.image_memory
+            if asked is not None:
+                weights = tuple(_asked_weights(attention, layout, asked) for attention in outputs.attentions)
+                looked |= _looked_at(weights, images.image_memory.grid, attention_rows, output_attention_maps)
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(
+                logits=logits, labels=labels, vocab_size=logits.shape[-1], num_items_in_batch=num_items_in_batch
+            )
+        return AgeVlmCausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            **looked,
+        )
+
+    def _run(
+        self,
+        layout: _Layout,
+        embeds_RTW: Tensor,
+        attention_mask: Tensor | None,
+        position_ids: Tensor | None,
+        output_attentions: bool,
+        decoder_inputs: dict[str, Any],
+    ) -> Any:
+        """Run the decoder over the sequences of a layout; logits are of text positions only, (L, E * T, V)."""
+        past = decoder_inputs["past_key_values"]
+        num_cached = int(past.get_seq_length()) if past is not None else 0
+        num_front, each = layout.num_image_tokens, layout.rows_per_sequence
+        rows, length = embeds_RTW.shape[:2]
+        mask_RX = _text_mask(attention_mask, rows, length, max(num_cached - num_front, 0), embeds_RTW.device)
+        if position_ids is None:
+            position_ids = (mask_RX.cumsum(-1) - 1).clamp(min=0)[:, -length:]
+        text_LXW = embeds_RTW.reshape(-1, each * length, embeds_RTW.shape[-1])
+        positions_LX = position_ids.expand(rows, length).reshape(-1, each * length) + num_front
+        visible = _visible(layout, mask_RX, length)
+        if num_cached:
+            visible = visible[:, num_front + mask_RX.shape[1] - length :]
+        else:
+            text_LXW = torch.cat([layout.image_tokens.to(text_LXW.dtype), text_LXW], dim=1)
+            front = torch.arange(num_front, device=positions_LX.device).expand(len(positions_LX), -1)
+            positions_LX = torch.cat([front, positions_LX], dim=1)
+        if output_attentions:
+            decoder_inputs = {**decoder_inputs, "output_attentions": True}
+        with _eager(self.language_model) if output_attentions else nullcontext():
+            return self.language_model(
+                inputs_embeds=text_LXW,
+                attention_mask=self._mask_of_decoder(visible[:, None], text_LXW.dtype),
+                position_ids=positions_LX,
+                logits_to_keep=torch.arange(-each * length, 0, device=text_LXW.device),
+                **decoder_inputs,
+            )
+
+    def _mask_of_decoder(self, visible_L1QK: Tensor, dtype: torch.dtype) -> Tensor:
+        """A boolean mask in the form that the decoder's attention kernel takes."""
+        if self.config.text_config._attn_implementation == "sdpa":
+            return visible_L1QK
+        return torch.zeros_like(visible_L1QK, dtype=dtype).masked_fill(~visible_L1QK, torch.finfo(dtype).min)
+
+
+@contextmanager
+def _eager(language_model: Any) -> Iterator[None]:
+    """Eager attention for a while: the only kind that gives its weights."""
+    kernel = language_model.config._attn_implementation
+    language_model.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        language_model.set_attn_implementation(kernel)
+
+
+def _lay_out(memory: ImageTokens, visibility: Visibility, packed: bool) -> _Layout:
+    """Image tokens of every sequence. Rows of one image share a sequence where `packed`."""
+    each = visibility.rows_per_image
+    if each is not None:
+        tokens_LSW = memory.tokens if packed else memory.tokens.repeat_interleave(each, dim=0)
+        return _Layout(tokens_LSW, visibility.visible_RTM, each if packed else 1)
+    assert visibility.image_index is not None
+    return _Layout(memory.tokens[visibility.image_index.clamp(min=0)].flatten(1, 2), visibility.visible_RTM, 1)
+
+
+def _text_mask(
+    attention_mask: Tensor | None, rows: int, length: int, num_cached_text: int, device: torch.device
+) -> Tensor:
+    """Which text is no padding, cached text first: (R, cached + T), 1 or 0."""
+    whole = num_cached_text + length
+    if attention_mask is None:
+        return torch.ones(rows, whole, dtype=torch.long, device=device)
+    if not isinstance(attention_mask, Tensor) or attention_mask.shape != (rows, whole):
+        got = tuple(attention_mask.shape) if isinstance(attention_mask, Tensor) else type(attention_mask).__name__
+        raise ValueError(f"attention_mask must mark the text alone and have the shape {(rows, whole)}, got {got}")
+    return attention_mask.long()
+
+
+def _visible(layout: _Layout, mask_RX: Tensor, length: int) -> Tensor:
+    """True where a position may see another: (L, S + E * X, S + E * X), with X text positions, cached ones included.
+
+    Every position sees itself, which keeps the softmax of padding finite.
+    """
+    each, num_front, num_text = layout.rows_per_sequence, layout.num_image_tokens, mask_RX.shape[1]
+    sequences, device = len(layout.image_tokens), mask_RX.device
+    visible_RTM = layout.visible
+    earlier = visible_RTM[:, :1].expand(-1, num_text - length, -1)  # cached queries: their rows are cut off
+    visible_RXM = torch.cat([earlier, visible_RTM], dim=1)
+    to_image_RXS = visible_RXM.repeat_interleave(num_front // visible_RTM.shape[-1], dim=-1)
+    whole = num_front + each * num_text
+    visible = torch.eye(whole, dtype=torch.bool, device=device).repeat(sequences, 1, 1)
+    visible[:, :num_front, :num_front] = torch.ones(num_front, num_front, device=device).tril().bool()
+    visible[:, num_front:, :num_front] = to_image_RXS.reshape(sequences, each * num_text, num_front)
+    causal = torch.ones(num_text, num_text, device=device).tril().bool()
+    to_text_RXX = causal & mask_RX[:, None].bool()
+    for block, to_text_LXX in enumerate(to_text_RXX.unflatten(0, (sequences, each)).unbind(1)):
+        place = slice(num_front + block * num_text, num_front + (block + 1) * num_text)
+        visible[:, place, place] |= to_text_LXX
+    return visible
+
+
+def _of_rows(states_LXZ: Tensor, each: int) -> Tensor:
+    """States of the text of sequences (L, E * T, Z) as rows (R, T, Z)."""
+    return states_LXZ.unflatten(1, (each, -1)).flatten(0, 1)
+
+
+def _asked_weights(attention_LHQK: Tensor, layout: _Layout, asked_RK: Tensor) -> Tensor:
+    """One layer's weights (R, H, K, S) of asked text on image tokens, in float32.
+
+    What of a row's attention lies on images is scaled to sum 1; a row that sees no image has zeros.
+    """
+    num_text = layout.rows_per_sequence * layout.visible.shape[1]
+    to_image_LXHS = attention_LHQK[..., -num_text:, : layout.num_image_tokens].transpose(1, 2)
+    weights_RKHS = take_rows(_of_rows(to_image_LXHS, layout.rows_per_sequence), asked_RK).float()
+    sees_RK = layout.visible.any(dim=-1).take_along_dim(asked_RK, dim=1)
+    weights_RKHS = weights_RKHS / weights_RKHS.sum(dim=-1, keepdim=True).clamp(min=1e-9)
+    return (weights_RKHS * sees_RK[..., None, None]).transpose(1, 2)
+
+
+def _looked_at(
+    weights: tuple[Tensor, ...], grid: tuple[int, int], attention_rows: Tensor | None, output_attention_maps: bool
+) -> dict[str, Any]:
+    """The fields of an output that tell where text looked; with maps, `weights` are those of all text tokens."""
+    if not output_attention_maps:
+        return {"row_weights": weights}
+    looked: dict[str, Any] = {"attention_maps": tuple(layer.unflatten(-1, (-1, *grid)) for layer in weights)}
+    if attention_rows is not None:
+        looked["row_weights"] = tuple(layer.take_along_dim(attention_rows[:, None, :, None], 2) for layer in weights)
+    return looked
+
+
+__all__ = ["ConcatVlmForConditionalGeneration", "ImageTokens"]
