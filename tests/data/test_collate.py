@@ -137,6 +137,10 @@ def test_guidance_lies_on_the_words_and_on_the_position_before_the_answer(proces
     assert batch["guidance_shares"][2:].sum() == 0
     bare = collate(processor, make_sample("a", 1, asked), guided=True, answer_position=False)
     assert guided_words(processor, bare, 0) == [("fish", 1)]
+    free = collate(processor, make_sample("a", 1, asked), guided=True, free_answers=(asked.kind,))
+    assert guided_words(processor, free, 0) == [("fish", 1)]
+    other = collate(processor, make_sample("a", 1, asked), guided=True, free_answers=("another kind",))
+    assert guided_words(processor, other, 0) == [("fish", 1), ("<|assistant|>", 1)]
 
 
 def test_the_answer_looks_at_all_that_was_asked_about(processor: Any) -> None:

@@ -16,16 +16,20 @@ from agevlm.data.scenes import CATEGORIES, COLOURS, WorldSpec, draw_scene
 from agevlm.data.schema import IGNORE_INDEX
 from agevlm.training.foundation import (
     BACKGROUND,
+    MIDDLE,
+    WORDS,
     FoundationSpec,
     WordContrast,
     cell_words,
     draw_pool,
     image_processor,
+    middle_cell,
     train_foundation,
 )
 from agevlm.training.tokenizer import build_tokenizer
 
 GRID = (12, 12)
+NAMES = ("zero", "one", "two", "three", "four", "five", "six")
 SMALL: dict[str, Any] = {
     "num_scenes": 24,
     "num_workers": 0,
@@ -45,17 +49,42 @@ SMALL: dict[str, Any] = {
 def test_every_thing_names_a_cell_and_clear_cells_are_background() -> None:
     for index in range(15):
         annotation = draw_scene(WorldSpec(), 6, index).annotation
-        categories, colours = cell_words(annotation, GRID)
+        categories, colours, numbers, parts = cell_words(annotation, GRID)
         shares = [mask_to_grid(decode_mask(instance.mask), GRID) for instance in annotation.instances]
         covered = np.sum(shares, axis=0)
         for instance, share in zip(annotation.instances, shares, strict=True):
             most = share == share.max()
             assert CATEGORIES.index(instance.category) in categories[most]
             assert list(COLOURS).index(str(instance.colour)) in colours[most]
+            alike = sum(other.category == instance.category for other in annotation.instances)
+            assert WORDS["number"].index(NAMES[alike]) in numbers[most]
+            assert parts[middle_cell(share)] == MIDDLE
         assert (categories[covered == 0] == BACKGROUND).all()
         assert (colours[covered == 0] == IGNORE_INDEX).all()
         unnamed = (categories == BACKGROUND) | (categories == IGNORE_INDEX)
         assert (unnamed == (colours == IGNORE_INDEX)).all()
+        assert (unnamed == (numbers == IGNORE_INDEX)).all()
+        assert 1 <= (parts == MIDDLE).sum() <= len(annotation.instances)
+        assert (parts[~unnamed] != IGNORE_INDEX).all()
+
+
+def test_the_middle_of_a_thing_is_the_cell_of_its_centroid() -> None:
+    share = np.zeros((5, 6))
+    share[1:4, 2:5] = 1  # around (2, 3)
+    assert middle_cell(share) == (2, 3)
+    share[2, 3] = 0  # a ring has its middle in its hole
+    assert middle_cell(share) == (2, 3)
+    share[3, :] = 1
+    assert middle_cell(share) == (2, 3)
+
+
+def test_the_last_scenes_of_a_pool_are_crowded() -> None:
+    spec = FoundationSpec(num_scenes=40, num_workers=0)
+    _, _, annotations = draw_pool(spec)
+    plain = [draw_scene(spec.world, spec.seed, index).annotation for index in range(30)]
+    assert annotations[:30] == plain
+    repeats = [len(a.instances) - len({i.category for i in a.instances}) for a in annotations]
+    assert np.mean(repeats[30:]) > 2 * np.mean(repeats[:30])
 
 
 def test_contrast_falls_when_cells_say_their_words() -> None:
@@ -76,11 +105,11 @@ def test_contrast_falls_when_cells_say_their_words() -> None:
 
 
 def test_cells_that_may_say_anything_do_not_put_the_first_word_into_a_picture() -> None:
-    targets = torch.full((1, 2, 2, 2), IGNORE_INDEX)
-    targets[0, :, 0, 0] = torch.tensor([3, 1])
+    targets = torch.full((1, len(WORDS), 2, 2), IGNORE_INDEX)
+    targets[0, :, 0, 0] = torch.tensor([3, 1, 0, 0])
     contrast = WordContrast(4)
     features = torch.randn(1, 4, 2, 2, generator=torch.Generator().manual_seed(0))
-    categories, _ = contrast(features)
+    categories = contrast(features)[0]
     said = categories[0, :, :BACKGROUND].amax(dim=0).exp()
     with_, without = (float(contrast.loss(features, targets, weight).detach()) for weight in (1.0, 0.0))
     absent = torch.arange(BACKGROUND) != 3

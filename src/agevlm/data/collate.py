@@ -37,7 +37,8 @@ class Collator:
     """Collates samples, each with its chosen conversations, to the arguments of the model and of guidance.
 
     `grid` is the (h, w) of image tokens. With `guided`, the batch carries the positions to guide; `answer_position`
-    adds the position that predicts an answer about grounded words. What is left out is counted by reason in the batch's
+    adds the position that predicts an answer about grounded words, but not in conversations of the kinds
+    `free_answers`. What is left out is counted by reason in the batch's
     `left_out`.
     """
 
@@ -45,6 +46,7 @@ class Collator:
     grid: tuple[int, int]
     guided: bool = False
     answer_position: bool = True
+    free_answers: tuple[str, ...] = ()
     max_length: int = 512
 
     def __call__(self, items: Sequence[tuple[Sample, NDArray[np.float16] | None]]) -> dict[str, Any]:
@@ -141,7 +143,7 @@ class Collator:
             shares = self._shares([(grounding.image, grounding.masks)], num_images)
             rows += [_GuidedRow(token, shares, bool(grounding.present)) for token in tokens]
             asked.setdefault(grounding.message + 1, []).append((grounding.image, grounding.masks))
-        if self.answer_position:
+        if self.answer_position and conversation.kind not in self.free_answers:
             for message, regions in asked.items():
                 position = chat.answer_positions.get(message)
                 if position is not None:

@@ -2,13 +2,15 @@
 
 They stand for a CLIP-trained ConvNeXt and a pretrained LLaMA, are saved in the same formats, and are all that the four
 stages start from. The ConvNeXt learns by contrast with words: each cell of its feature map against the words for what
-lies there, and the whole picture against the words of its caption (a word is in a picture where some cell says it).
+lies there (category, colour, how many of its category the caption names, middle or rim of the thing), and the whole
+picture against the words of its caption (a word is in a picture where some cell says it).
 The LLaMA reads captions and conversations about scenes whose pictures it never sees, so it learns the world's prior.
 """
 
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,9 +42,16 @@ from agevlm.files import write_beside
 from agevlm.training.dataset import without_pictures
 from agevlm.training.tokenizer import build_tokenizer
 
-# Shapes: B pictures, N cells of the grid, C words for categories and then the background, K words for colours.
+# Shapes: B pictures, N cells of the grid, G groups of words, W words of a group, C categories.
 
 BACKGROUND = len(CATEGORIES)
+WORDS: dict[str, tuple[str, ...]] = {  # a cell says one word of each group, or any
+    "category": (*CATEGORIES, "background"),
+    "colour": tuple(COLOURS),
+    "number": ("one", "two", "three", "four", "five", "six"),  # things of its category in the picture; six or more
+    "part": ("middle", "rim"),
+}
+MIDDLE, RIM = range(2)
 MIN_COVERAGE_RATIO = 0.3  # of a cell: from here on the cell must say the object's words
 MAX_BACKGROUND_RATIO = 0.05  # of a cell: up to here it must say "background"; between the two it may say anything
 
@@ -59,7 +68,7 @@ class VisionSpec(Strict):
     """The ConvNeXt and how it is trained."""
 
     hidden_sizes: tuple[int, ...] = (64, 128)
-    depths: tuple[int, ...] = (2, 4)
+    depths: tuple[int, ...] = (2, 6)
     patch_size: int = Field(4, ge=1)
     steps: int = Field(5000, ge=1)
     batch_size: int = Field(32, ge=1)
@@ -87,6 +96,8 @@ class FoundationSpec(Strict):
 
     seed: int = 0
     world: WorldSpec = WorldSpec()
+    crowded: WorldSpec = WorldSpec(repeat_ratio=0.6, min_objects=3)  # the last of the scenes are from this world
+    crowded_ratio: float = Field(0.25, ge=0, le=1)  # of the scenes
     num_scenes: int = Field(32_000, ge=8)
     num_workers: int = Field(2, ge=0)
     vision: VisionSpec = VisionSpec()
@@ -125,7 +136,7 @@ def _save(directory: Path, spec: FoundationSpec, *parts: Any) -> None:
 
 
 class _Pool(Dataset[tuple[NDArray[np.uint8], NDArray[np.int64], AnnotatedImage]]):
-    """Scenes by index: pixels (3, H, W), targets (2, h, w) of category and colour, annotation."""
+    """Scenes by index: pixels (3, H, W), targets (G, h, w) of words, annotation."""
 
     def __init__(self, spec: FoundationSpec) -> None:
         self.spec = spec
@@ -136,30 +147,43 @@ class _Pool(Dataset[tuple[NDArray[np.uint8], NDArray[np.int64], AnnotatedImage]]
         return self.spec.num_scenes
 
     def __getitem__(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.int64], AnnotatedImage]:
-        scene = draw_scene(self.spec.world, self.spec.seed, index)
+        crowded = index >= self.spec.num_scenes * (1 - self.spec.crowded_ratio)
+        scene = draw_scene(self.spec.crowded if crowded else self.spec.world, self.spec.seed, index)
         return scene.image.transpose(2, 0, 1), cell_words(scene.annotation, self.grid), scene.annotation
 
 
 def cell_words(annotation: AnnotatedImage, grid: tuple[int, int]) -> NDArray[np.int64]:
-    """For each cell the words for what lies there: shape (2, h, w), category and colour, IGNORE_INDEX for any.
+    """For each cell the words for what lies there: shape (G, h, w), indices into `WORDS`, IGNORE_INDEX for any.
 
-    The object that covers most of a cell names it, and each object names the cell that it covers best.
+    The object that covers most of a cell names it, and each object names the cell that it covers best. Its middle
+    is the cell of its centroid, even where it has a hole there.
     """
-    words = np.full((2, *grid), IGNORE_INDEX, dtype=np.int64)
+    words = np.full((len(WORDS), *grid), IGNORE_INDEX, dtype=np.int64)
     shares = [mask_to_grid(decode_mask(instance.mask), grid) for instance in annotation.instances]
     covered = np.sum(shares, axis=0) if shares else np.zeros(grid)
     words[0][covered <= MAX_BACKGROUND_RATIO] = BACKGROUND
     best = np.max(shares, axis=0) if shares else covered
-    colours = list(COLOURS)
+    numbers = Counter(instance.category for instance in annotation.instances)
+    middles = []
     for instance, share in zip(annotation.instances, shares, strict=True):
         cells = (share >= MIN_COVERAGE_RATIO) & (share == best) | (share == share.max())
-        words[0][cells] = CATEGORIES.index(instance.category)
-        words[1][cells] = colours.index(str(instance.colour))
+        number = min(numbers[instance.category], len(WORDS["number"]))
+        said = (CATEGORIES.index(instance.category), WORDS["colour"].index(str(instance.colour)), number - 1, RIM)
+        words[:, cells] = np.array(said)[:, None]
+        middles.append(middle_cell(share))
+    for middle in middles:
+        words[-1][middle] = MIDDLE
     return words
 
 
+def middle_cell(share: NDArray[np.floating]) -> tuple[int, int]:
+    """The cell in which the centroid of a thing lies, given the share of each cell that it covers, shape (h, w)."""
+    y, x = (np.average(axis, weights=share) for axis in np.indices(share.shape))
+    return round(float(y)), round(float(x))
+
+
 def draw_pool(spec: FoundationSpec) -> tuple[Tensor, Tensor, list[AnnotatedImage]]:
-    """All scenes, drawn in worker processes: pixels (S, 3, H, W) uint8, targets (S, 2, h, w), annotations."""
+    """All scenes, drawn in worker processes: pixels (S, 3, H, W) uint8, targets (S, G, h, w), annotations."""
     loader = DataLoader(_Pool(spec), batch_size=64, num_workers=spec.num_workers, collate_fn=list)
     drawn = [scene for batch in loader for scene in batch]
     pixels, targets, annotations = zip(*drawn, strict=True)
@@ -175,24 +199,28 @@ class WordContrast(nn.Module):
     def __init__(self, channels: int, dim: int = 64) -> None:
         super().__init__()
         self.project = nn.Linear(channels, dim)
-        self.words = nn.Embedding(BACKGROUND + 1 + len(COLOURS), dim)
+        self.words = nn.Embedding(sum(map(len, WORDS.values())), dim)
         self.logit_scale = nn.Parameter(torch.tensor(2.3))
 
-    def forward(self, features_BCHW: Tensor) -> tuple[Tensor, Tensor]:
-        """Log probabilities of category words (B, N, C) and colour words (B, N, K) for each cell."""
+    def forward(self, features_BCHW: Tensor) -> list[Tensor]:
+        """Log probabilities of the words for each cell: one tensor (B, N, W) for each group of `WORDS`."""
         cells = F.normalize(self.project(features_BCHW.flatten(2).transpose(1, 2)), dim=-1)
         words = F.normalize(self.words.weight, dim=-1)
         similarity = self.logit_scale.exp() * (cells @ words.T).float()
-        categories, colours = similarity.split([BACKGROUND + 1, len(COLOURS)], dim=-1)
-        return categories.log_softmax(-1), colours.log_softmax(-1)
+        return [group.log_softmax(-1) for group in similarity.split([len(group) for group in WORDS.values()], dim=-1)]
 
-    def loss(self, features_BCHW: Tensor, targets_B2HW: Tensor, picture_weight: float) -> Tensor:
+    def loss(self, features_BCHW: Tensor, targets_BGHW: Tensor, picture_weight: float) -> Tensor:
         """Contrast of cells with words, and of pictures with the category words of their captions."""
-        categories_BNC, colours_BNK = self(features_BCHW)
-        category_BN, colour_BN = targets_B2HW.flatten(2).unbind(1)
-        cells = F.nll_loss(categories_BNC.flatten(0, 1), category_BN.flatten(), ignore_index=IGNORE_INDEX)
-        cells = cells + F.nll_loss(colours_BNK.flatten(0, 1), colour_BN.flatten(), ignore_index=IGNORE_INDEX)
-        said_BC = categories_BNC[..., :BACKGROUND].amax(dim=1).exp().clamp(1e-6, 1 - 1e-6)
+        groups = self(features_BCHW)
+        targets = targets_BGHW.flatten(2).unbind(1)
+        cells = torch.stack(
+            [
+                F.nll_loss(said.flatten(0, 1), target.flatten(), ignore_index=IGNORE_INDEX)
+                for said, target in zip(groups, targets, strict=True)
+            ]
+        ).sum()
+        category_BN = targets[0]
+        said_BC = groups[0][..., :BACKGROUND].amax(dim=1).exp().clamp(1e-6, 1 - 1e-6)
         there_BC = F.one_hot(category_BN.clamp(min=0, max=BACKGROUND), BACKGROUND + 1).amax(dim=1)[:, :BACKGROUND]
         there_BC[:, 0] = (category_BN == 0).any(dim=1)  # cells that may say anything were counted as word 0
         return cells + picture_weight * F.binary_cross_entropy(said_BC, there_BC.float()) * 4

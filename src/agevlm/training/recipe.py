@@ -79,6 +79,7 @@ class GuidanceRecipe(Strict):
     )
     heads: Literal["mean", "each"] = "mean"
     answer_position: bool = True  # guide the position that predicts an answer as well, to all that was asked about
+    free_answers: tuple[str, ...] = ()  # kinds of conversation whose answer position is left free all the same
 
     @model_validator(mode="after")
     def _known_loss(self) -> GuidanceRecipe:

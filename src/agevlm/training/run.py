@@ -185,6 +185,7 @@ class Run:
             grid=image_grid(model, processor),
             guided=stage.guidance is not None and stage.guidance.weight > 0,
             answer_position=stage.guidance is not None and stage.guidance.answer_position,
+            free_answers=stage.guidance.free_answers if stage.guidance else (),
             max_length=settings.max_length,
         )
         arguments = training_arguments(
