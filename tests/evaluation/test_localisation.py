@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from agevlm.evaluation.localisation import WordAttention, localise, points_inside, summarise_words
+from agevlm.evaluation.localisation import WordAttention, localise, map_entropy, points_inside, summarise_words
 
 
 def _mask(rows: slice, columns: slice, size: tuple[int, int] = (32, 32)) -> NDArray[np.bool_]:
@@ -92,3 +92,16 @@ def test_summary_without_null_token_and_without_words() -> None:
     hit = localise(_map((1, 2, 1.0)), _mask(slice(8, 16), slice(16, 24)))
     assert "null_token" not in summarise_words([WordAttention("a", "cup", hit), WordAttention("a", "fish", None)])
     assert summarise_words([]) == {}
+
+
+def test_entropy_of_a_map_is_0_on_one_cell_and_1_on_all_alike() -> None:
+    assert map_entropy(_map((1, 2, 0.3))) == 0.0
+    assert map_entropy(np.full((4, 4), 0.01, dtype=np.float32)) == pytest.approx(1.0)
+    assert map_entropy(_map((0, 0, 0.1), (0, 1, 0.1), (3, 0, 0.1), (3, 3, 0.1))) == pytest.approx(0.5)  # 4 cells of 16
+
+
+def test_entropy_knows_nothing_of_the_null_token_and_of_a_grid_of_one_cell() -> None:
+    attention = _map((0, 0, 0.6), (2, 3, 0.3), (1, 1, 0.1))
+    assert map_entropy(attention * 1e-3) == pytest.approx(map_entropy(attention), abs=1e-6)
+    assert map_entropy(np.zeros((4, 4), dtype=np.float32)) == 1.0
+    assert map_entropy(np.ones((1, 1), dtype=np.float32)) == 0.0

@@ -16,7 +16,7 @@ from agevlm.data.images import open_image
 from agevlm.data.masks import union_mask
 from agevlm.data.schema import Conversation, Message, Sample
 from agevlm.evaluation import runner
-from agevlm.evaluation.localisation import localise
+from agevlm.evaluation.localisation import localise, map_entropy
 from agevlm.evaluation.results import Evaluation, metrics_table, provenance, write_evaluation
 from agevlm.evaluation.runner import evaluate
 
@@ -98,6 +98,7 @@ def test_maps_and_p_yes_are_those_of_a_plain_forward(
     assert (seen.where.pointing, seen.where.strict, seen.where.iou) == (where.pointing, where.strict, where.iou)
     assert (seen.where.mass, seen.where.share_mass) == pytest.approx((where.mass, where.share_mass), abs=1e-5)
     assert seen.null_mass == pytest.approx(float(null), abs=1e-5)
+    assert seen.entropy == pytest.approx(map_entropy(map_hw), abs=1e-4)
     assert map_hw.sum() + null == pytest.approx(1, abs=1e-5)
     firsts = [
         [
@@ -118,6 +119,7 @@ def test_present_words_are_localised_and_absent_ones_are_not(evaluation: Evaluat
             assert [word.where is not None for word in words] == [prediction.expected == "yes"]
         for word in words:
             assert word.null_mass is not None
+            assert word.entropy is not None and 0 <= word.entropy <= 1
             if word.where:
                 assert 0 <= word.where.mass <= 1 - word.null_mass + 1e-5
     assert set(evaluation.metrics) >= {"pope", "pointing", "attention", "null_token"}
@@ -189,6 +191,7 @@ def test_files(evaluation: Evaluation, tmp_path: Path) -> None:
         "p_yes",
         "words",
     }
+    assert all({"null_mass", "entropy"} <= word.keys() for record in records for word in record["words"])
     read = json.loads((tmp_path / "out" / "metrics.json").read_text(encoding="utf-8"))
     assert read == json.loads(json.dumps(metrics))
     assert read["provenance"]["versions"]["torch"]

@@ -85,12 +85,30 @@ def _heights(map_hw: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
 
 @dataclass(frozen=True)
 class WordAttention:
-    """One object word of one question: `where` is None for something absent, `null_mass` None without a null token."""
+    """One object word of one question: `where` is None for something absent, `null_mass` None without a null token.
+
+    `entropy` is that of the word's map, see `map_entropy`; None where nobody measured it.
+    """
 
     image: str
     phrase: str
     where: Localisation | None
     null_mass: float | None = None
+    entropy: float | None = None
+
+
+def map_entropy(map_hw: NDArray[np.floating[Any]]) -> float:
+    """Entropy of a map that is first made to sum to 1, over log N of its N cells: 0 one cell, 1 all cells alike.
+
+    What went to the null token has no part in it. A map of zeros looks nowhere in particular and has 1, a map of one
+    cell 0.
+    """
+    shares_N = map_hw.astype(np.float64).ravel()
+    total = float(shares_N.sum())
+    if shares_N.size == 1 or total <= 0:
+        return float(shares_N.size > 1)
+    seen_N = shares_N[shares_N > 0] / total
+    return float(np.clip(-(seen_N * np.log(seen_N)).sum() / np.log(shares_N.size), 0.0, 1.0))
 
 
 def summarise_words(words: Sequence[WordAttention]) -> dict[str, Any]:

@@ -58,6 +58,7 @@ def _word_record(word: WordAttention) -> dict[str, Any]:
         "mass": where.mass if where else None,
         "iou": where.iou if where else None,
         "null_mass": word.null_mass,
+        "entropy": word.entropy,
     }
 
 

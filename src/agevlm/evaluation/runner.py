@@ -16,7 +16,7 @@ from agevlm.data.images import open_image
 from agevlm.data.masks import union_mask
 from agevlm.data.schema import Sample
 from agevlm.evaluation.answering import Asker, Reply
-from agevlm.evaluation.localisation import WordAttention, localise, summarise_words
+from agevlm.evaluation.localisation import WordAttention, localise, map_entropy, summarise_words
 from agevlm.evaluation.questions import Asked, Prompt, questions_of
 from agevlm.evaluation.results import Evaluation
 from agevlm.evaluation.scores import is_yes_no, judge, summarise
@@ -107,7 +107,8 @@ def _localise(prompt: Prompt, reply: Reply) -> list[WordAttention]:
     for word, seen in zip(prompt.words, reply.maps, strict=True):
         if seen is not None:
             where = localise(seen.map_hw, union_mask(word.masks)) if word.present else None
-            found.append(WordAttention(prompt.sample_id, word.phrase, where, seen.null_mass))
+            entropy = map_entropy(seen.map_hw)
+            found.append(WordAttention(prompt.sample_id, word.phrase, where, seen.null_mass, entropy))
     return found
 
 

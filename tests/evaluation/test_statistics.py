@@ -1,0 +1,318 @@
+"""Intervals on simulated runs whose truth is known, and figures of records written by hand."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+from agevlm.evaluation import statistics
+from agevlm.evaluation.scores import auroc
+from agevlm.evaluation.statistics import (
+    Estimate,
+    Figure,
+    Ranks,
+    Share,
+    difference,
+    difference_of_seeds,
+    estimate,
+    estimate_of_seeds,
+    figure_of,
+    ratio,
+    ratio_of_seeds,
+)
+
+
+def _mean(values: Any, questions_per_image: int = 1, *, prefix: str = "") -> Share:
+    values = np.asarray(values, dtype=float)
+    images = [f"image-{number // questions_per_image}" for number in range(len(values))]
+    return Share([f"{prefix}q{number}" for number in range(len(values))], images, values, np.ones(len(values)))
+
+
+def _width(found: Estimate) -> float:
+    return found.high - found.low
+
+
+def _world(rng: np.random.Generator, seed_sd: float, image_sd: float, num_seeds: int = 5) -> dict[int, Figure]:
+    """Runs of 30 pictures with 4 questions each, all of mean 0."""
+    return {
+        seed: _mean(rng.normal(0, seed_sd) + np.repeat(rng.normal(0, image_sd, 30), 4) + rng.normal(0, 1, 120), 4)
+        for seed in range(num_seeds)
+    }
+
+
+@pytest.mark.parametrize("seed_sd", [0.0, 0.1, 1.0])
+@pytest.mark.parametrize("num_seeds", [3, 5])
+def test_the_interval_holds_its_95_percent(seed_sd: float, num_seeds: int) -> None:
+    rng = np.random.default_rng(1)
+    found = [estimate(_world(rng, seed_sd, 0.5, num_seeds), num_draws=200) for _ in range(200)]
+    covered = np.mean([one.low <= 0 <= one.high for one in found])
+    assert covered >= 0.92  # 95 % less two standard errors of 200 draws
+
+
+def test_the_bootstrap_alone_is_too_narrow_where_seeds_differ() -> None:
+    rng = np.random.default_rng(2)
+    found = [estimate(_world(rng, 1.0, 0.5, 3), num_draws=200) for _ in range(200)]
+    assert np.mean([one.bootstrap[0] <= 0 <= one.bootstrap[1] for one in found if one.bootstrap]) < 0.85
+
+
+def test_mean_values_and_seeds() -> None:
+    found = estimate({7: _mean([1, 1, 0, 0]), 3: _mean([1, 1, 1, 0])})
+    assert (found.mean, found.values, found.seeds, found.num_seeds) == (0.625, (0.75, 0.5), (3, 7), 2)
+    assert found.bootstrap is not None and found.t is not None
+    assert found.low == min(found.bootstrap[0], found.t[0])
+    assert found.high == max(found.bootstrap[1], found.t[1])
+    bounded = estimate({7: _mean([1, 1, 0, 0]), 3: _mean([1, 1, 1, 0])}, bounds=(0.0, 1.0))
+    assert (bounded.low, bounded.high) == (0.0, 1.0)  # t with 1 degree of freedom reaches far
+
+
+def test_seeds_of_different_size_count_alike() -> None:
+    assert estimate({0: _mean([1] * 100), 1: _mean([0] * 10)}).mean == 0.5
+
+
+def test_it_is_deterministic_in_the_seed() -> None:
+    world = _world(np.random.default_rng(3), 0.1, 0.5)
+    assert estimate(world) == estimate(world)
+    assert estimate(world, seed=1).bootstrap != estimate(world).bootstrap
+
+
+def test_questions_of_one_picture_widen_the_interval() -> None:
+    marks = np.random.default_rng(4).random(100) < 0.5
+    alone = estimate({0: _mean(np.repeat(marks, 4))})
+    together = estimate({0: _mean(np.repeat(marks, 4), 4)})
+    assert _width(together) == pytest.approx(2 * _width(alone), rel=0.15)  # 4 equal questions are one
+
+
+def test_one_seed_knows_its_pictures_only() -> None:
+    found = estimate({0: _mean([0, 1] * 50)})
+    assert found.t is None
+    assert 0.3 < found.low < 0.5 < found.high < 0.7
+
+
+def test_pairing_narrows_the_difference() -> None:
+    rng = np.random.default_rng(5)
+    first, second, other = {}, {}, {}
+    for seed in range(5):
+        shared = rng.normal(0, 0.3) + rng.normal(0, 1, 200)  # seed and questions are hard or easy for both arms
+        first[seed] = _mean(shared + 0.2 + rng.normal(0, 0.1, 200))
+        second[seed] = _mean(shared + rng.normal(0, 0.1, 200))
+        other[seed] = _mean(rng.normal(0, 0.3) + rng.normal(0, 1, 200))
+    paired = difference(first, second)
+    assert paired.low > 0.1
+    assert paired.high < 0.3
+    assert _width(paired) < 0.2 * _width(difference(first, other))
+    assert paired.mean == pytest.approx(estimate(first).mean - estimate(second).mean)
+
+
+def test_an_arm_differs_from_itself_by_exactly_0() -> None:
+    world = _world(np.random.default_rng(6), 0.5, 0.5)
+    same = difference(world, dict(reversed(world.items())))
+    assert (same.mean, same.low, same.high, same.values) == (0.0, 0.0, 0.0, (0.0,) * 5)
+    error = {seed: _mean(np.random.default_rng(seed).random(300) < 0.3) for seed in range(5)}
+    assert (ratio(error, error).mean, ratio(error, error).bootstrap) == (1.0, (1.0, 1.0))
+
+
+def test_the_order_of_questions_does_not_matter() -> None:
+    marks = np.random.default_rng(7).random(80) < 0.5
+    one = _mean(marks, 4)
+    turned = Share(one.ids[::-1], one.images[::-1], marks[::-1].astype(float), np.ones(80))
+    assert difference({0: one}, {0: turned}).high == 0.0
+
+
+def test_only_shared_seeds_are_paired() -> None:
+    world = _world(np.random.default_rng(8), 0.5, 0.5)
+    found = difference(world, {seed: world[seed] for seed in (0, 3, 4)})
+    assert (found.seeds, found.num_seeds) == ((0, 3, 4), 3)
+    with pytest.raises(ValueError, match="without a common seed"):
+        difference({0: world[0]}, {1: world[1]})
+    with pytest.raises(ValueError, match="without a common seed"):
+        ratio_of_seeds({0: 1.0}, {1: 1.0})
+
+
+def test_other_questions_are_an_error_that_names_the_arm_and_the_number() -> None:
+    full, part = _mean([0.0] * 12), _mean([0.0] * 9)
+    with pytest.raises(
+        ValueError, match=r"seed 4: age and concat .* concat lacks 3 of the 12 of age .* age lacks 0 of"
+    ):
+        difference({4: full}, {4: part}, names=("age", "concat"))
+    with pytest.raises(ValueError, match="age lacks 3 of the 12 of concat"):
+        ratio({4: part}, {4: full}, names=("age", "concat"))
+    with pytest.raises(ValueError, match="11 are about another picture"):
+        difference({4: _mean([0.0] * 12)}, {4: _mean([0.0] * 12, 4)})
+
+
+def test_a_figure_needs_questions_with_ids_of_their_own() -> None:
+    with pytest.raises(ValueError, match="2 ids, 1 of them distinct"):
+        Share(["a", "a"], ["x", "x"], [1, 1], [1, 1])
+    with pytest.raises(ValueError, match="0 ids"):
+        Share([], [], [], [])
+    with pytest.raises(ValueError, match="no seed has this figure"):
+        estimate({0: Share(["a"], ["x"], [0], [0])})
+
+
+def test_a_share_of_what_is_rare_is_drawn_from_the_draws_that_hold_it() -> None:
+    rare = {seed: Share(["a", "b", "c"], ["x", "y", "z"], [1, 0, 0], [1, 0, 0]) for seed in range(3)}
+    assert estimate(rare).bootstrap == (1.0, 1.0)
+
+
+def test_auroc_of_draws_is_that_of_the_drawn_questions() -> None:
+    rng = np.random.default_rng(9)
+    scores, positive = rng.integers(0, 6, 60) / 5, rng.random(60) < 0.5  # with ties
+    images = [f"i{number % 13:02}" for number in range(60)]
+    ranks = Ranks([str(number) for number in range(60)], images, scores, positive)
+    assert ranks.value == pytest.approx(auroc(scores[positive], scores[~positive]))
+    assert ranks.drawn(np.ones((1, 13)))[0] == pytest.approx(ranks.value)
+    counts = rng.integers(0, 3, (4, 13)).astype(float)
+    for row, drawn in zip(counts, ranks.drawn(counts), strict=True):
+        times = np.array([int(row[int(image[1:])]) for image in images])
+        picked = np.repeat(np.arange(60), times)
+        high, low = scores[picked][positive[picked]], scores[picked][~positive[picked]]
+        assert drawn == pytest.approx(auroc(high, low))
+    assert math.isnan(Ranks(["a"], ["x"], [0.5], [True]).value)
+
+
+def test_auroc_of_a_perfect_detector() -> None:
+    perfect = {seed: Ranks(list("abcd"), list("wxyz"), [0.1, 0.2, 0.8, 0.9], [0, 0, 1, 1]) for seed in range(3)}
+    found = estimate(perfect)
+    assert (found.mean, found.low, found.high) == (1.0, 1.0, 1.0)
+
+
+def test_ratio_of_errors() -> None:
+    rng = np.random.default_rng(10)
+    hard = {seed: rng.random(600) for seed in range(5)}
+    first = {seed: _mean(luck < 0.1) for seed, luck in hard.items()}
+    second = {seed: _mean(luck < 0.4) for seed, luck in hard.items()}
+    found = ratio(first, second)
+    assert found.mean == pytest.approx(estimate(first).mean / estimate(second).mean)
+    assert found.values[2] == pytest.approx(first[2].value / second[2].value)
+    assert 0.18 < found.low < 0.25 < found.high < 0.33
+
+
+@pytest.mark.parametrize("seed_sd", [0.01, 0.05])
+def test_the_interval_of_a_ratio_holds_its_95_percent(seed_sd: float) -> None:
+    rng = np.random.default_rng(11)
+    covered = 0
+    for _ in range(150):
+        arms: list[dict[int, Figure]] = [{}, {}]
+        for seed in range(4):
+            luck = rng.random(200)
+            for arm, rate in zip(arms, (0.1, 0.3), strict=True):
+                arm[seed] = _mean(luck < np.clip(rng.normal(rate, seed_sd * rate / 0.1), 0, 1))
+        found = ratio(arms[0], arms[1], num_draws=200)
+        covered += found.low <= 1 / 3 <= found.high
+    assert covered / 150 >= 0.91
+
+
+def test_a_ratio_to_what_may_be_0_has_no_upper_end() -> None:
+    found = ratio_of_seeds({0: 1.0, 1: 2.0, 2: 3.0}, {0: 0.0, 1: 0.1, 2: 0.0})
+    assert found.high == math.inf
+    assert found.record()["high"] is None
+    assert found.record()["values"][0] is None  # 1 / 0
+    json.dumps(found.record(), allow_nan=False)
+
+
+def test_figures_of_seeds_alone() -> None:
+    found = estimate_of_seeds({1: 2.0, 0: 1.0, 2: 3.0})
+    assert (found.mean, found.values, found.bootstrap) == (2.0, (1.0, 2.0, 3.0), None)
+    assert found.high - found.mean == pytest.approx(4.3027 / math.sqrt(3), rel=1e-4)
+    paired = difference_of_seeds({0: 11.0, 1: 21.0, 2: 31.1}, {0: 10.0, 1: 20.0, 2: 30.0, 3: 0.0})
+    assert paired.mean == pytest.approx(31 / 30)
+    assert paired.low > 0.8
+    faster = ratio_of_seeds({0: 11.0, 1: 12.1, 2: 13.2}, {0: 10.0, 1: 11.0, 2: 12.0})
+    assert (faster.mean, faster.low, faster.high) == pytest.approx((1.1, 1.1, 1.1))
+
+
+def test_one_figure_of_one_seed_has_no_interval() -> None:
+    record = estimate_of_seeds({0: 2.0}, bounds=(0.0, 10.0)).record()
+    assert (record["mean"], record["low"], record["high"], record["num_seeds"]) == (2.0, None, None, 1)
+
+
+def test_quantiles_of_student() -> None:
+    for degrees in (1, 2, 4, 9, 29, 30, 31, 60):
+        norm = math.gamma((degrees + 1) / 2) / (math.sqrt(degrees * math.pi) * math.gamma(degrees / 2))
+        points = np.linspace(0, statistics._t_quantile(degrees), 200_001)
+        density = norm * (1 + points**2 / degrees) ** (-(degrees + 1) / 2)
+        assert float(np.trapezoid(density, points)) == pytest.approx(0.475, abs=1e-5)
+
+
+def _record(number: int, kind: str, reference: str, parsed: str | None, p_yes: float | None = None, **word: Any) -> Any:
+    return {
+        "id": f"{kind}-{number}",
+        "image": f"image-{number // 2}",
+        "kind": kind,
+        "question": f"question {number}",
+        "reference": reference,
+        "parsed": parsed,
+        "correct": parsed == reference,
+        "p_yes": p_yes,
+        "words": [word] if word else [],
+    }
+
+
+def _pope(split: str, *parsed: str | None) -> list[Any]:
+    """Questions whose right answers are yes, no, yes, no."""
+    chances = {"yes": 0.9, "no": 0.2, None: 0.4}
+    return [
+        _record(number, f"pope.{split}", "yes" if number % 2 == 0 else "no", said, chances[said])
+        for number, said in enumerate(parsed)
+    ]
+
+
+def test_figures_of_records() -> None:
+    records = [
+        *_pope("random", "yes", "no", None, "yes"),
+        *_pope("adversarial", "yes", "yes", "yes", "yes"),
+        _record(0, "counting", "2", "3"),
+        _record(0, "relation.yes_no", "yes", "yes", 0.8),
+        _record(0, "relation.choice", "left", "right"),
+    ]
+    values = {
+        "pope.random.accuracy": 0.5,
+        "pope.random.error": 0.5,
+        "pope.random.unparsed_ratio": 0.25,
+        "pope.random.precision": 0.5,
+        "pope.random.recall": 0.5,
+        "pope.random.f1": 0.5,
+        "pope.random.yes_ratio": 0.5,
+        "pope.random.auroc": (1 + 0.5 + 1 + 0) / 4,
+        "pope.adversarial.recall": 1.0,
+        "pope.mean.recall": 0.75,
+        "pope.mean.f1": (0.5 + 2 / 3) / 2,
+        "counting.accuracy": 0.0,
+        "relation.accuracy": 0.5,
+    }
+    assert {name: figure_of(records, name).value for name in values} == pytest.approx(values)
+    for name in ("counting.f1", "pope.popular.accuracy", "accuracy", "null_token.auroc", "pope.mean.auroc", "nonsense"):
+        with pytest.raises(ValueError, match="figure"):
+            figure_of(records, name)
+
+
+def test_precision_without_a_yes_is_0_as_in_the_scores() -> None:
+    records = [*_pope("random", "no", "no"), *_pope("popular", "yes", "no")]
+    assert figure_of(records, "pope.random.precision").value == 0.0
+    assert figure_of(records, "pope.mean.precision").value == 0.5
+
+
+def test_figures_of_words_count_a_shared_question_once() -> None:
+    hit = {"present": True, "pointing": True, "mass": 0.8, "iou": 0.5, "null_mass": 0.1}
+    miss = {"present": True, "pointing": False, "mass": 0.2, "iou": 0.1, "null_mass": 0.6}
+    gone = {"present": False, "pointing": None, "mass": None, "iou": None, "null_mass": 0.4}
+    records = [
+        _record(0, "pope.random", "yes", "yes", 0.9, **hit),
+        _record(0, "pope.popular", "yes", "yes", 0.9, **hit),
+        _record(1, "pope.random", "yes", "yes", 0.9, **miss),
+        _record(2, "pope.random", "no", "no", 0.1, **gone),
+    ]
+    names = (
+        "pointing.accuracy",
+        "attention.mass",
+        "attention.iou",
+        "null_token.mass_present",
+        "null_token.mass_absent",
+    )
+    values = [figure_of(records, name).value for name in (*names, "null_token.auroc")]
+    assert values == pytest.approx([0.5, 0.5, 0.3, 0.35, 0.4, 0.5])
+    assert figure_of(records, "pointing.accuracy").ids == ("pope.random-0#0", "pope.random-1#0")
