@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from agevlm.cli import data, measure, scenes, training
+from agevlm.cli import comparison, data, measure, scenes, training
 from agevlm.cli.errors import explain
 
 app = typer.Typer(
@@ -29,6 +29,7 @@ data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Conver
 app.command("train", epilog="Example: agevlm train quickstart --out runs/first --set stages.2.learning_rate=1e-4")(
     training.train
 )
+app.command("compare", epilog="Example: agevlm compare comparison --out runs/comparison --jobs 2")(comparison.compare)
 app.command("evaluate", epilog="Example: agevlm evaluate tiny --benchmark scenes --out runs/tiny --seed 7")(
     measure.evaluate
 )

@@ -144,27 +144,20 @@ class ConcatVlmForConditionalGeneration(JoinedModel, AgeVlmGenerationMixin):
         images = images.encoded_by(self)
         embeds_RTW = self.embed_text(input_ids) if inputs_embeds is None else inputs_embeds
         visibility = images.visibility(embeds_RTW.shape[:2], input_ids, self.config.image_token_id, past_key_values)
-        looked: dict[str, Any] = {}
         decoder_inputs = {"past_key_values": past_key_values, "use_cache": use_cache, **kwargs}
         if visibility is None:
-            outputs = self.language_model(
-                inputs_embeds=embeds_RTW,
-                attention_mask=attention_mask,
-                position_ids=position_ids,
-                logits_to_keep=logits_to_keep,
-                **decoder_inputs,
-            )
-            logits = outputs.logits
+            decoder_inputs |= {"attention_mask": attention_mask, "position_ids": position_ids}
+            outputs = self.language_model(inputs_embeds=embeds_RTW, logits_to_keep=logits_to_keep, **decoder_inputs)
+            logits, looked = outputs.logits, {}
         else:
-            packed = not use_cache and past_key_values is None
-            layout = _lay_out(images.image_memory, visibility, packed)
             asked = attention_rows
             if output_attention_maps:
                 asked = torch.arange(embeds_RTW.shape[1], device=embeds_RTW.device).expand(embeds_RTW.shape[:2])
+            layout = _lay_out(images.image_memory, visibility, packed=not use_cache and past_key_values is None)
             outputs = self._run(layout, embeds_RTW, attention_mask, position_ids, asked is not None, decoder_inputs)
             logits = _of_rows(outputs.logits, layout.rows_per_sequence)
             logits = logits[:, -logits_to_keep:] if isinstance(logits_to_keep, int) else logits[:, logits_to_keep]
-            looked["image_memory"] = images.image_memory
+            looked = {"image_memory": images.image_memory}
             if asked is not None:
                 weights = tuple(_asked_weights(attention, layout, asked) for attention in outputs.attentions)
                 looked |= _looked_at(weights, images.image_memory.grid, attention_rows, output_attention_maps)

@@ -6,6 +6,7 @@ names the nearest one. The resolved recipe is written beside every checkpoint.
 
 from __future__ import annotations
 
+import copy
 import difflib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -199,8 +200,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), seed: int | Non
         raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds {type(content).__name__}, a recipe is a mapping with the key stages")
-    for override in overrides:
-        _apply(content, override)
+    content = apply_overrides(content, overrides)
     if seed is not None:
         content["seed"] = seed
     return parse_recipe(content, str(path))
@@ -217,6 +217,14 @@ def parse_recipe(content: dict[str, Any], name: str) -> Recipe:
 def dump_recipe(recipe: Recipe) -> str:
     """The resolved recipe as YAML, every default written out."""
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
+
+
+def apply_overrides(content: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """A copy of a recipe's content with each `key.path=value` set, in order; values are YAML."""
+    changed = copy.deepcopy(content)
+    for override in overrides:
+        _apply(changed, override)
+    return changed
 
 
 def _apply(content: dict[str, Any], override: str) -> None:

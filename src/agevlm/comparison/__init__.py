@@ -1,0 +1,1 @@
+"""Several ways to train, over several seeds, under equal conditions: the runs, and what their figures say together."""
