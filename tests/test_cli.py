@@ -71,6 +71,7 @@ VERBS = dict(verbs(tree()))
 def test_the_verbs_are_those_of_the_documentation() -> None:
     assert {" ".join(path) for path in VERBS} == {
         "train",
+        "compare",
         "evaluate",
         "look",
         "report",
