@@ -132,7 +132,7 @@ def test_the_recipe_in_the_package_has_the_arms_of_the_claim() -> None:
             "arm age.*did you mean 'guidance'",
         ),
         ({"arms": {"a b": {"title": "x"}}}, "the arm 'a b' needs a name"),
-        ({"arms": {"age": {"titel": "x"}}}, "titel"),
+        ({"arms": {"age": {"caption": "x"}}}, "caption"),
         ({"num_seeds": 0}, "num_seeds"),
     ],
 )
