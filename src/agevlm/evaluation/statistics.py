@@ -73,6 +73,15 @@ class Estimate:
         """The seeds that the figure stands on; for two arms those that both have."""
         return len(self.seeds)
 
+    def __neg__(self) -> Estimate:
+        """The difference of the second arm from the first, of one of the first from the second."""
+
+        def flipped(interval: Interval | None) -> Interval | None:
+            return (-interval[1], -interval[0]) if interval else None
+
+        values = tuple(-value for value in self.values)
+        return Estimate(-self.mean, -self.high, -self.low, values, self.seeds, flipped(self.bootstrap), flipped(self.t))
+
     def record(self) -> dict[str, Any]:
         """As JSON has it; what is not finite is null."""
         return {

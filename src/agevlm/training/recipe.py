@@ -170,6 +170,7 @@ class Recipe(Strict):
     cache_features: bool = True  # keep the feature maps of a frozen vision model on disk
     num_workers: int = Field(1, ge=0)
     save_steps: int = Field(500, ge=1)
+    snapshot_steps: int | None = Field(None, ge=1)  # keep the model every so many steps of a stage, in snapshots/
     cache_dir: Path | None = None  # None: inside the run, removed at its end; a directory: kept, and shared by runs
     max_length: int = Field(512, ge=8)  # tokens of a conversation; what is longer is cut, and counted
 
