@@ -16,6 +16,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
 from agevlm.data.language import check_kinds
+from agevlm.data.mask_noise import MaskNoise
 from agevlm.data.scenes import WorldSpec
 from agevlm.guidance import GUIDANCE_LOSSES
 
@@ -81,6 +82,7 @@ class GuidanceRecipe(Strict):
     heads: Literal["mean", "each"] = "mean"
     answer_position: bool = True  # guide the position that predicts an answer as well, to all that was asked about
     free_answers: tuple[str, ...] = ()  # kinds of conversation whose answer position is left free all the same
+    mask_noise: MaskNoise | None = None  # masks as a worse teacher would give them
 
     @model_validator(mode="after")
     def _known_loss(self) -> GuidanceRecipe:

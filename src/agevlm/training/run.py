@@ -191,6 +191,7 @@ class Run:
             guided=stage.guidance is not None and stage.guidance.weight > 0,
             answer_position=stage.guidance is not None and stage.guidance.answer_position,
             free_answers=stage.guidance.free_answers if stage.guidance else (),
+            mask_noise=stage.guidance.mask_noise if stage.guidance else None,
             max_length=settings.max_length,
         )
         arguments = training_arguments(
