@@ -42,7 +42,7 @@ def test_boxes_are_the_smallest_around_each_mask() -> None:
 
 def test_swapped_phrases_get_masks_of_another_sample_in_the_share_asked_for() -> None:
     before, after = (
-        columns(rows) for rows in (make_rows(400), spoil_masks(make_rows(400), MaskNoise(swapped_ratio=0.3)))
+        columns(rows) for rows in (make_rows(380), spoil_masks(make_rows(380), MaskNoise(swapped_ratio=0.3)))
     )
     swapped = [new != old for old, new in zip(before, after, strict=True)]
     assert 0.24 < sum(swapped) / 380 < 0.36
