@@ -203,6 +203,8 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), seed: int | Non
         raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds {type(content).__name__}, a recipe is a mapping with the key stages")
+    if "arms" in content:
+        raise ValueError(f"{path} is a comparison of several runs: train it with agevlm compare")
     content = apply_overrides(content, overrides)
     if seed is not None:
         content["seed"] = seed
