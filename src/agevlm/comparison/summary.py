@@ -141,9 +141,9 @@ def summarise(recipe: ComparisonRecipe, out: Path) -> Nested:
 
 
 def write_summary(summary: Mapping[str, Any], path: Path) -> None:
-    """Write comparison.json."""
+    """Write what `summarise` gives, as JSON."""
     with write_beside(path) as beside:
-        beside.write_text(json.dumps(summary, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        beside.write_text(json.dumps(summary, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def _first_run(arms: Mapping[str, ArmRuns]) -> Path:
