@@ -7,37 +7,24 @@ wrote them; nothing is computed here but a running mean for the eye.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import groupby
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from agevlm.analysis.theme import THEMES as _THEMES
+from agevlm.analysis.theme import Theme as _Theme
+from agevlm.analysis.theme import ThemeName
+from agevlm.analysis.theme import style_axes as _style
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-ThemeName = Literal["light", "dark"]
 SPLITS = ("random", "popular", "adversarial")
 _MEASURES = (("accuracy", "accuracy"), ("f1", "F1"), ("yes_ratio", "yes ratio"))
 _SMOOTHING_RATIO = 0.02  # of all logged steps: the width of the running mean
 _BAR_WIDTH = 0.26
 _LETTER_RATIO = 0.0105  # of the panel's width: one letter of a stage's name
-
-
-@dataclass(frozen=True)
-class _Theme:
-    ink: str
-    faint: str
-    grid: str
-    shade: str
-    series: tuple[str, str, str]
-    on_series: str  # text on a bar
-
-
-_THEMES: dict[str, _Theme] = {
-    "light": _Theme("#1d2129", "#6b7280", "#e3e6ea", "#f1f3f6", ("#1f5fbf", "#d9622b", "#76818f"), "#ffffff"),
-    "dark": _Theme("#e8eaed", "#9aa3ae", "#333a44", "#21262e", ("#7fb2ff", "#ff9d66", "#8a95a3"), "#14171c"),
-}
 
 
 def loss_curves(logs: Sequence[Mapping[str, Any]], *, theme: ThemeName = "light") -> Figure:
@@ -172,12 +159,3 @@ def _draw_bar(axes: Any, x: float, scores: Mapping[str, Any], key: str, colour: 
     interval = scores.get("accuracy_interval") if key == "accuracy" else None
     if interval:
         axes.vlines(x, *interval, color=look.ink, linewidth=1.2, zorder=3)
-
-
-def _style(axes: Any, look: _Theme) -> None:
-    axes.set_facecolor("none")
-    axes.grid(axis="y", color=look.grid, linewidth=0.8, zorder=1)
-    axes.tick_params(colors=look.faint, labelsize=8.5, length=0)
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
-    axes.spines["bottom"].set_color(look.grid)

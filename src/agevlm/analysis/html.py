@@ -13,7 +13,7 @@ from PIL import Image
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from agevlm.analysis.charts import ThemeName
+    from agevlm.analysis.theme import ThemeName
 
 _EMPTY = {"img", "source", "br", "hr", "meta"}
 

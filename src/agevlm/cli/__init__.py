@@ -30,6 +30,9 @@ app.command("train", epilog="Example: agevlm train quickstart --out runs/first -
     training.train
 )
 app.command("compare", epilog="Example: agevlm compare comparison --out runs/comparison --jobs 2")(comparison.compare)
+app.command("results", epilog="Example: agevlm results results/comparison.json --out docs/results/comparison.md")(
+    comparison.results
+)
 app.command("evaluate", epilog="Example: agevlm evaluate tiny --benchmark scenes --out runs/tiny --seed 7")(
     measure.evaluate
 )

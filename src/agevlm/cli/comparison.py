@@ -1,4 +1,4 @@
-"""`agevlm compare`."""
+"""`agevlm compare` and `agevlm results`."""
 
 from __future__ import annotations
 
@@ -19,14 +19,15 @@ def compare(
     overrides: Overrides = None,
     quick: Annotated[bool, typer.Option("--quick", help="At the smaller size that the recipe names.")] = False,
     json: Annotated[
-        Path | None, typer.Option(help="Where the figures go; NAME.json in --out where none is given.")
+        Path | None, typer.Option(help="Write the figures here too; they go to NAME.json in --out.")
     ] = None,
 ) -> None:
     """Train several arms over several seeds and compare them.
 
     Each arm starts from the same foundations and reads the same data in the same order. Stopped, it goes on with the
-    same command. Figures, paired differences and their intervals are written as JSON.
+    same command. Figures, paired differences and their intervals are written as JSON, and a page of them as index.html.
     """
+    from agevlm.comparison.page import draw_attention, write_index
     from agevlm.comparison.recipe import load_comparison
     from agevlm.comparison.run import compare as run_comparison
     from agevlm.comparison.summary import summarise, write_summary
@@ -36,6 +37,30 @@ def compare(
     quiet_transformers()
     loaded = load_comparison(path, overrides or (), quick=quick)
     out = run_comparison(loaded, out or Path("runs") / path.stem, arms=arms or (), num_parallel=jobs)
-    json = json or out / f"{loaded.name}.json"
-    write_summary(summarise(loaded, out), json)
-    typer.echo(f"figures: {json}")
+    summary = summarise(loaded, out)
+    for path in (out / f"{loaded.name}.json", *([json] if json else [])):
+        write_summary(summary, path)
+        typer.echo(f"figures: {path}")
+    draw_attention(summary, out)
+    typer.echo(f"report: {write_index(out)}")
+
+
+def results(
+    comparison: Annotated[Path, typer.Argument(help="The figures of a comparison, as `agevlm compare` writes them.")],
+    out: Annotated[Path, typer.Option(help="The page to write (.md); its plots go beside it.")],
+    ablations: Annotated[Path | None, typer.Option(help="Figures of the ablations.")] = None,
+    sweeps: Annotated[Path | None, typer.Option(help="Figures of the sweeps.")] = None,
+    costs: Annotated[Path | None, typer.Option(help="What the arms cost, as `agevlm costs` writes it.")] = None,
+    attention: Annotated[
+        Path | None, typer.Option(help="The attention.png of the comparison's directory; else the one that is there.")
+    ] = None,
+) -> None:
+    """Write the page of a comparison from its figures.
+
+    Verdict, tables and plots, all computed from the files given. Trains nothing and loads no model.
+    """
+    from agevlm.comparison.page import read_figures, write_page
+
+    figures = read_figures(comparison, ablations, sweeps, costs, attention)
+    sources = [path for path in (comparison, ablations, sweeps, costs) if path is not None]
+    typer.echo(f"page: {write_page(figures, out, sources)}")

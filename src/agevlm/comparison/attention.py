@@ -1,0 +1,205 @@
+"""The same pictures and questions through every arm, side by side: where each looks, and what it says.
+
+Questions are chosen by a rule from the predictions, never by hand; each arm is then asked once more with its attention
+kept. One picture: a row for each question, a column for each arm.
+"""
+
+# Shapes: H, W the picture's pixels.
+
+from __future__ import annotations
+
+import json
+import re
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from agevlm.analysis.attention import Look, WordMap, look
+from agevlm.analysis.figures import FAINT, INK, enlarge, overlay
+from agevlm.checkpoints import load_model
+from agevlm.comparison.document import figure_png
+from agevlm.data.images import open_image
+from agevlm.data.masks import union_mask
+from agevlm.data.schema import Conversation, Sample
+from agevlm.evaluation.benchmarks import Settings, test_samples
+from agevlm.files import write_beside
+from agevlm.training.recipe import load_recipe
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+NUM_QUESTIONS = 6
+KIND = "pope.adversarial"
+RULE = (
+    "Questions are chosen by rule, not by hand: of the adversarial ones on which the arms disagree, half about things "
+    "that are there and half about things that are not, evenly spread in the order of their ids, no picture twice."
+)
+_RIGHT, _WRONG = "#1c7c4a", "#b3261e"
+_PANEL_IN, _GAP_IN, _TEXT_IN, _TITLE_IN, _DPI = 1.32, 0.1, 0.32, 0.58, 110
+_LETTERS = 23  # of a line above a panel
+
+Records = Sequence[Mapping[str, Any]]  # lines of predictions.jsonl
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question through every arm: the picture, the true mask (H, W; None where the thing is not there), the looks."""
+
+    image: Image.Image
+    question: str
+    truth: str
+    mask: NDArray[np.bool_] | None
+    looks: Mapping[str, tuple[Look, bool]]  # arm → look, and whether the answer is right
+
+
+def choose_questions(predictions: Mapping[str, Records], num: int = NUM_QUESTIONS) -> list[str]:
+    """The ids of at most `num` questions, by `RULE`, from arm → predictions of one seed, in whatever order they come.
+
+    Fewer where the arms disagree on fewer. Questions that not every arm was asked are left out.
+    """
+    by_arm = [{str(row["id"]): row for row in rows if row["kind"] == KIND} for rows in predictions.values()]
+    shared = set.intersection(*(set(rows) for rows in by_arm)) if by_arm else set()
+    disputed = [key for key in shared if len({bool(rows[key]["correct"]) for rows in by_arm}) > 1]
+    chosen: list[str] = []
+    shown: set[str] = set()
+    for truth, count in (("yes", num - num // 2), ("no", num // 2)):
+        rows = [by_arm[0][key] for key in sorted(disputed, key=_natural) if by_arm[0][key]["reference"] == truth]
+        one_each = {str(row["image"]): str(row["id"]) for row in reversed(rows) if row["image"] not in shown}
+        ids = sorted(one_each.values(), key=_natural)
+        places = np.linspace(0, len(ids) - 1, min(count, len(ids))).round().astype(int)
+        chosen += [ids[place] for place in places]
+        shown |= {str(by_arm[0][key]["image"]) for key in chosen}
+    return chosen
+
+
+def _natural(identity: str) -> list[tuple[int, str]]:
+    """Numbers inside ids by their value: picture 9 before picture 10."""
+    return [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", identity)]
+
+
+def write_attention(runs: Mapping[str, Path], titles: Mapping[str, str], path: Path, num: int = NUM_QUESTIONS) -> bool:
+    """Draw the figure of arm → finished run, all of one seed, to `path` (PNG); False where no question is disputed.
+
+    `titles` are the names of arms for people.
+    """
+    predictions = {arm: _read_lines(run / "predictions.jsonl") for arm, run in runs.items()}
+    chosen = choose_questions(predictions, num)
+    if not chosen:
+        return False
+    figure = attention_figure(_ask(runs, predictions, chosen), titles)
+    with write_beside(path) as beside:
+        beside.write_bytes(figure_png(figure))
+    return True
+
+
+def _ask(runs: Mapping[str, Path], predictions: Mapping[str, Records], chosen: Sequence[str]) -> list[Asked]:
+    """Every chosen question through the model of every run."""
+    asked = _asked(_samples(next(iter(runs.values()))), chosen)
+    looks: dict[str, dict[str, tuple[Look, bool]]] = {key: {} for key in chosen}
+    for arm, run in runs.items():
+        model, processor = load_model(run / "model")
+        rows = {str(row["id"]): row for row in predictions[arm]}
+        for key in chosen:
+            question, phrase = rows[key]["question"], rows[key]["words"][0]["phrase"]
+            seen = look(model, processor, asked[key].image, question, vocabulary=[phrase])
+            looks[key][arm] = (seen, bool(rows[key]["correct"]))
+    return [replace(asked[key], looks=looks[key]) for key in chosen]
+
+
+def _samples(run: Path) -> Sequence[Sample]:
+    recipe = load_recipe(run / "recipe.yaml")
+    asked = recipe.evaluation
+    assert asked is not None, run
+    settings = Settings(seed=asked.seed, num_images=asked.num_images, split=asked.split)
+    return test_samples(run / "model", asked.benchmark, settings)
+
+
+def _asked(samples: Iterable[Sample], chosen: Sequence[str]) -> dict[str, Asked]:
+    """Pictures, questions and truth by id; no looks yet."""
+    wanted = set(chosen)
+    found = {c.id: (sample, c) for sample in samples for c in sample.conversations if c.id in wanted}
+    return {
+        key: Asked(open_image(sample.images[0]), c.messages[0].content, c.messages[-1].content, _mask(c), {})
+        for key, (sample, c) in found.items()
+    }
+
+
+def _mask(conversation: Conversation) -> NDArray[np.bool_] | None:
+    return next((union_mask(g.masks) for g in conversation.groundings if g.masks), None)
+
+
+def attention_figure(rows: Sequence[Asked], titles: Mapping[str, str]) -> Figure:
+    """Question by question the picture with the true mask outlined, then each arm's map and answer beside it."""
+    from matplotlib.figure import Figure
+
+    arms = list(rows[0].looks)
+    columns = 1 + len(arms)
+    width = columns * (_PANEL_IN + _GAP_IN) + _GAP_IN
+    height = _TITLE_IN + len(rows) * (_PANEL_IN + _TEXT_IN)
+    figure = Figure(figsize=(width, height), dpi=_DPI, facecolor="white")
+    for column, title in enumerate(["the picture", *(titles.get(arm, arm) for arm in arms)]):
+        x = _GAP_IN + column * (_PANEL_IN + _GAP_IN)
+        figure.text(
+            x / width, 1 - 0.9 * _TITLE_IN / height, textwrap.fill(title, _LETTERS), fontsize=8, color=INK, va="bottom"
+        )
+    for row, asked in enumerate(rows):
+        for column in range(columns):
+            left = _GAP_IN + column * (_PANEL_IN + _GAP_IN)
+            bottom = height - _TITLE_IN - row * (_PANEL_IN + _TEXT_IN) - _PANEL_IN
+            place = (left / width, bottom / height, _PANEL_IN / width, _PANEL_IN / height)
+            axes = figure.add_axes(place)
+            if column == 0:
+                _draw_truth(axes, asked)
+            else:
+                _draw_look(axes, asked, *asked.looks[arms[column - 1]])
+    return figure
+
+
+def _draw_truth(axes: Any, asked: Asked) -> None:
+    _draw_picture(axes, np.asarray(enlarge(asked.image)), asked.mask)
+    _caption(axes, asked.question, f"truth: {asked.truth}", INK)
+
+
+def _draw_look(axes: Any, asked: Asked, seen: Look, correct: bool) -> None:
+    word = _word(seen)
+    picture = enlarge(asked.image)
+    _draw_picture(axes, overlay(picture, word.map) if word else np.asarray(picture), asked.mask)
+    null = f"null token {word.null_mass:.0%}" if word and word.null_mass is not None else ""
+    colour = _RIGHT if correct else _WRONG
+    _caption(axes, f"{'✓' if correct else '✗'} {seen.answer}", null, colour, bold=True)
+    for spine in axes.spines.values():
+        spine.set(color=colour, linewidth=1.6)
+
+
+def _word(seen: Look) -> WordMap | None:
+    return next((word for word in seen.words if word.where == "question"), None)
+
+
+def _draw_picture(axes: Any, pixels: NDArray[np.uint8], mask: NDArray[np.bool_] | None) -> None:
+    height, width = pixels.shape[:2]
+    axes.imshow(pixels, interpolation="antialiased", aspect="auto")
+    if mask is not None:
+        large = np.asarray(Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST), dtype=np.float32)
+        for colour, line in (("black", 1.8), ("white", 0.9)):
+            axes.contour(large, levels=[0.5], colors=colour, linewidths=line)
+    axes.set(xticks=[], yticks=[], xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
+    for spine in axes.spines.values():
+        spine.set(color="#d1d5db", linewidth=0.8)
+
+
+def _caption(axes: Any, first: str, second: str, colour: str, *, bold: bool = False) -> None:
+    where = {"xycoords": "axes fraction", "textcoords": "offset points", "va": "top", "annotation_clip": False}
+    first = first.removesuffix(" in the picture?") + ("?" if first.endswith(" in the picture?") else "")
+    weight = "bold" if bold else "normal"
+    axes.annotate(first[:30], (0, 0), (0, -3), **where, fontsize=7.5, color=colour, fontweight=weight, parse_math=False)
+    axes.annotate(second, (0, 0), (0, -12.5), **where, fontsize=6.5, color=FAINT, parse_math=False)
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

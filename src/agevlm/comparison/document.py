@@ -1,0 +1,224 @@
+"""A page of results as data: sections of text, tables and plots, written as Markdown and as HTML from the same rows.
+
+Text and cells may hold **strong** words, `code` and [links](address) as Markdown has them; everything else is plain.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from PIL import Image
+
+from agevlm.analysis.html import Html, chart, table, tag
+from agevlm.analysis.style import CSS
+from agevlm.files import write_beside
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from agevlm.analysis.theme import ThemeName
+
+MAX_PICTURE_BYTES = 400_000
+_PALETTES = (256, 128, 96, 64, 32)  # colours of a PNG, the most that fit
+
+
+@dataclass(frozen=True)
+class Text:
+    """A paragraph."""
+
+    content: str
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of cells under their headers; the first column holds names, the others figures."""
+
+    headers: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    caption: str = ""
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A drawing, and what it shows in words; `name` is that of its file."""
+
+    name: str
+    alt: str
+    draw: Callable[[ThemeName], Figure]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture that is drawn already, as an encoded PNG."""
+
+    name: str
+    alt: str
+    png: bytes
+
+
+@dataclass(frozen=True)
+class Code:
+    """Shell commands."""
+
+    content: str
+
+
+Block = Text | Table | Plot | Picture | Code
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading and what stands under it."""
+
+    title: str
+    blocks: Sequence[Block]
+
+
+@dataclass(frozen=True)
+class Page:
+    """A title, a verdict in a sentence or two, what goes with it, and sections."""
+
+    title: str
+    verdict: str
+    head: Sequence[Block]
+    sections: Sequence[Section]
+
+    @property
+    def blocks(self) -> list[Block]:
+        """All blocks, in order."""
+        return [*self.head, *(block for part in self.sections for block in part.blocks)]
+
+
+# ---------------------------------------------------------------------------------------------------------- Markdown
+
+
+def write_markdown(page: Page, path: Path) -> Path:
+    """Write `path`, and its pictures into the directory beside it that has its name; other PNG files there go."""
+    pictures = path.with_suffix("")
+    kept = set()
+    for block in page.blocks:
+        if isinstance(block, Plot | Picture):
+            data = figure_png(block.draw("light")) if isinstance(block, Plot) else block.png
+            target = pictures / f"{block.name}.png"
+            with write_beside(target) as beside:
+                beside.write_bytes(data)
+            kept.add(target)
+    for stale in set(pictures.glob("*.png")) - kept:
+        stale.unlink()
+    with write_beside(path) as beside:
+        beside.write_text(markdown(page, pictures.name), encoding="utf-8")
+    return path
+
+
+def markdown(page: Page, pictures: str) -> str:
+    """The page as Markdown; `pictures` is where its PNG files lie, as a link has it."""
+    parts = [f"# {page.title}", page.verdict, *(_markdown_block(block, pictures) for block in page.head)]
+    for part in page.sections:
+        parts += [f"## {part.title}", *(_markdown_block(block, pictures) for block in part.blocks)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _markdown_block(block: Block, pictures: str) -> str:
+    if isinstance(block, Text):
+        return block.content
+    if isinstance(block, Code):
+        return f"```sh\n{block.content}\n```"
+    if isinstance(block, Table):
+        rule = ["--:" if _numeric(block, column) else "---" for column in range(len(block.headers))]
+        rows = [block.headers, rule, *block.rows]
+        lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+        return "\n".join([*([f"**{block.caption}**", ""] if block.caption else []), *lines])
+    return f"![{block.alt}]({pictures}/{block.name}.png)"
+
+
+def _numeric(block: Table, column: int) -> bool:
+    """Whether all cells of a column are figures or empty."""
+    return column > 0 and all(re.fullmatch(r"(\*\*|× )?[+−–]?(\d.*)?", row[column]) for row in block.rows)
+
+
+def figure_png(figure: Figure, max_bytes: int = MAX_PICTURE_BYTES) -> bytes:
+    """A figure on white as a PNG of few colours: as many as fit into `max_bytes`, but at least 32."""
+    raw = io.BytesIO()
+    figure.savefig(raw, format="png", facecolor="white")
+    image, data = Image.open(raw).convert("RGB"), b""
+    for colours in _PALETTES:
+        small = io.BytesIO()
+        reduced = image.quantize(colours, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+        reduced.save(small, "PNG", optimize=True)
+        data = small.getvalue()
+        if len(data) <= max_bytes:
+            break
+    return data
+
+
+# -------------------------------------------------------------------------------------------------------------- HTML
+
+
+def write_html(page: Page, path: Path) -> Path:
+    """Write the page as one file that needs no other; links stay what they are."""
+    with write_beside(path) as beside:
+        beside.write_text(_html(page), encoding="utf-8")
+    return path
+
+
+def _html(page: Page) -> str:
+    anchors = {part.title: f"part-{number}" for number, part in enumerate(page.sections, 1)}
+    main = tag(
+        "main",
+        tag(
+            "header",
+            tag("p", "Attention-guided VLM · report of a comparison", class_="eyebrow"),
+            tag("h1", page.title),
+            tag("p", _inline(page.verdict), class_="verdict"),
+        ),
+        tag("nav", *(tag("a", title, href=f"#{name}") for title, name in anchors.items())),
+        *map(_html_block, page.head),
+        *(_html_section(part, anchors) for part in page.sections),
+        tag("footer", "Written by agevlm. All intervals hold 95 %."),
+    )
+    head = tag(
+        "head",
+        tag("meta", charset="utf-8"),
+        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        tag("title", f"{page.title} · AGE-VLM"),
+        tag("style", Html(CSS)),
+    )
+    return "<!doctype html>\n" + tag("html", head, tag("body", main), lang="en-GB") + "\n"
+
+
+def _html_section(part: Section, anchors: Mapping[str, str]) -> Html:
+    return tag("section", tag("h2", part.title, id=anchors[part.title]), *map(_html_block, part.blocks))
+
+
+def _html_block(block: Block) -> Html:
+    if isinstance(block, Text):
+        return tag("p", _inline(block.content))
+    if isinstance(block, Code):
+        return tag("pre", block.content, class_="sheet")
+    if isinstance(block, Table):
+        rows = [[_inline(row[0]), *map(_figure, row[1:])] for row in block.rows]
+        return tag("div", table([*map(_inline, block.headers)], rows, caption=block.caption or None), class_="sheet")
+    if isinstance(block, Plot):
+        return tag("div", chart(block.draw, block.alt), class_="sheet")
+    address = f"data:image/png;base64,{base64.b64encode(block.png).decode('ascii')}"
+    return tag("div", tag("div", tag("img", src=address, alt=block.alt), class_="chart"), class_="sheet")
+
+
+def _figure(cell: str) -> Html:
+    """A cell whose interval, in brackets, stands small."""
+    before, bracket, interval = cell.partition(" (")
+    return Html(_inline(before) + (tag("small", f" ({interval}") if bracket and "**" not in interval else ""))
+
+
+def _inline(content: str) -> Html:
+    escaped = html.escape(content)
+    escaped = re.sub(r"\[([^\]]+)\]\(([^)\s]+)\)", r'<a href="\2">\1</a>', escaped)
+    escaped = re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", escaped)
+    return Html(re.sub(r"`([^`]+)`", r"<code>\1</code>", escaped))

@@ -1,0 +1,223 @@
+"""The page of a comparison, from its JSON: for the documentation as Markdown with plots, for a browser as one file.
+
+Both are written from the same sections; everything on them is computed from the files of figures.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from agevlm.comparison.analyses import (
+    attention_section,
+    breakdown_section,
+    costs_section,
+    detection_section,
+    language_section,
+    similarity_section,
+)
+from agevlm.comparison.document import Block, Code, Page, Section, Table, Text, write_html, write_markdown
+from agevlm.comparison.groups import groups_section
+from agevlm.comparison.readings import Nested, section
+from agevlm.comparison.run import run_directory
+from agevlm.comparison.sections import (
+    claims_section,
+    compute_section,
+    curves_section,
+    differences_section,
+    equal_time_section,
+    figures_section,
+    headline,
+    titles,
+    verdict,
+)
+
+ATTENTION = "attention.png"
+INDEX = "index.html"
+_ABLATIONS = (
+    "One thing changed at a time, everything else as in the group’s first arm; “minus the first” is the paired "
+    "difference to it. The best of a group is strong: where the interval of its difference holds 0, by chance perhaps."
+)
+_SWEEPS = (
+    "How the settings of each arm were chosen: shorter runs, measured on validation scenes, which no other figure of "
+    "this page is from."
+)
+
+
+@dataclass(frozen=True)
+class Figures:
+    """The contents of the files of figures; what is not there is empty. `attention` is an encoded PNG."""
+
+    comparison: Nested
+    ablations: Nested
+    sweeps: Nested
+    attention: bytes | None = None
+
+
+def read_figures(
+    comparison: Path,
+    ablations: Path | None = None,
+    sweeps: Path | None = None,
+    costs: Path | None = None,
+    attention: Path | None = None,
+) -> Figures:
+    """Read the files that `agevlm compare` and `agevlm costs` write; `costs` goes to the comparison's own.
+
+    A file that is no JSON object, and a comparison without arms, are ValueErrors.
+    """
+    content = dict(_load(comparison))
+    if not section(content, "arms"):
+        raise ValueError(f"{comparison} holds no arms: it is not what `agevlm compare` writes")
+    if costs is not None:
+        content["costs"] = _load(costs)
+    others = [_load(path) if path else {} for path in (ablations, sweeps)]
+    return Figures(content, others[0], others[1], attention.read_bytes() if attention else None)
+
+
+def write_page(figures: Figures, out: Path, sources: Sequence[Path] = ()) -> Path:
+    """Write the page as Markdown to `out`, and its plots into the directory beside it that has its name.
+
+    `sources` are the files of figures, which it links. A picture of attention that lies there already stays.
+    """
+    kept = out.with_suffix("") / ATTENTION
+    if figures.attention is None and kept.exists():
+        figures = Figures(figures.comparison, figures.ablations, figures.sweeps, kept.read_bytes())
+    links = [f"[{path.name}]({os.path.relpath(path, out.parent)})" for path in sources]
+    return write_markdown(build_page(figures, [Text(f"All figures: {', '.join(links)}.")] if links else []), out)
+
+
+def write_index(out: Path) -> Path:
+    """Write the page of the comparisons in `out`, a directory of runs, as one HTML file with links to their reports.
+
+    Reads the files of figures that `agevlm compare` left there: one without groups, or else the first, is the
+    comparison. No such file is a ValueError.
+    """
+    found = {path: content for path in sorted(out.glob("*.json")) if section(content := _load(path), "arms")}
+    if not found:
+        raise ValueError(f"{out} holds no figures of a comparison: run `agevlm compare` into it")
+    main = next((path for path, content in found.items() if not _is_grouped(content)), next(iter(found)))
+    named = {str(content.get("name")): content for path, content in found.items() if path != main}
+    picture = out / ATTENTION
+    attention = picture.read_bytes() if picture.exists() else None
+    figures = Figures(found[main], named.get("ablations", {}), named.get("sweeps", {}), attention)
+    return write_html(build_page(figures, _links(figures.comparison, out)), out / INDEX)
+
+
+def draw_attention(summary: Nested, out: Path) -> Path | None:
+    """Draw the arms of a comparison in `out` side by side, from the first seed that all have, to attention.png there.
+
+    None where there is nothing to draw: groups of arms, a single arm, no seed in common, no question in dispute.
+    """
+    runs = section(summary, "runs")
+    shared = set.intersection(*(set(seeds) for seeds in runs.values())) if runs else set()
+    if _is_grouped(summary) or len(runs) < 2 or not shared:
+        return None
+    from agevlm.comparison.attention import write_attention
+
+    seed, path = min(shared), out / ATTENTION
+    drawn = write_attention({arm: run_directory(out, arm, seed) for arm in runs}, titles(summary), path)
+    return path if drawn else None
+
+
+def _is_grouped(content: Nested) -> bool:
+    return len(section(content, "groups")) > 1
+
+
+def build_page(figures: Figures, links: Sequence[Block] = ()) -> Page:
+    """The page: a verdict for one minute, tables for ten; sections that nothing was measured for are left out.
+
+    Of a comparison of groups, a table for each group. `links` go to the end.
+    """
+    content, ablations = figures.comparison, figures.ablations
+    if _is_grouped(content):
+        name = str(content.get("name", "comparison")).capitalize()
+        groups = groups_section(content, name, _ABLATIONS, "groups")
+        return Page(name, "", [], [part for part in (groups, _again(figures, links)) if part])
+    sections = (
+        claims_section(content),
+        figures_section(content),
+        differences_section(content),
+        curves_section(content),
+        equal_time_section(content),
+        compute_section(content, ablations),
+        breakdown_section(content),
+        attention_section(figures.attention),
+        detection_section(content),
+        similarity_section(content),
+        language_section(content),
+        costs_section(content),
+        groups_section(ablations, "Ablations", _ABLATIONS, "ablations"),
+        groups_section(figures.sweeps, "Sweeps", _SWEEPS),
+        _again(figures, links),
+    )
+    title = "Guided against unguided cross-attention against concatenation"
+    return Page(title, verdict(content), headline(content), [found for found in sections if found])
+
+
+def _again(figures: Figures, links: Sequence[Block]) -> Section:
+    """Intervals, commands, seeds and versions."""
+    content = figures.comparison
+    sure = (
+        "A seed has its own training scenes, weights, order and test world, and one of the foundations. Intervals "
+        "hold 95 %: the outer ends of a bootstrap over seeds and pictures, and of Student’s t over the seeds. Where an "
+        "arm has one seed, its interval knows its pictures only."
+    )
+    rows = [
+        [title, ", ".join(map(str, section(content, "runs").get(arm, ())))] for arm, title in titles(content).items()
+    ]
+    facts = section(content, "environment")
+    versions = Table(["environment", ""], [[str(key), _short(value)] for key, value in facts.items()])
+    blocks = [Text(sure), Code(_commands(figures)), *links, Table(["arm", "seeds"], rows)]
+    return Section("How sure, and how to make it again", [*blocks, versions] if facts else blocks)
+
+
+def _commands(figures: Figures) -> str:
+    """The commands that make the files of figures, and the page from them."""
+    lines, page = (
+        ["agevlm compare comparison --out runs/comparison --json results/comparison.json"],
+        ["agevlm results results/comparison.json"],
+    )
+    if figures.ablations:
+        lines.append("agevlm compare ablations --out runs/comparison --json results/ablations.json")
+        page.append("--ablations results/ablations.json")
+    if figures.sweeps:
+        lines.insert(0, "agevlm compare sweeps --out runs/sweeps --json results/sweeps.json")
+        page.append("--sweeps results/sweeps.json")
+    if "costs" in figures.comparison:
+        lines.append("agevlm costs comparison --out results/costs.json")
+        page.append("--costs results/costs.json")
+    if figures.attention:
+        page.append(f"--attention runs/comparison/{ATTENTION}")
+    return "\n".join([*lines, " \\\n  ".join([*page, "--out docs/results/comparison.md"])])
+
+
+def _short(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _links(content: Nested, out: Path) -> list[Block]:
+    """Links to the report of each run that is there, and to the files of figures."""
+    rows = []
+    for arm, title in titles(content).items():
+        seeds = [str(seed) for seed in section(content, "runs").get(arm, ())]
+        found = [f"[{s}]({arm}/{s}/report.html)" for s in seeds if (out / arm / s / "report.html").exists()]
+        if found:
+            rows.append([title, " ".join(found)])
+    files = [f"[{path.name}]({path.name})" for path in sorted(out.glob("*.json"))]
+    links: list[Block] = [Table(["arm", "reports of the runs, by seed"], rows)] if rows else []
+    return [*links, *([Text(f"All figures: {', '.join(files)}.")] if files else [])]
+
+
+def _load(path: Path) -> Nested:
+    """A file that holds a JSON object."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__}; a file of figures is an object")
+    return content

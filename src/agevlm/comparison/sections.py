@@ -1,0 +1,307 @@
+"""The sections of a comparison's page: what was claimed, every figure of every arm, differences, training and time.
+
+Each function takes the content of comparison.json and gives a section, or None where the file has nothing for it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+from agevlm.comparison.claims import (
+    ADVERSARIAL,
+    GUIDED,
+    MAX_ERROR_RATIO_CONCAT,
+    MAX_ERROR_RATIO_UNGUIDED,
+    UNGUIDED,
+    Claim,
+    best_concatenation,
+    claims,
+    difference,
+    error_ratio,
+)
+from agevlm.comparison.document import Block, Plot, Section, Table, Text
+from agevlm.comparison.plots import Row, compute_plot, curves_plot, interval_plot
+from agevlm.comparison.readings import ERROR, NOTHING, Nested, Reading, percent, reading, section, signed, written
+
+Columns = Sequence[tuple[str, str]]  # a figure's name and its heading
+
+HALLUCINATION: Columns = (
+    ("pope.adversarial.accuracy", "adversarial"),
+    ("pope.popular.accuracy", "popular"),
+    ("pope.random.accuracy", "random"),
+    ("pope.adversarial.yes_ratio", "yes ratio, adversarial"),
+    ("pope.adversarial.f1", "F1, adversarial"),
+    ("pope.adversarial.auroc", "AUROC, adversarial"),
+    ("biased.pope.adversarial.accuracy", "adversarial, scenes like the training’s"),
+)
+SKILLS: Columns = (
+    ("counting.accuracy", "counting"),
+    ("colour.accuracy", "colour"),
+    ("presence.colour.accuracy", "coloured presence"),
+    ("relation.accuracy", "spatial relation"),
+    ("location.accuracy", "location"),
+)
+LOOKING: Columns = (
+    ("pointing.accuracy", "pointing"),
+    ("attention.mass", "attention in the mask"),
+    ("attention.iou", "IoU with the mask"),
+    ("null_token.auroc", "null token, AUROC"),
+)
+_NAMES = dict((*HALLUCINATION, *SKILLS, *LOOKING))
+
+
+def titles(content: Nested) -> dict[str, str]:
+    """Arm → its name for people, in the order of the file."""
+    named = section(content, "titles")
+    return {arm: str(named.get(arm, arm)) for arm in section(content, "arms")}
+
+
+def verdict(content: Nested) -> str:
+    """What guidance does, in a sentence, and how much of what was claimed holds."""
+    found = claims(content)
+    known = [claim for claim in found if claim.holds is not None]
+    guided = next((arm for arm in GUIDED if error_ratio(content, arm, UNGUIDED)), None)
+    best = best_concatenation(content)
+    parts = []
+    if guided:
+        against = [f"{percent(error_ratio(content, guided, UNGUIDED))} of that of unguided cross-attention"]
+        if best and (ratio := error_ratio(content, guided, best)):
+            against.append(f"{percent(ratio)} of that of the best concatenation")
+        parts.append(f"**The adversarial error of {GUIDED[guided]} is {' and '.join(against)}.**")
+    else:
+        parts.append("No verdict: the file does not set a guided arm against unguided cross-attention.")
+    if known:
+        holding = sum(bool(claim.holds) for claim in known)
+        parts.append(f"Of the {len(known)} claims that were measured {holding} hold.")
+        parts += [
+            f"Does not hold: {claim.what}, {claim.measured}; wanted {claim.wanted}."
+            for claim in known
+            if not claim.holds
+        ]
+    if len(known) < len(found):
+        parts.append(f"{len(found) - len(known)} claims were not measured.")
+    return " ".join(parts)
+
+
+def headline(content: Nested) -> list[Block]:
+    """The plot and the short table for a reader with one minute."""
+    names, blocks = titles(content), list[Block]()
+    rows = _errors(content)
+    if rows:
+        text = (
+            "Adversarial error: the share of wrong answers to “is there a …?” when the thing asked for usually comes "
+            "with what is there. Dots are seeds, the stroke is their mean, the band its 95 % interval; dashed is what "
+            "was claimed of AGE before it was measured."
+        )
+        draw = partial(_draw_errors, rows, _wanted_errors(content))
+        blocks += [Plot("error", "Adversarial error of every arm", draw), Text(text)]
+    short = [(ERROR, "adversarial error"), ("pope.adversarial.yes_ratio", "yes ratio (truth 0.5)"), *LOOKING[:1]]
+    headers = ["arm", "seeds", *(label for _, label in short), "error over unguided’s", "perplexity of text after"]
+    lines = []
+    for arm, title in names.items():
+        figures = [written(reading(content, f"arms.{arm}.{name}")) for name, _ in short]
+        after = written(reading(content, f"arms.{arm}.text_perplexity.after"), 2)
+        seeds = str(len(section(content, "runs").get(arm, ()))) if "runs" in content else NOTHING
+        lines.append([title, seeds, *figures, percent(error_ratio(content, arm, UNGUIDED)), after])
+    return [*blocks, Table(headers, lines)]
+
+
+def _draw_errors(rows: Sequence[Row], lines: dict[str, float], theme: Any) -> Any:
+    return interval_plot(rows, "adversarial error (lower is better)", lines=lines, from_zero=True, theme=theme)
+
+
+def _errors(content: Nested) -> list[Row]:
+    found = ((arm, title, reading(content, f"arms.{arm}.{ERROR}")) for arm, title in titles(content).items())
+    return [Row(arm, title, error, number) for number, (arm, title, error) in enumerate(found) if error is not None]
+
+
+def _wanted_errors(content: Nested) -> dict[str, float]:
+    """What AGE's error was claimed to stay below."""
+    best = best_concatenation(content)
+    found = {
+        "35 % of unguided": (MAX_ERROR_RATIO_UNGUIDED, reading(content, f"arms.{UNGUIDED}.{ERROR}")),
+        "50 % of the best concatenation": (MAX_ERROR_RATIO_CONCAT, reading(content, f"arms.{best}.{ERROR}")),
+    }
+    return {name: share * error.mean for name, (share, error) in found.items() if error}
+
+
+def claims_section(content: Nested) -> Section:
+    """Every claim, what was wanted, what was measured, and whether it holds."""
+
+    def row(claim: Claim) -> list[str]:
+        return [claim.what, claim.wanted, claim.measured, claim.verdict]
+
+    intro = (
+        "What was wanted was written down before anything was measured. A claim holds if the mean meets it and, where "
+        "two arms are set against each other, the interval of their paired difference is clear of 0."
+    )
+    rows = [row(claim) for claim in claims(content)]
+    return Section(
+        "What was claimed, and what holds", [Text(intro), Table(["claim", "wanted", "measured", "holds?"], rows)]
+    )
+
+
+def figures_section(content: Nested) -> Section:
+    """Every figure of every arm at equal steps."""
+    intro = (
+        "At equal steps: all arms start from the same foundations, read the same data in the same order, and are asked "
+        "the same questions. Mean over seeds, and its 95 % interval over seeds and pictures in brackets."
+    )
+    tables: list[Block] = [Text(intro)]
+    for caption, columns in (
+        ("Does it see what is not there? POPE, accuracy", HALLUCINATION),
+        ("What else it can do, accuracy", SKILLS),
+        ("Where it looks", LOOKING),
+    ):
+        tables += _figures_table(content, columns, caption)
+    return Section("The figures of every arm", tables)
+
+
+def _figures_table(content: Nested, columns: Columns, caption: str = "") -> list[Block]:
+    """The figures of all arms; columns that no arm has are left out, and so is a table without any."""
+    names = titles(content)
+    known = [(name, label) for name, label in columns if any(reading(content, f"arms.{arm}.{name}") for arm in names)]
+    rows = [
+        [title, *(written(reading(content, f"arms.{arm}.{name}")) for name, _ in known)] for arm, title in names.items()
+    ]
+    return [Table(["arm", *(label for _, label in known)], rows, caption)] if known else []
+
+
+def differences_section(content: Nested) -> Section | None:
+    """Adversarial accuracy of each arm minus that of each other, error ratios, and all figures of the guided arms."""
+    names = titles(content)
+    if not section(content, "differences") or len(names) < 2:
+        return None
+    blocks: list[Block] = [
+        Text(
+            "Paired by seed and question: both arms are drawn with the same seeds and pictures. An interval that is "
+            "clear of 0 is **strong**."
+        ),
+        _matrix(content, "Adversarial accuracy of the arm of a row minus that of a column", _gap),
+        _matrix(content, "Adversarial error of the arm of a row over that of a column", _share),
+    ]
+    for arm in GUIDED:
+        blocks += _all_differences(content, arm)
+    return Section("Paired differences", blocks)
+
+
+def _gap(content: Nested, arm: str, other: str, figure: str = ADVERSARIAL) -> str:
+    found = difference(content, arm, other, figure)
+    return f"**{signed(found)}**" if found and found.clear_of_zero else signed(found)
+
+
+def _share(content: Nested, arm: str, other: str) -> str:
+    return percent(error_ratio(content, arm, other))
+
+
+def _matrix(content: Nested, caption: str, cell: Any) -> Table:
+    names = titles(content)
+    rows = [[title, *("" if o == arm else cell(content, arm, o) for o in names)] for arm, title in names.items()]
+    return Table(["", *names.values()], rows, caption)
+
+
+def _all_differences(content: Nested, arm: str) -> list[Block]:
+    """Every figure of an arm minus that of each other one."""
+    names, others = titles(content), section(content, f"differences.{arm}")
+    rows = [
+        [label, *(_gap(content, arm, other, name) for other in others)]
+        for name, label in _NAMES.items()
+        if any(difference(content, arm, other, name) for other in others)
+    ]
+    caption = f"Every figure of {GUIDED[arm]} minus that of"
+    return [Table(["", *(names.get(other, other) for other in others)], rows, caption)] if rows else []
+
+
+def curves_section(content: Nested) -> Section | None:
+    """What the arms could do along their training."""
+    curves = {arm: points for arm, points in section(content, "curves").items() if points}
+    if not curves:
+        return None
+    text = (
+        "Asked at each snapshot and at the end of each stage, on fewer pictures than the figures above. Dotted is a "
+        "coin’s accuracy, and an even yes ratio. Seconds of arms that trained side by side on one machine are rough."
+    )
+    draw = partial(_draw_curves, curves, titles(content))
+    return Section(
+        "Along the training",
+        [Plot("curves", "Adversarial accuracy and yes ratio along the training", draw), Text(text)],
+    )
+
+
+def _draw_curves(curves: Any, names: dict[str, str], theme: Any) -> Any:
+    return curves_plot(curves, names, theme=theme)
+
+
+def equal_time_section(content: Nested) -> Section | None:
+    """The arms with as many steps as fit into the time of the reference."""
+    equal = section(content, "equal_time")
+    if not section(equal, "arms"):
+        return None
+    names, reference = titles(content), str(equal.get("reference", "age"))
+    name, factors = GUIDED.get(reference, names.get(reference, reference)), section(equal, "step_factors")
+    rows = []
+    for arm in section(equal, "arms"):
+        found = [written(reading(equal, f"arms.{arm}.{name}")) for name in (ADVERSARIAL, "pointing.accuracy")]
+        steps = f"× {factors[arm]:.2f}" if arm in factors else str(section(equal, f"arms.{arm}").get("steps", NOTHING))
+        against = [_gap(equal, reference, arm), _share(equal, reference, arm)] if arm != reference else ["", ""]
+        rows.append([names.get(arm, arm), steps, *found, *against])
+    text = f"Every arm gets as many steps as fit into the time that {name} takes for its own."
+    headers = ["arm", "steps", "adversarial accuracy", "pointing", f"{name} minus it", f"error of {name} over its"]
+    return Section("At equal time", [Text(text), Table(headers, rows)])
+
+
+def compute_section(content: Nested, ablations: Nested) -> Section | None:
+    """Adversarial error of unguided arms that train several times longer, against AGE trained once as long.
+
+    From `unguided_curve` of the comparison, or else from arms of the ablations that are called ARM_4x.
+    """
+    lines = _longer(content, ablations)
+    arm = next((arm for arm in GUIDED if reading(content, f"arms.{arm}.{ERROR}")), None)
+    if not any(len(points) > 1 for points in lines.values()) or arm is None:
+        return None
+    level = reading(content, f"arms.{arm}.{ERROR}")
+    assert level is not None
+    names = titles(content)
+    multiples = sorted({multiple for points in lines.values() for multiple, _ in points})
+    rows = [[f"{names[arm]}, once as long", written(level), *[""] * (len(multiples) - 1)]]
+    for other, points in lines.items():
+        found = dict(points)
+        rows.append([names.get(other, other), *(written(found.get(multiple)) for multiple in multiples)])
+    table = Table(["arm", *(f"{multiple:g} × the steps" for multiple in multiples)], rows, "Adversarial error")
+    plot = Plot(
+        "compute",
+        "Adversarial error against multiples of the training",
+        partial(_draw_compute, lines, (arm, names[arm], level), names),
+    )
+    return Section("What guidance is worth in compute", [Text(_closes(lines, level, GUIDED[arm])), plot, table])
+
+
+def _draw_compute(lines: Any, level: Any, names: dict[str, str], theme: Any) -> Any:
+    return compute_plot(lines, level, names, theme=theme)
+
+
+def _closes(lines: dict[str, list[tuple[float, Reading]]], level: Reading, name: str) -> str:
+    """Whether the gap closes, in words."""
+    reaching = sorted(m for points in lines.values() for m, found in points if found.mean <= level.mean)
+    longest = max(multiple for points in lines.values() for multiple, _ in points)
+    if reaching:
+        return f"Without guidance the adversarial error of {name} is reached with {reaching[0]:g} times the steps."
+    return f"Without guidance the adversarial error of {name} is not reached with {longest:g} times the steps."
+
+
+def _longer(content: Nested, ablations: Nested) -> dict[str, list[tuple[float, Reading]]]:
+    """Arm → (multiple, adversarial error), in order."""
+    found: dict[str, dict[float, Reading | None]] = {}
+    for arm, by_multiple in section(content, "unguided_curve.arms").items():
+        found[arm] = {float(multiple): reading(figures, ERROR) for multiple, figures in by_multiple.items()}
+    if not found:
+        for name in section(ablations, "arms"):
+            if named := re.fullmatch(r"(\w+)_(\d+)x", name):
+                arm, multiple = named.groups()
+                found.setdefault(arm, {})[float(multiple)] = reading(ablations, f"arms.{name}.{ERROR}")
+    for arm, points in found.items():
+        points.setdefault(1.0, reading(content, f"arms.{arm}.{ERROR}"))
+    return {arm: [(m, error) for m, error in sorted(points.items()) if error] for arm, points in found.items()}

@@ -1,0 +1,161 @@
+"""The content of comparison.json, made up: six arms with every section that the page knows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import pairwise
+from typing import Any
+
+TITLES = {
+    "concat": "concatenation, all tokens",
+    "concat_pooled": "concatenation, a quarter of the tokens",
+    "concat_guided": "concatenation, pooled and guided",
+    "cross_attention": "cross-attention, unguided",
+    "age": "AGE, guided in stage 3",
+    "age_plus": "AGE +, guided to the end, answers and null token too",
+}
+ACCURACY = {
+    "concat": 0.80,
+    "concat_pooled": 0.84,
+    "concat_guided": 0.86,
+    "cross_attention": 0.60,
+    "age": 0.90,
+    "age_plus": 0.95,
+}
+SPREAD = 0.01
+
+
+def estimate(mean: float, spread: float = SPREAD) -> dict[str, Any]:
+    """A record of `statistics.Estimate` over three seeds."""
+    values = [mean - spread / 2, mean, mean + spread / 2]
+    ends = {"low": mean - spread, "high": mean + spread}
+    return {"mean": mean, **ends, "values": values, "seeds": [0, 1, 2], "num_seeds": 3, "bootstrap": None, "t": None}
+
+
+def make_figures(accuracy: float, pointing: float = 0.97) -> dict[str, Any]:
+    """The figures of an arm, nested as in metrics.json."""
+    pope = {"accuracy": estimate(accuracy), "yes_ratio": estimate(0.52)}
+    return {
+        "pope": {"random": {"accuracy": estimate(accuracy + 0.02)}, "adversarial": pope},
+        "counting": {"accuracy": estimate(0.8)},
+        "pointing": {"accuracy": estimate(pointing)},
+        "text_perplexity": {
+            "before": estimate(2.1),
+            "align": estimate(2.1),
+            "instruct": estimate(2.6),
+            "after": estimate(2.7),
+        },
+    }
+
+
+def make_between(accuracy: Mapping[str, float]) -> dict[str, Any]:
+    """`differences` and `error_ratios` of every two arms."""
+    pairs = [(one, two) for one in accuracy for two in accuracy if one != two]
+    differences: dict[str, Any] = {arm: {} for arm in accuracy}
+    ratios: dict[str, Any] = {arm: {} for arm in accuracy}
+    for one, two in pairs:
+        gap = estimate(accuracy[one] - accuracy[two])
+        differences[one][two] = {"pope": {"adversarial": {"accuracy": gap}}}
+        ratios[one][two] = estimate((1 - accuracy[one]) / (1 - accuracy[two]), 0.03)
+    return {"differences": differences, "error_ratios": ratios}
+
+
+def make_content(accuracy: Mapping[str, float] = ACCURACY) -> dict[str, Any]:
+    """What every comparison has, of arms with these adversarial accuracies."""
+    pointing = {"cross_attention": 0.4}
+    return {
+        "name": "comparison",
+        "titles": {arm: TITLES.get(arm, arm) for arm in accuracy},
+        "groups": {"": list(accuracy)},
+        "runs": {arm: [0, 1, 2] for arm in accuracy},
+        "arms": {arm: make_figures(mean, pointing.get(arm, 0.97)) for arm, mean in accuracy.items()},
+        **make_between(accuracy),
+        "environment": {"seed": 0, "torch": "2.13.0"},
+    }
+
+
+def make_analyses(accuracy: Mapping[str, float] = ACCURACY) -> dict[str, Any]:
+    """The sections that a comparison may have."""
+    edges = [0.0, 0.25, 0.5, 0.75, 1.0]
+    histogram = {"edges": edges, "matching": [0, 2, 8, 20], "mismatched": [12, 14, 4, 0]}
+    measure = {"layer": 1, "auroc": estimate(0.97), "paired_accuracy": estimate(0.98), "overlap": estimate(0.2)}
+    return {
+        "curves": {arm: _curve(mean) for arm, mean in accuracy.items()},
+        "equal_time": {
+            "reference": "age",
+            "step_factors": dict.fromkeys(accuracy, 1.2),
+            "arms": {arm: make_figures(mean) for arm, mean in accuracy.items()},
+            **make_between(accuracy),
+        },
+        "breakdown": {arm: _breakdown(1 - mean) for arm, mean in accuracy.items()},
+        "detection": {arm: _detection() for arm in ("age", "age_plus")},
+        "similarity": {
+            arm: {
+                name: {**measure, "histogram": histogram}
+                for name in ("hidden_max", "query_key_cosine", "caption_likelihood")
+            }
+            for arm in accuracy
+        },
+        "costs": {arm: {tokens: _cost() for tokens in ("144", "576")} for arm in accuracy},
+        "unguided_curve": {
+            "multiples": [1, 4, 16],
+            "arms": {"cross_attention": {"1": make_figures(0.6), "4": make_figures(0.7), "16": make_figures(0.85)}},
+        },
+    }
+
+
+def make_groups() -> dict[str, Any]:
+    """What a comparison of sweeps or ablations gives."""
+    accuracy = {"age_plus": 0.95, "loss_mass": 0.93, "weight_3": 0.96}
+    titles = {"age_plus": TITLES["age_plus"], "loss_mass": "mass", "weight_3": "weights 3 and 1.8"}
+    groups = {"Guidance loss": ["age_plus", "loss_mass"], "Guidance weight": ["age_plus", "weight_3"]}
+    return {**make_content(accuracy), "titles": titles, "groups": groups, "chosen": ["weight_3"]}
+
+
+def _curve(mean: float) -> list[dict[str, Any]]:
+    points = []
+    for step in (0.25, 0.5, 1.0):
+        figures = {
+            "pope.adversarial.accuracy": estimate(0.5 + (mean - 0.5) * step),
+            "pope.adversarial.yes_ratio": estimate(0.9 - 0.4 * step),
+        }
+        points.append({"step": int(1000 * step), "seconds": 400 * step, "figures": figures})
+    return points
+
+
+def _breakdown(error: float) -> dict[str, Any]:
+    def cells(*edges: float | None) -> list[dict[str, Any]]:
+        bins = pairwise(edges)
+        return [{"from": a, "below": b, "num_questions": 9, "rate": estimate(error, 0.02)} for a, b in bins]
+
+    things = cells(1.0, 3.0, 5.0, None)
+    return {
+        "false_yes": {"co_occurrence": cells(0.0, 0.2, 0.6, None), "num_objects": things},
+        "miss": {"size_ratio": cells(0.0, 0.015, 0.03, None), "num_objects": things},
+    }
+
+
+def _detection() -> dict[str, Any]:
+    bins = [
+        {"from": 0.0, "below": 0.5, "num_questions": 40, "probability": 0.1, "absent": 0.15},
+        {"from": 0.5, "below": 1.0, "num_questions": 30, "probability": 0.9, "absent": 0.8},
+        {"from": 1.0, "below": 1.0, "num_questions": 0, "probability": None, "absent": None},
+    ]
+    calibration = {"error": estimate(0.05), "bins": bins}
+    found = {"auroc": estimate(0.96), "num_questions": 70, "as_is": calibration, "fitted": calibration}
+    return {split: {"null_mass": found, "entropy": {**found, "as_is": None}} for split in ("random", "adversarial")}
+
+
+def _cost() -> dict[str, Any]:
+    def times(median: float) -> dict[str, Any]:
+        return {"median": median, "ratio": {"median": 1.25}}
+
+    step = {"seconds_per_step": times(0.32), "images_per_batch": 16, "activation_bytes": 32_000_000}
+    asked = {"seconds": times(0.012)}
+    memory = {"total_bytes": 250_000}
+    return {
+        "train": {"ground": step, "instruct": step},
+        "first_token": asked,
+        "further_question": asked,
+        "memory": memory,
+    }
