@@ -94,7 +94,7 @@ def write_attention(runs: Mapping[str, Path], titles: Mapping[str, str], path: P
         return False
     figure = attention_figure(_ask(runs, predictions, chosen), titles)
     with write_beside(path) as beside:
-        beside.write_bytes(figure_png(figure))
+        beside.write_bytes(figure_png(figure, photographs=True))
     return True
 
 
@@ -195,7 +195,7 @@ def _draw_picture(axes: Any, pixels: NDArray[np.uint8], mask: NDArray[np.bool_] 
 
 def _caption(axes: Any, first: str, second: str, colour: str, *, bold: bool = False) -> None:
     where = {"xycoords": "axes fraction", "textcoords": "offset points", "va": "top", "annotation_clip": False}
-    first = first.removesuffix(" in the picture?") + ("?" if first.endswith(" in the picture?") else "")
+    first = "".join(filter(str.isprintable, first.replace(" in the picture?", "?")))
     weight = "bold" if bold else "normal"
     axes.annotate(first[:30], (0, 0), (0, -3), **where, fontsize=7.5, color=colour, fontweight=weight, parse_math=False)
     axes.annotate(second, (0, 0), (0, -12.5), **where, fontsize=6.5, color=FAINT, parse_math=False)

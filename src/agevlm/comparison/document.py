@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from agevlm.analysis.html import Html, chart, table, tag
+from agevlm.analysis.html import Html, chart, tag
 from agevlm.analysis.style import CSS
 from agevlm.files import write_beside
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from agevlm.analysis.theme import ThemeName
 
 MAX_PICTURE_BYTES = 400_000
+_WORDS = "text-align:left;white-space:normal;min-width:8.5rem"
 _PALETTES = (256, 128, 96, 64, 32)  # colours of a PNG, the most that fit
 
 
@@ -143,17 +144,21 @@ def _numeric(block: Table, column: int) -> bool:
     return column > 0 and all(re.fullmatch(r"(\*\*|× )?[+−–]?(\d.*)?", row[column]) for row in block.rows)
 
 
-def figure_png(figure: Figure, max_bytes: int = MAX_PICTURE_BYTES) -> bytes:
-    """A figure on white as a PNG of few colours: as many as fit into `max_bytes`, but at least 32."""
+def figure_png(figure: Figure, *, photographs: bool = False) -> bytes:
+    """A figure on white as a PNG of few colours: as many as fit into `MAX_PICTURE_BYTES`, but at least 32.
+
+    Colours are those of lines, however thin, or with `photographs` those of large areas.
+    """
+    method = Image.Quantize.MEDIANCUT if photographs else Image.Quantize.MAXCOVERAGE
     raw = io.BytesIO()
     figure.savefig(raw, format="png", facecolor="white")
     image, data = Image.open(raw).convert("RGB"), b""
     for colours in _PALETTES:
         small = io.BytesIO()
-        reduced = image.quantize(colours, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+        reduced = image.quantize(colours, method=method, kmeans=int(photographs), dither=Image.Dither.NONE)
         reduced.save(small, "PNG", optimize=True)
         data = small.getvalue()
-        if len(data) <= max_bytes:
+        if len(data) <= MAX_PICTURE_BYTES:
             break
     return data
 
@@ -203,12 +208,24 @@ def _html_block(block: Block) -> Html:
     if isinstance(block, Code):
         return tag("pre", block.content, class_="sheet")
     if isinstance(block, Table):
-        rows = [[_inline(row[0]), *map(_figure, row[1:])] for row in block.rows]
-        return tag("div", table([*map(_inline, block.headers)], rows, caption=block.caption or None), class_="sheet")
+        return tag("div", _html_table(block), class_="sheet")
     if isinstance(block, Plot):
         return tag("div", chart(block.draw, block.alt), class_="sheet")
     address = f"data:image/png;base64,{base64.b64encode(block.png).decode('ascii')}"
     return tag("div", tag("div", tag("img", src=address, alt=block.alt), class_="chart"), class_="sheet")
+
+
+def _html_table(block: Table) -> Html:
+    """Figures stand to the right on one line; columns of words to the left, and wrap."""
+    styles = [None if _numeric(block, column) else _WORDS for column in range(len(block.headers))]
+    cells = zip(map(_inline, block.headers), styles, strict=True)
+    head = tag("tr", *(tag("th", cell, scope="col", style=style or "white-space:normal") for cell, style in cells))
+    body = []
+    for row in block.rows:
+        figures = (tag("td", _figure(cell), style=style) for cell, style in zip(row[1:], styles[1:], strict=True))
+        body.append(tag("tr", tag("th", _inline(row[0]), scope="row", style=_WORDS), *figures))
+    caption = tag("caption", block.caption) if block.caption else None
+    return tag("div", tag("table", caption, tag("thead", head), tag("tbody", *body)), class_="scroll")
 
 
 def _figure(cell: str) -> Html:

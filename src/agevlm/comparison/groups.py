@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from agevlm.comparison.claims import ADVERSARIAL, difference
+from agevlm.comparison.claims import ADVERSARIAL, GUIDED, difference
 from agevlm.comparison.document import Block, Plot, Section, Table, Text
 from agevlm.comparison.plots import Row, interval_plot
 from agevlm.comparison.readings import NOTHING, Nested, reading, section, signed, written
@@ -65,7 +65,7 @@ def _draw(content: Nested, groups: dict[str, list[str]], names: dict[str, str], 
     rows = [_row(content, first, names[first], 0)]
     rows += [_row(content, arm, f"{title}: {names[arm]}", number) for number, title, arm in places if arm != first]
     known = [row for row in rows if row]
-    lines = {names[first]: rows[0].found.mean} if rows[0] else None
+    lines = {GUIDED.get(first, names[first]): rows[0].found.mean} if rows[0] else None
     return interval_plot(known, "adversarial accuracy", lines=lines, theme=theme)
 
 

@@ -1,0 +1,235 @@
+"""The page of a comparison: verdicts and rows from its JSON, what is missing left out, Markdown and HTML alike."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from agevlm.comparison.claims import claims
+from agevlm.comparison.document import Page, Plot, Table, markdown
+from agevlm.comparison.groups import groups_section, winner
+from agevlm.comparison.page import INDEX, Figures, build_page, read_figures, write_index, write_page
+from agevlm.comparison.readings import ERROR, Reading, percent, reading, signed, written
+
+from .fakes import ACCURACY, estimate, make_analyses, make_content, make_groups
+
+EVERY_PLOT = {"error", "curves", "compute", "breakdown", "reliability", "similarity", "ablations"}
+
+
+def make_png() -> bytes:
+    data = io.BytesIO()
+    Image.new("RGB", (8, 8), "red").save(data, "PNG")
+    return data.getvalue()
+
+
+def make_everything() -> Figures:
+    return Figures({**make_content(), **make_analyses()}, make_groups(), make_groups(), make_png())
+
+
+def tables(page: Page) -> dict[str, Table]:
+    """Section and caption → table."""
+    return {f"{s.title}/{b.caption}": b for s in page.sections for b in s.blocks if isinstance(b, Table)}
+
+
+def verdicts(content: dict[str, Any]) -> dict[str, tuple[bool | None, str]]:
+    return {claim.what: (claim.holds, claim.beside) for claim in claims(content)}
+
+
+# ---------------------------------------------------------------------------------------------------------- figures
+
+
+def test_figures_are_written_with_their_interval() -> None:
+    content = make_content()
+    assert written(reading(content, "arms.age.pope.adversarial.accuracy")) == "0.900 (0.890 to 0.910)"
+    error = reading(content, f"arms.age.{ERROR}")
+    assert error is not None
+    assert (error.mean, error.low, error.high) == pytest.approx((0.1, 0.09, 0.11))
+    assert signed(Reading(-0.0001, -0.02, 0.01)) == "0.000 (−0.020 to +0.010)"
+    assert written(Reading(0.5)) == "0.500"
+    assert percent(Reading(0.355, 0.2, None)) == "36 % (20 to ∞ %)"
+    assert reading(content, "arms.age.nothing") is None and written(None) == "–"
+
+
+# ----------------------------------------------------------------------------------------------------------- claims
+
+
+def test_claims_hold_or_are_refuted_by_what_was_measured() -> None:
+    found = verdicts({**make_content(), **make_analyses()})
+    assert found["Adversarial error of AGE over that of unguided cross-attention"] == (True, "")
+    best = "the best concatenation (concatenation, pooled and guided)"
+    assert found[f"Adversarial error of AGE over that of {best}"] == (False, "")  # 0.10 over 0.14
+    assert found[f"Adversarial error of AGE + over that of {best}"] == (True, "")  # 0.05 over 0.14
+    assert found["Pointing, AGE"] == (True, "")
+    assert found["Pointing, cross-attention unguided"] == (True, "")
+    assert found["Null token tells absent from present, random split, AUROC"][0] is True
+    assert found["At equal time, adversarial accuracy of AGE minus that of the best concatenation"][0] is True
+
+
+def test_a_refuted_claim_is_told_in_the_verdict_of_the_page() -> None:
+    content = make_content({"cross_attention": 0.6, "age": 0.7})
+    page = build_page(Figures(content, {}, {}))
+    assert "75 % (72 to 78 %) of that of unguided cross-attention" in page.verdict
+    assert "Does not hold: Adversarial error of AGE over that of unguided cross-attention, 75 %" in page.verdict
+
+
+def test_a_difference_that_is_not_clear_of_zero_proves_nothing() -> None:
+    content = make_content({"cross_attention": 0.60, "age": 0.90})
+    content["differences"]["age"]["cross_attention"]["pope"]["adversarial"]["accuracy"] = estimate(0.3, 0.4)
+    holds, beside = verdicts(content)["Adversarial error of AGE over that of unguided cross-attention"]
+    assert (holds, beside) == (False, "difference not clear of 0")
+
+
+def test_an_interval_that_reaches_beyond_the_bound_is_said() -> None:
+    content = make_content()
+    content["arms"]["age"]["pointing"]["accuracy"] = estimate(0.962)
+    content["arms"]["age_plus"]["pointing"]["accuracy"] = estimate(0.957)
+    found = verdicts(content)
+    assert found["Pointing, AGE"][0] is True and "reaches beyond" in found["Pointing, AGE"][1]
+    assert found["Pointing, AGE +"][0] is False and "0.960 lies in the interval" in found["Pointing, AGE +"][1]
+
+
+def test_what_was_not_measured_is_among_the_claims_and_says_so() -> None:
+    found = claims(make_content({"age": 0.9}))
+    unknown = {claim.what for claim in found if claim.holds is None}
+    assert "Adversarial error of AGE over that of unguided cross-attention" in unknown
+    assert "Caption likelihood tells matching from mismatched pairs, AGE, AUROC" in unknown
+    assert all(claim.verdict == "not measured" for claim in found if claim.what in unknown)
+    assert not any("AGE +" in claim.what for claim in found)  # never trained: nothing to say of it
+
+
+# ------------------------------------------------------------------------------------------------------------- page
+
+
+def test_the_page_has_every_section_of_a_full_comparison() -> None:
+    page = build_page(make_everything())
+    assert {block.name for block in page.blocks if isinstance(block, Plot)} == EVERY_PLOT
+    found = tables(page)
+    main = next(block for block in page.head if isinstance(block, Table))
+    assert [row[0] for row in main.rows][-1].startswith("AGE +") and len(main.rows) == len(ACCURACY)
+    assert main.rows[-1][2] == "0.050 (0.040 to 0.060)"
+    assert found["At equal time/"].rows[0][1] == "× 1.20"
+    assert found["What guidance is worth in compute/Adversarial error"].rows[1][1:] == [
+        "0.400 (0.390 to 0.410)",
+        "0.300 (0.290 to 0.310)",
+        "0.150 (0.140 to 0.160)",
+    ]
+    assert found["When does it err?/False yes, by co-occurrence"].headers == [
+        "arm",
+        "under 20 %",
+        "20–60 %",
+        "from 60 %",
+    ]
+    assert found["When does it err?/Misses, by number of things"].headers == ["arm", "1–2", "3–4", "5 or more"]
+    assert found["Language kept/"].headers == ["arm", "before", "after align", "after instruct", "after"]
+    assert found["What the arms cost/A step of training"].rows[1][1:] == [
+        "576",
+        "20.0 (× 1.25)",
+        "20.0 (× 1.25)",
+        "2.0",
+    ]
+    matrix = found["Paired differences/Adversarial accuracy of the arm of a row minus that of a column"]
+    assert matrix.rows[0][1] == "" and matrix.rows[4][1] == "**+0.100 (+0.090 to +0.110)**"
+
+
+def test_sections_without_figures_are_left_out() -> None:
+    page = build_page(Figures(make_content({"cross_attention": 0.6, "age": 0.9}), {}, {}))
+    assert [section.title for section in page.sections] == [
+        "What was claimed, and what holds",
+        "The figures of every arm",
+        "Paired differences",
+        "Language kept",
+        "How sure, and how to make it again",
+    ]
+    assert {block.name for block in page.blocks if isinstance(block, Plot)} == {"error"}
+
+
+def test_longer_unguided_training_is_found_among_the_ablations() -> None:
+    longer = make_content({"age": 0.9, "cross_attention_4x": 0.8, "cross_attention_16x": 0.92})
+    page = build_page(Figures(make_content({"cross_attention": 0.6, "age": 0.9}), longer, {}))
+    section = next(section for section in page.sections if section.title == "What guidance is worth in compute")
+    assert "is reached with 16 times the steps" in section.blocks[0].content  # type: ignore[union-attr]
+
+
+def test_groups_are_set_against_their_first_arm_and_the_best_is_marked() -> None:
+    content = make_groups()
+    section = groups_section(content, "Ablations", "intro", "ablations")
+    assert section is not None
+    loss, weight = (block for block in section.blocks if isinstance(block, Table))
+    assert [row[2].startswith("**") for row in loss.rows] == [True, False]
+    assert weight.rows[1][0] == "weights 3 and 1.8 ✓ chosen"
+    assert weight.rows[1][3] == "+0.010 (0.000 to +0.020)"
+    assert winner(content, ["age_plus", "weight_3"]) == "weight_3"
+    assert groups_section({}, "Ablations", "intro") is None
+
+
+# ------------------------------------------------------------------------------------------------------------ files
+
+
+def write_json(path: Path, content: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content), encoding="utf-8")
+    return path
+
+
+def test_the_page_is_markdown_with_light_plots_beside_it(tmp_path: Path) -> None:
+    comparison = write_json(tmp_path / "results" / "comparison.json", {**make_content(), **make_analyses()})
+    ablations = write_json(tmp_path / "results" / "ablations.json", make_groups())
+    picture = tmp_path / "attention.png"
+    picture.write_bytes(make_png())
+    out = tmp_path / "docs" / "results" / "comparison.md"
+    stale = write_json(out.with_suffix("") / "old.png", {})
+    write_page(read_figures(comparison, ablations, attention=picture), out, [comparison, ablations])
+    text = out.read_text(encoding="utf-8")
+    links = re.findall(r"\]\(([^)]+)\)", text)
+    assert all((out.parent / link).exists() for link in links)
+    assert "../../results/ablations.json" in links
+    pictures = list(out.with_suffix("").glob("*.png"))
+    assert {path.stem for path in pictures} == EVERY_PLOT | {"attention"}
+    assert max(path.stat().st_size for path in pictures) < 100_000
+    assert not stale.exists()
+    assert "agevlm compare ablations" in text and "agevlm compare sweeps" not in text
+    write_page(read_figures(comparison), out)
+    assert "comparison/attention.png" in out.read_text(encoding="utf-8")  # the one that was there stays
+
+
+def test_html_and_markdown_have_the_same_cells(tmp_path: Path) -> None:
+    run = tmp_path / "age" / "0"
+    run.mkdir(parents=True)
+    (run / "report.html").touch()
+    write_json(tmp_path / "comparison.json", {**make_content(), **make_analyses(), "titles": {"age": "<AGE>"}})
+    write_json(tmp_path / "ablations.json", {**make_groups(), "name": "ablations"})
+    html = write_index(tmp_path).read_text(encoding="utf-8")
+    page = build_page(read_figures(tmp_path / "comparison.json", tmp_path / "ablations.json"))
+    rows = sum(1 + len(block.rows) for block in page.blocks if isinstance(block, Table))
+    assert html.count("<tr>") == rows + 2  # those of the links to reports
+    assert "&lt;AGE&gt;" in html and "<AGE>" not in html
+    assert 'href="age/0/report.html"' in html and 'href="age/1/report.html"' not in html
+    assert "<script" not in html
+    assert not re.search(r'src="(?!data:)', html)
+    lines = [line for line in markdown(page, "x").splitlines() if line.startswith("| ")]
+    assert len(lines) == sum(2 + len(block.rows) for block in page.blocks if isinstance(block, Table))
+
+
+def test_a_directory_of_groups_alone_has_a_page_of_tables(tmp_path: Path) -> None:
+    write_json(tmp_path / "sweeps.json", {**make_groups(), "name": "sweeps"})
+    html = write_index(tmp_path).read_text(encoding="utf-8")
+    assert "Guidance weight" in html and "What was claimed" not in html
+    with pytest.raises(ValueError, match="no figures of a comparison"):
+        write_index(tmp_path / "elsewhere")
+    assert not (tmp_path / "elsewhere" / INDEX).exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [("{", "is not JSON"), ("[]", "holds a list"), ('{"arms": {}}', "holds no arms")]
+)
+def test_files_that_are_no_figures_are_named(content: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "wrong.json"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=rf"wrong\.json.*{message}"):
+        read_figures(path)
