@@ -210,6 +210,7 @@ def test_html_and_markdown_have_the_same_cells(tmp_path: Path) -> None:
     assert html.count("<tr>") == rows + 2  # those of the links to reports
     assert "&lt;AGE&gt;" in html and "<AGE>" not in html
     assert 'href="age/0/report.html"' in html and 'href="age/1/report.html"' not in html
+    assert "<td><strong>+0.040</strong><small> (+0.030 to +0.050)</small></td>" in html
     assert "<script" not in html
     assert not re.search(r'src="(?!data:)', html)
     lines = [line for line in markdown(page, "x").splitlines() if line.startswith("| ")]

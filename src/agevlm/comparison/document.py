@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from agevlm.analysis.html import Html, chart, tag
+from agevlm.analysis.html import Html, chart, join, tag
 from agevlm.analysis.style import CSS
 from agevlm.files import write_beside
 
@@ -230,8 +230,10 @@ def _html_table(block: Table) -> Html:
 
 def _figure(cell: str) -> Html:
     """A cell whose interval, in brackets, stands small."""
-    before, bracket, interval = cell.partition(" (")
-    return Html(_inline(before) + (tag("small", f" ({interval}") if bracket and "**" not in interval else ""))
+    strong = cell.startswith("**") and cell.endswith("**")
+    value, bracket, interval = (cell[2:-2] if strong else cell).partition(" (")
+    shown = tag("strong", value) if strong else _inline(value)
+    return join([shown, tag("small", f" ({interval}") if bracket else None])
 
 
 def _inline(content: str) -> Html:
