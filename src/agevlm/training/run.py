@@ -180,14 +180,6 @@ class Run:
         self, index: int, model: Any, processor: Any, data: dict[str, SourceData], progress: RunProgress
     ) -> StageTrainer:
         stage, settings = self.recipe.stages[index], self.recipe
-        collator = Collator(
-            processor,
-            grid=image_grid(model, processor),
-            guided=stage.guidance is not None and stage.guidance.weight > 0,
-            answer_position=stage.guidance is not None and stage.guidance.answer_position,
-            free_answers=stage.guidance.free_answers if stage.guidance else (),
-            max_length=settings.max_length,
-        )
         arguments = training_arguments(
             stage,
             self.stage_directory(index),
@@ -200,7 +192,7 @@ class Run:
             model=model,
             args=arguments,
             train_dataset=StageDataset(stage, data, seed=_stage_seed(settings.seed, index)),
-            data_collator=collator,
+            data_collator=stage_collator(settings, stage, model, processor),
             stage=stage,
             on_step=progress.step,
             files=self.files,
@@ -291,6 +283,18 @@ def _check_layers(recipe: Recipe, model: Any) -> None:
             raise ValueError(
                 f"stage {stage.name!r} guides attention layer {wrong[0]}; the model has {number}, counted from 0"
             )
+
+
+def stage_collator(recipe: Recipe, stage: StageRecipe, model: Any, processor: Any) -> Collator:
+    """What makes the batches of a stage, with the guidance that it asks for."""
+    return Collator(
+        processor,
+        grid=image_grid(model, processor),
+        guided=stage.guidance is not None and stage.guidance.weight > 0,
+        answer_position=stage.guidance is not None and stage.guidance.answer_position,
+        free_answers=stage.guidance.free_answers if stage.guidance else (),
+        max_length=recipe.max_length,
+    )
 
 
 def _is_leftover(path: Path) -> bool:
