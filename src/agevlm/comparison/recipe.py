@@ -59,6 +59,13 @@ class ComparisonRecipe(Strict):
             self.recipe_of(arm, 0)
         return self
 
+    def choose_arms(self, names: Sequence[str]) -> list[str]:
+        """The arms of these names, all where there are none. ValueError for a name that is no arm."""
+        unknown = sorted(set(names) - self.arms.keys())
+        if unknown:
+            raise ValueError(f"no arm {unknown[0]!r} in the comparison: there are {', '.join(self.arms)}")
+        return [arm for arm in self.arms if arm in names or not names]
+
     def seeds_of(self, arm: str) -> range:
         """The seeds that an arm is trained with."""
         return range(self.arms[arm].num_seeds or self.num_seeds)

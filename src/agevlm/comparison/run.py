@@ -32,12 +32,10 @@ def compare(
     A directory that holds another comparison is a ValueError; so is an arm that the recipe does not have.
     """
     out, console = Path(out), console or Console(stderr=True)
-    unknown = sorted(set(arms) - recipe.arms.keys())
-    if unknown:
-        raise ValueError(f"no arm {unknown[0]!r} in the comparison: there are {', '.join(recipe.arms)}")
+    arms = recipe.choose_arms(arms)
     _open(recipe, out)
     run_jobs(foundation_jobs(recipe, out), num_parallel, console)
-    run_jobs(training_jobs(recipe, out, arms or tuple(recipe.arms)), num_parallel, console)
+    run_jobs(training_jobs(recipe, out, arms), num_parallel, console)
     return out
 
 

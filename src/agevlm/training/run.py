@@ -135,13 +135,12 @@ class Run:
         return done.index(False) if False in done else len(done)
 
     def _load_data(self, model: Any, processor: Any, cache: Path, progress: RunProgress) -> dict[str, SourceData]:
-        frozen = all("vision_model" not in stage.trainable for stage in self.recipe.stages)
         used = {name for stage in self.recipe.stages for name, weight in stage.data.items() if weight}
         data = {}
         for name, settings in self.recipe.data.items():
             source = open_source(settings, self.recipe.seed)
             features = None
-            if self.recipe.cache_features and frozen and name in used:
+            if self.recipe.reads_features and name in used:
                 model.requires_grad_(False)
                 features = cached_features(
                     source,

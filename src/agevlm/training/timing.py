@@ -55,19 +55,19 @@ def draw_batches(data: StageDataset, num_batches: int) -> list[list[Item]]:
     return [[data[batch * size + item] for item in range(size)] for batch in range(num_batches)]
 
 
+def pixels_of(items: Sequence[Item], processor: Any) -> Tensor:
+    """The pictures (I, 3, height, width) of items, as the vision model takes them."""
+    pictures = [open_image(image) for sample, _ in items for image in sample.images]
+    return processor.image_processor(pictures, return_tensors="pt")["pixel_values"]
+
+
 @torch.no_grad()
 def with_features(items: Sequence[Item], model: Any, processor: Any) -> list[Item]:
-    """The same items with the feature maps of their pictures, as a cache would give them."""
+    """The same items, one picture or more in each, with feature maps of the pictures as a cache would give them."""
     device = next(model.vision_model.parameters()).device
-    found: list[Item] = []
-    for sample, _ in items:
-        if not sample.images:
-            found.append((sample, None))
-            continue
-        pictures = [open_image(image) for image in sample.images]
-        pixels = processor.image_processor(pictures, return_tensors="pt")["pixel_values"]
-        found.append((sample, model.vision_features(pixels.to(device)).to("cpu", torch.float16).numpy()))
-    return found
+    features = model.vision_features(pixels_of(items, processor).to(device)).to("cpu", torch.float16)
+    parts = features.split([len(sample.images) for sample, _ in items])
+    return [(sample, part.numpy()) for (sample, _), part in zip(items, parts, strict=True)]
 
 
 @contextmanager
@@ -116,10 +116,12 @@ def step_times(
     return [(later[0] - earlier[0], later[1] - earlier[1]) for earlier, later in pairwise(ends)]
 
 
-def activation_bytes(model: nn.Module, stage: StageRecipe, batch: dict[str, Any], dtype: str) -> int:
-    """Bytes that the forward pass of a step keeps for its backward pass, parameters aside; the same on every machine.
+def step_work(model: nn.Module, stage: StageRecipe, batch: dict[str, Any], dtype: str) -> dict[str, int | None]:
+    """What one step takes beside time: `flops`, `activation_bytes` and, where there is CUDA, `peak_bytes`.
 
-    Autocast's copies of weights count; what is freed within forward or backward does not.
+    `flops` are those of its products, forward and backward. `activation_bytes` are what the forward pass keeps for the
+    backward pass, parameters aside and autocast's copies of them included: the same on every machine. `peak_bytes` are
+    what the device held at most beyond what lay there before; None without CUDA.
     """
     own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     kept: dict[int, int] = {}
@@ -130,6 +132,10 @@ def activation_bytes(model: nn.Module, stage: StageRecipe, batch: dict[str, Any]
             kept[storage.data_ptr()] = storage.nbytes()
         return saved.detach()
 
+    before = torch.cuda.memory_allocated() if torch.cuda.is_available() else 0
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
     with saved_tensors_hooks(pack, lambda saved: saved):
-        step_times(model, stage, [batch], dtype)
-    return sum(kept.values())
+        num_flops = flops(lambda: step_times(model, stage, [batch], dtype))
+    peak = torch.cuda.max_memory_allocated() - before if torch.cuda.is_available() else None
+    return {"flops": num_flops, "activation_bytes": sum(kept.values()), "peak_bytes": peak}
