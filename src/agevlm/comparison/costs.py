@@ -149,20 +149,23 @@ def compare_times(times: Times, reference: str) -> dict[str, dict[str, Any]]:
     return {arm: {**_spread(own), "ratio": _spread(np.array(own) / base)} for arm, own in times.items()}
 
 
-def cost_table(measured: Mapping[str, Any]) -> tuple[list[str], list[list[object]]]:
-    """Headings and rows of what `measure_costs` gives, in short: times in milliseconds, × the reference in brackets."""
+def cost_tables(measured: Mapping[str, Any]) -> list[tuple[list[str], list[list[object]]]]:
+    """Headings and rows of two tables, training and answering: milliseconds, and × the reference in brackets."""
     stages = next(iter(next(iter(measured["costs"].values())).values()))["train"]
-    headings = ["arm", "tokens", *(f"{name}, ms/image" for name in stages), "kept, MB/image"]
-    headings += ["first token, ms", "next question, ms", "cache, kB"]
-    rows: list[list[object]] = []
+    trained: list[list[object]] = []
+    answered: list[list[object]] = []
     for arm, by_tokens in measured["costs"].items():
         for number, cost in by_tokens.items():
-            steps = [_short(step["seconds_per_step"], step["images_per_batch"]) for step in cost["train"].values()]
-            last = list(cost["train"].values())[-1]
-            kept = f"{last['activation_bytes'] / last['images_per_batch'] / 1e6:.1f}"
-            answers = [_short(cost[name]["seconds"]) for name in ("first_token", "further_question")]
-            rows.append([arm, number, *steps, kept, *answers, f"{cost['memory']['total_bytes'] / 1e3:.0f}"])
-    return headings, rows
+            steps = list(cost["train"].values())
+            kept = steps[-1]["activation_bytes"] / steps[-1]["images_per_batch"] / 1e6
+            times = [_short(step["seconds_per_step"], step["images_per_batch"]) for step in steps]
+            trained.append([arm, number, *times, round(kept, 1)])
+            times = [_short(cost[name]["seconds"]) for name in ("first_token", "further_question")]
+            answered.append([arm, number, *times, round(cost["memory"]["total_bytes"] / 1e3)])
+    return [
+        (["arm", "tokens", *(f"{name}, ms/image" for name in stages), "kept, MB/image"], trained),
+        (["arm", "tokens", "first token, ms", "further question, ms", "cache, kB"], answered),
+    ]
 
 
 def _short(times: Mapping[str, Any], divisor: int = 1) -> str:

@@ -61,13 +61,17 @@ class FirstToken:
 
     @torch.inference_mode()
     def flops(self) -> dict[str, int]:
-        """Floating-point operations of the products in each part."""
-        known = self._known()
-        return {
-            "vision": flops(self._see),
-            "rest": flops(lambda: self._ask(image_features=self.features)),
-            "further": flops(lambda: self._ask(**known)),
-        }
+        """Floating-point operations of the products in each part; attention runs eager, as fused it is not counted."""
+        known, kernel = self._known(), self.model.language_model.config._attn_implementation
+        self.model.set_attn_implementation("eager")
+        try:
+            return {
+                "vision": flops(self._see),
+                "rest": flops(lambda: self._ask(image_features=self.features)),
+                "further": flops(lambda: self._ask(**known)),
+            }
+        finally:
+            self.model.set_attn_implementation(kernel)
 
     @torch.inference_mode()
     def further_logits(self) -> Tensor:

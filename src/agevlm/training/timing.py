@@ -6,6 +6,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -99,14 +100,20 @@ def step_times(
         synchronise()
         ends.append((time.perf_counter(), time.process_time()))
 
-    changes = {"steps": len(batches), "images_per_batch": 1, "gradient_accumulation_steps": 1}  # an item is a batch
+    # an item is a batch
+    changes = {"steps": len(batches), "images_per_batch": 1, "gradient_accumulation_steps": 1}
     with tempfile.TemporaryDirectory() as directory:
         arguments = training_arguments(
-            stage.model_copy(update=changes), Path(directory), seed=0, dtype=dtype, num_workers=0, save_steps=10**9
+            stage.model_copy(update=changes),
+            Path(directory),
+            seed=0,
+            dtype=dtype,
+            num_workers=0,
+            save_steps=len(batches),
         )
         StageTrainer(
             model=model,
-            args=arguments,
+            args=replace(arguments, save_strategy="no"),
             train_dataset=list(batches),
             data_collator=lambda items: dict(items[0]),
             stage=stage,
@@ -119,9 +126,9 @@ def step_times(
 def step_work(model: nn.Module, stage: StageRecipe, batch: dict[str, Any], dtype: str) -> dict[str, int | None]:
     """What one step takes beside time: `flops`, `activation_bytes` and, where there is CUDA, `peak_bytes`.
 
-    `flops` are those of its products, forward and backward. `activation_bytes` are what the forward pass keeps for the
-    backward pass, parameters aside and autocast's copies of them included: the same on every machine. `peak_bytes` are
-    what the device held at most beyond what lay there before; None without CUDA.
+    `flops` are those of its products, forward and backward; attention counts where it is eager. `activation_bytes` are
+    what the forward pass keeps for the backward pass, parameters aside and autocast's copies of them included: the same
+    on every machine. `peak_bytes` are what the device held at most beyond what lay there before; None without CUDA.
     """
     own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     kept: dict[int, int] = {}
