@@ -72,6 +72,7 @@ def test_the_verbs_are_those_of_the_documentation() -> None:
     assert {" ".join(path) for path in VERBS} == {
         "train",
         "compare",
+        "costs",
         "evaluate",
         "look",
         "report",

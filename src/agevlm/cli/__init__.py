@@ -30,6 +30,9 @@ app.command("train", epilog="Example: agevlm train quickstart --out runs/first -
     training.train
 )
 app.command("compare", epilog="Example: agevlm compare comparison --out runs/comparison --jobs 2")(comparison.compare)
+app.command("costs", epilog="Example: agevlm costs comparison --out costs.json --tokens 144 --tokens 576")(
+    comparison.costs
+)
 app.command("evaluate", epilog="Example: agevlm evaluate tiny --benchmark scenes --out runs/tiny --seed 7")(
     measure.evaluate
 )

@@ -1,4 +1,4 @@
-"""`agevlm compare`."""
+"""`agevlm compare` and `agevlm costs`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from agevlm.cli.options import Overrides, Recipe
-from agevlm.cli.show import quiet_transformers
+from agevlm.cli.show import bars, print_table, quiet_transformers
 
 
 def compare(
@@ -39,3 +39,43 @@ def compare(
     json = json or out / f"{loaded.name}.json"
     write_summary(summarise(loaded, out), json)
     typer.echo(f"figures: {json}")
+
+
+def costs(
+    recipe: Recipe,
+    out: Annotated[Path, typer.Option(help="The file to write (.json).")],
+    arms: Annotated[list[str] | None, typer.Option("--arm", help="Measure only this arm; may be repeated.")] = None,
+    tokens: Annotated[
+        list[int] | None, typer.Option(min=1, help="Image tokens: 144, 576 and 1024 if not given; may be repeated.")
+    ] = None,
+    repetitions: Annotated[int, typer.Option(min=1, help="Turns of each arm; a turn is two steps, five answers.")] = 4,
+    foundation: Annotated[
+        Path | None, typer.Option(help="Join the networks from this foundation directory of a comparison.")
+    ] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Measure what each arm of a comparison costs.
+
+    Time of a training step, time to the first token of an answer, and memory, at several numbers of image tokens. Arms
+    take turns in one run; nothing trained is needed.
+    """
+    from agevlm.comparison.costs import TOKENS, cost_tables, measure_costs
+    from agevlm.comparison.recipe import load_comparison
+    from agevlm.comparison.summary import write_summary
+    from agevlm.training.recipe_files import resolve_recipe
+
+    loaded = load_comparison(resolve_recipe(recipe), overrides or ())
+    quiet_transformers()
+    with bars() as progress:
+        measured = measure_costs(
+            loaded,
+            arms=arms or (),
+            tokens=tokens or TOKENS,
+            repetitions=repetitions,
+            foundation=foundation,
+            progress=progress,
+        )
+    write_summary(measured, out)
+    for headings, rows in cost_tables(measured):
+        print_table(headings, rows)
+    typer.echo(f"costs: {out}")

@@ -94,6 +94,13 @@ class ComparisonRecipe(Strict):
         named = {arm for members in self.groups.values() for arm in members}
         return tuple(arm for arm in self.arms if arm in named or not self.groups)
 
+    def choose_arms(self, names: Sequence[str]) -> list[str]:
+        """The trained arms of these names, all where there are none. ValueError for other names."""
+        unknown = sorted(set(names) - set(self.trained))
+        if unknown:
+            raise ValueError(f"no arm {unknown[0]!r} in the comparison: there are {', '.join(self.trained)}")
+        return [arm for arm in self.trained if arm in names or not names]
+
     def seeds_of(self, arm: str) -> range:
         """The seeds that an arm is trained with."""
         return range(min(self.arms[arm].num_seeds or self.num_seeds, self.num_seeds))

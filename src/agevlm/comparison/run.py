@@ -44,12 +44,10 @@ def compare(
     A directory that holds another comparison is a ValueError; so is an arm that the recipe does not have.
     """
     out, console = Path(out), console or Console(stderr=True)
-    unknown = sorted(set(arms) - set(recipe.trained))
-    if unknown:
-        raise ValueError(f"no arm {unknown[0]!r} in the comparison: there are {', '.join(recipe.trained)}")
+    chosen = recipe.choose_arms(arms)
     _open(recipe, out)
     run_jobs(foundation_jobs(recipe, out), num_parallel, console)
-    jobs = training_jobs(recipe, out, arms or recipe.trained)
+    jobs = training_jobs(recipe, out, chosen)
     run_jobs(jobs, num_parallel, console)
     if recipe.equal_time is not None and not arms:
         jobs += equal_time_jobs(recipe, out)
