@@ -76,6 +76,7 @@ def test_the_verbs_are_those_of_the_documentation() -> None:
         "evaluate",
         "look",
         "report",
+        "trajectory",
         "recipe show",
         "recipe list",
         "scenes draw",
