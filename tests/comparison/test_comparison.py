@@ -13,7 +13,7 @@ from tiny_runs import make_foundation, make_recipe
 
 from agevlm.comparison.jobs import Job, run_jobs
 from agevlm.comparison.recipe import ComparisonRecipe, load_comparison
-from agevlm.comparison.run import compare, training_jobs
+from agevlm.comparison.run import compare, equal_time_factors, stepping_seconds, training_jobs
 from agevlm.comparison.summary import summarise
 from agevlm.training.recipe import load_recipe
 
@@ -32,24 +32,28 @@ def content(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "age": {"title": "guided", "set": {"stages.instruct.guidance": {"weight": 0.5}}},
         "concat": {"title": "in front", "num_seeds": 1, "set": {"model.architecture": "concat", **concat}},
     }
-    return {"name": "small", "num_seeds": 2, "common": common, "arms": arms}
+    common["snapshot_steps"] = 2
+    settings = {"num_seeds": 2, "equal_time": {"reference": "age", "num_seeds": 1}}
+    return {"name": "small", **settings, "common": common, "arms": arms}
 
 
 @pytest.fixture(scope="module")
 def done(content: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> tuple[ComparisonRecipe, Path]:
     out = tmp_path_factory.mktemp("comparison") / "out"
     recipe = ComparisonRecipe.model_validate(content)
+    factors = out / "equal_time" / "small.json"  # as measured: no figure of this machine may decide what is tested
+    factors.parent.mkdir(parents=True)
+    (out / "recipes").mkdir()
+    factors.write_text(json.dumps({"age": 1.0, "concat": 0.67}))
     compare(recipe, out, num_parallel=2, console=QUIET)
     return recipe, out
 
 
 def test_every_arm_is_trained_with_every_seed_of_its_own(done: tuple[ComparisonRecipe, Path]) -> None:
     _, out = done
-    assert sorted(path.parent.relative_to(out).as_posix() for path in out.glob("*/*/report.html")) == [
-        "age/0",
-        "age/1",
-        "concat/0",
-    ]
+    done_runs = sorted(path.parent.relative_to(out).as_posix() for path in out.rglob("report.html"))
+    assert done_runs == ["age/0", "age/1", "concat/0", "equal_time/concat/0"]
+    assert not (out / "cache").exists()
     for arm in ("age", "concat"):
         recipe = load_recipe(out / arm / "0" / "recipe.yaml")
         assert recipe.model.architecture == {"age": "cross_attention", "concat": "concat"}[arm]
@@ -105,13 +109,73 @@ def test_the_summary_has_figures_differences_and_their_intervals(done: tuple[Com
     )
     assert set(summary["detection"]["age"]["adversarial"]) == {"null_mass", "p_no", "entropy"}
     assert set(summary["detection"]["concat"]["adversarial"]) == {"p_no", "entropy"}
-    json.dumps(summary)
+    json.dumps(summary, allow_nan=False)
+
+
+def test_the_summary_follows_the_figures_along_the_training(done: tuple[ComparisonRecipe, Path]) -> None:
+    summary = summarise(*done)
+    curve = summary["curves"]["age"]
+    assert [(point["stage"], point["step"], point["ends_stage"]) for point in curve] == [
+        ("align", 2, False),
+        ("align", 3, True),
+        ("instruct", 5, False),
+        ("instruct", 6, True),
+    ]
+    assert all(0 <= point["figures"]["pope.adversarial.accuracy"]["mean"] <= 1 for point in curve)
+    assert [point["seconds"] for point in curve] == sorted(point["seconds"] for point in curve)
+    perplexity = summary["arms"]["age"]["text_perplexity"]
+    assert set(perplexity) == {"before", "align", "after"}
+    assert perplexity["align"]["mean"] == pytest.approx(perplexity["before"]["mean"], rel=1e-4)  # text sees no picture
+
+
+def test_runs_at_equal_time_have_their_own_steps(done: tuple[ComparisonRecipe, Path]) -> None:
+    recipe, out = done
+    assert [stage.steps for stage in load_recipe(out / "equal_time" / "concat" / "0" / "recipe.yaml").stages] == [2, 2]
+    equal_time = summarise(recipe, out)["equal_time"]
+    assert equal_time["runs"] == {"age": [0], "concat": [0]}
+    own = json.loads((out / "equal_time" / "concat" / "0" / "metrics.json").read_text())
+    assert equal_time["arms"]["concat"]["pope"]["random"]["accuracy"]["values"] == [own["pope"]["random"]["accuracy"]]
+    assert equal_time["error_ratios"]["age"]["concat"]["mean"] > 0
+
+
+def write_log(directory: Path, *steps: float) -> None:
+    """The log of a run of two stages, each with steps that take so many seconds."""
+    lines = []
+    for stage in (0, 1):
+        ends = [sum(steps[: number + 1]) for number in range(len(steps))]
+        lines += [{"stage_index": stage, "step": number, "time_s": end} for number, end in enumerate(ends, 1)]
+    directory.mkdir(parents=True)
+    (directory / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def test_equal_time_goes_by_median_steps_and_is_measured_once(content: dict[str, Any], tmp_path: Path) -> None:
+    recipe = ComparisonRecipe.model_validate(content)
+    for seed in range(2):
+        write_log(tmp_path / "age" / str(seed), 0.2, 0.2, 3.0)  # a step that something else on the machine stretched
+    write_log(tmp_path / "concat" / "0", 0.4, 0.4, 0.4)
+    assert stepping_seconds(tmp_path / "age" / "0") == pytest.approx(2 * 3 * 0.2)
+    assert equal_time_factors(recipe, tmp_path) == {"age": 1.0, "concat": 0.5}
+    (tmp_path / "concat" / "0" / "log.jsonl").unlink()
+    assert equal_time_factors(recipe, tmp_path) == {"age": 1.0, "concat": 0.5}
 
 
 def test_another_recipe_does_not_go_into_the_same_directory(done: tuple[ComparisonRecipe, Path]) -> None:
     recipe, out = done
     with pytest.raises(ValueError, match="differs from the recipe given"):
         compare(recipe.model_copy(update={"num_seeds": 3}), out, console=QUIET)
+    longer = {**recipe.common, "dtype": "bfloat16"}
+    other = recipe.model_copy(update={"name": "other", "common": longer})
+    with pytest.raises(ValueError, match=r"age.0.recipe.yaml is of another recipe"):
+        compare(other, out, console=QUIET)
+
+
+def test_comparisons_of_one_directory_share_the_runs_that_are_the_same(done: tuple[ComparisonRecipe, Path]) -> None:
+    recipe, out = done
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("model.safetensors")}
+    fewer = recipe.model_copy(update={"name": "fewer", "num_seeds": 1, "equal_time": None})
+    compare(fewer, out, console=QUIET)
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("model.safetensors")} == before
+    assert summarise(fewer, out)["runs"] == {"age": [0], "concat": [0]}
 
 
 def test_the_recipe_in_the_package_has_the_arms_of_the_claim() -> None:
@@ -122,6 +186,37 @@ def test_the_recipe_in_the_package_has_the_arms_of_the_claim() -> None:
     assert [stage.guidance is not None for stage in plus.stages] == [False, False, True, True]
     assert recipe.recipe_of("concat_pooled", 1).model.pool_size == 2
     assert {recipe.recipe_of(arm, 0).stages[3].steps for arm in recipe.arms} == {1200}
+    quick = load_comparison(ROOT / "recipes" / "comparison.yaml", quick=True)
+    assert quick.trained == recipe.trained and quick.foundations is None
+    assert quick.recipe_of("age", 0).stages[3].steps < 300
+
+
+@pytest.mark.parametrize("name", ["sweeps", "ablations"])
+def test_recipes_that_extend_it_change_one_thing_at_a_time(name: str) -> None:
+    recipe = load_comparison(ROOT / "recipes" / f"{name}.yaml")
+    assert recipe.groups and recipe.equal_time is None
+    for title, (first, *others) in recipe.groups.items():
+        plain = recipe.recipe_of(first, 0)
+        assert all(recipe.recipe_of(other, 0) != plain for other in others), title
+    main = load_comparison(ROOT / "recipes" / "comparison.yaml")
+    same = recipe.recipe_of("age_plus", 0) == main.recipe_of("age_plus", 0)
+    assert same == (name == "ablations")
+
+
+def test_an_arm_like_another_one_adds_to_its_changes(content: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump({**content, "quick": {"num_seeds": 1}}))
+    arms = {"heavy": {"title": "x", "like": "age", "set": {"stages.instruct.guidance.weight": 2.0}}}
+    extension = {"name": "more", "extends": "base.yaml", "set": {"common.dtype": "bfloat16"}, "arms": arms}
+    file = tmp_path / "more.yaml"
+    file.write_text(yaml.safe_dump({**extension, "groups": {"weight": ["age", "heavy"]}}))
+    recipe = load_comparison(file)
+    assert recipe.trained == ("age", "heavy") and recipe.equal_time is None
+    heavy = recipe.recipe_of("heavy", 0)
+    assert heavy.dtype == "bfloat16" and heavy.stages[1].guidance is not None
+    assert heavy.stages[1].guidance.weight == 2.0 and heavy.stages[0].guidance is None
+    assert load_comparison(tmp_path / "base.yaml", quick=True).num_seeds == 1
+    with pytest.raises(ValueError, match="needs the key quick"):
+        load_comparison(file, quick=True)
 
 
 @pytest.mark.parametrize(
@@ -134,6 +229,9 @@ def test_the_recipe_in_the_package_has_the_arms_of_the_claim() -> None:
         ({"arms": {"a b": {"title": "x"}}}, "the arm 'a b' needs a name"),
         ({"arms": {"age": {"caption": "x"}}}, "caption"),
         ({"num_seeds": 0}, "num_seeds"),
+        ({"groups": {"weights": ["age", "ags"]}}, "group 'weights' names the arm 'ags'"),
+        ({"equal_time": {"reference": "plus"}}, "equal_time names the arm 'plus'"),
+        ({"arms": {"age": {"title": "x", "like": "age"}}}, "'age' is like 'age', which must come before it"),
     ],
 )
 def test_wrong_recipes_are_named(content: dict[str, Any], change: dict[str, Any], message: str, tmp_path: Path) -> None:

@@ -38,6 +38,7 @@ app.command("evaluate", epilog="Example: agevlm evaluate tiny --benchmark scenes
 )
 app.command("look", epilog='Example: agevlm look tiny picture.png "is there a fish?" --out look.png')(measure.look)
 app.command("report", epilog="Example: agevlm report runs/first")(training.report)
+app.command("trajectory", epilog="Example: agevlm trajectory runs/first")(training.trajectory)
 app.add_typer(recipe_app, name="recipe")
 app.add_typer(scenes_app, name="scenes")
 app.add_typer(data_app, name="data")

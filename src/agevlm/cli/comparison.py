@@ -17,8 +17,9 @@ def compare(
     arms: Annotated[list[str] | None, typer.Option("--arm", help="Train only this arm; may be repeated.")] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Runs side by side; the cores are shared among them.")] = 1,
     overrides: Overrides = None,
+    quick: Annotated[bool, typer.Option("--quick", help="At the smaller size that the recipe names.")] = False,
     json: Annotated[
-        Path | None, typer.Option(help="Where the figures go; comparison.json in --out where none is given.")
+        Path | None, typer.Option(help="Where the figures go; NAME.json in --out where none is given.")
     ] = None,
 ) -> None:
     """Train several arms over several seeds and compare them.
@@ -33,9 +34,9 @@ def compare(
 
     path = resolve_recipe(recipe)
     quiet_transformers()
-    loaded = load_comparison(path, overrides or ())
+    loaded = load_comparison(path, overrides or (), quick=quick)
     out = run_comparison(loaded, out or Path("runs") / path.stem, arms=arms or (), num_parallel=jobs)
-    json = json or out / "comparison.json"
+    json = json or out / f"{loaded.name}.json"
     write_summary(summarise(loaded, out), json)
     typer.echo(f"figures: {json}")
 

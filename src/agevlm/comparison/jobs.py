@@ -51,6 +51,8 @@ def run_jobs(jobs: Sequence[Job], num_parallel: int, console: Console) -> None:
     """
     threads = max(1, (os.cpu_count() or 1) // num_parallel)
     waiting = [job for job in jobs if not job.done.exists()]
+    if not waiting:
+        return
     running: dict[subprocess.Popen[bytes], tuple[Job, IO[bytes]]] = {}
     failed: list[Job] = []
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("steps"))

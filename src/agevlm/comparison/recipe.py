@@ -1,13 +1,14 @@
 """The recipe of a comparison: what all arms share, and what each changes of it.
 
 `common` is the content of a training recipe. An arm's `set` changes it key by key, as `--set` of `agevlm train` does;
-so arms differ in nothing that the recipe does not show.
+so arms differ in nothing that the recipe does not show. A comparison may extend another one (sweeps and ablations do):
+it takes over the other's content, and its own keys come on top.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from agevlm.training.foundation import FoundationSpec
-from agevlm.training.recipe import Recipe, apply_overrides, parse_recipe
+from agevlm.training.recipe import Recipe, StageRecipe, apply_overrides, parse_recipe
 
 
 class Strict(BaseModel):
@@ -25,11 +26,12 @@ class Strict(BaseModel):
 
 
 class ArmRecipe(Strict):
-    """One arm: its name in tables, and key path → value over the common recipe."""
+    """One arm: its name in tables, and key path → value over the common recipe, and over another arm's changes."""
 
     title: str
+    like: str | None = None  # the arm whose changes come first
     set: dict[str, Any] = {}
-    num_seeds: int | None = Field(None, ge=1)  # None: as many as the comparison
+    num_seeds: int | None = Field(None, ge=1)  # None: as many as the comparison, which is the most
 
 
 class FoundationsRecipe(Strict):
@@ -42,6 +44,17 @@ class FoundationsRecipe(Strict):
     spec: FoundationSpec = FoundationSpec()
 
 
+class EqualTimeRecipe(Strict):
+    """Once more at equal time: every arm for as many steps as fit into the time that `reference` takes for its own.
+
+    An arm whose time for a step is within `tolerance` of the reference's is at equal time already.
+    """
+
+    reference: str
+    num_seeds: int = Field(3, ge=1)
+    tolerance: float = Field(0.05, ge=0)
+
+
 class ComparisonRecipe(Strict):
     """A whole comparison. With `foundations` null all runs start from the models that `common` names."""
 
@@ -50,34 +63,60 @@ class ComparisonRecipe(Strict):
     foundations: FoundationsRecipe | None = None
     common: dict[str, Any]
     arms: dict[str, ArmRecipe] = Field(min_length=1)
+    groups: dict[str, tuple[str, ...]] = {}  # title → arms that are compared, the first with each other one; {}: all
+    equal_time: EqualTimeRecipe | None = None
+    analyse: bool = True  # beside the figures of `agevlm evaluate`: along the training, and similarity
 
     @model_validator(mode="after")
     def _arms_are_recipes(self) -> ComparisonRecipe:
-        for arm in self.arms:
+        for arm, settings in self.arms.items():
             if not arm.isidentifier():
                 raise ValueError(f"the arm {arm!r} needs a name of letters, digits and _")
+            if settings.like is not None and list(self.arms).index(arm) <= self._position(settings.like, f"arm {arm}"):
+                raise ValueError(f"the arm {arm!r} is like {settings.like!r}, which must come before it")
+        for title, members in self.groups.items():
+            for arm in members:
+                self._position(arm, f"group {title!r}")
+        if self.equal_time is not None:
+            self._position(self.equal_time.reference, "equal_time")
+        for arm in self.trained:
             self.recipe_of(arm, 0)
         return self
 
+    def _position(self, arm: str, place: str) -> int:
+        if arm not in self.arms:
+            raise ValueError(f"{place} names the arm {arm!r}; there are {', '.join(self.arms)}")
+        return list(self.arms).index(arm)
+
+    @property
+    def trained(self) -> tuple[str, ...]:
+        """The arms that are trained: those of the groups, all where there are none."""
+        named = {arm for members in self.groups.values() for arm in members}
+        return tuple(arm for arm in self.arms if arm in named or not self.groups)
+
     def choose_arms(self, names: Sequence[str]) -> list[str]:
-        """The arms of these names, all where there are none. ValueError for a name that is no arm."""
-        unknown = sorted(set(names) - self.arms.keys())
+        """The trained arms of these names, all where there are none. ValueError for any other name."""
+        unknown = sorted(set(names) - set(self.trained))
         if unknown:
-            raise ValueError(f"no arm {unknown[0]!r} in the comparison: there are {', '.join(self.arms)}")
-        return [arm for arm in self.arms if arm in names or not names]
+            raise ValueError(f"no arm {unknown[0]!r} in the comparison: there are {', '.join(self.trained)}")
+        return [arm for arm in self.trained if arm in names or not names]
 
     def seeds_of(self, arm: str) -> range:
         """The seeds that an arm is trained with."""
-        return range(self.arms[arm].num_seeds or self.num_seeds)
+        return range(min(self.arms[arm].num_seeds or self.num_seeds, self.num_seeds))
+
+    def changes_of(self, arm: str) -> dict[str, Any]:
+        """Key path → value of an arm, those of the arms that it is like first."""
+        settings = self.arms[arm]
+        return {**(self.changes_of(settings.like) if settings.like else {}), **settings.set}
 
     def recipe_of(self, arm: str, seed: int, foundation: Path | None = None, overrides: Sequence[str] = ()) -> Recipe:
         """The training recipe of one run: its world, weights, order and test world are all of its seed.
 
         ValueErrors name the arm and the key that is wrong.
         """
-        changes = [f"{key}={json.dumps(value)}" for key, value in self.arms[arm].set.items()]
-        content = apply_overrides(self.common, [*changes, *overrides])
-        content |= {"name": f"{self.name}-{arm}", "seed": seed}
+        content = apply_overrides(self.common, [*_as_overrides(self.changes_of(arm)), *overrides])
+        content |= {"name": arm, "seed": seed}
         if foundation is not None:
             models = {
                 "language_model": str(foundation / "tiny-llama"),
@@ -88,8 +127,35 @@ class ComparisonRecipe(Strict):
         return parse_recipe(content, f"arm {arm}")
 
 
-def load_comparison(path: Path, overrides: Sequence[str] = ()) -> ComparisonRecipe:
-    """Read a comparison's file and apply `key.path=value` overrides; every wrong key is a line of a ValueError."""
+def scaled(recipe: Recipe, factor: float) -> Recipe:
+    """The recipe with the steps of every stage multiplied, to at least one."""
+
+    def stage_of(stage: StageRecipe) -> StageRecipe:
+        return stage.model_copy(update={"steps": max(1, round(stage.steps * factor))})
+
+    return recipe.model_copy(update={"stages": tuple(map(stage_of, recipe.stages))})
+
+
+def load_comparison(path: Path, overrides: Sequence[str] = (), *, quick: bool = False) -> ComparisonRecipe:
+    """Read a comparison's file and apply `key.path=value` overrides; every wrong key is a line of a ValueError.
+
+    `quick` applies the file's own `quick` changes before them; a file without is a ValueError.
+    """
+    content = _read(path)
+    smaller = content.pop("quick", None)
+    if quick:
+        if not smaller:
+            raise ValueError(f"{path} has no smaller size: --quick needs the key quick, key path → value")
+        content = apply_overrides(content, _as_overrides(smaller))
+    try:
+        return ComparisonRecipe.model_validate(apply_overrides(content, overrides))
+    except ValidationError as error:
+        lines = [f"{path}: {'.'.join(map(str, p['loc'])) or 'recipe'}: {_message(p)}" for p in error.errors()]
+        raise ValueError("\n".join(lines)) from error
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The content of a file, on top of what it extends: `set` changes that key by key, `arms` come beside its own."""
     if not path.is_file():
         raise FileNotFoundError(f"no recipe at {path}")
     try:
@@ -98,11 +164,17 @@ def load_comparison(path: Path, overrides: Sequence[str] = ()) -> ComparisonReci
         raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict) or "arms" not in content:
         raise ValueError(f"{path} is no comparison: a comparison is a mapping with the keys name, common and arms")
-    try:
-        return ComparisonRecipe.model_validate(apply_overrides(content, overrides))
-    except ValidationError as error:
-        lines = [f"{path}: {'.'.join(map(str, p['loc'])) or 'recipe'}: {_message(p)}" for p in error.errors()]
-        raise ValueError("\n".join(lines)) from error
+    if "extends" not in content:
+        return content
+    base = _read(path.with_name(content.pop("extends")))
+    for key in ("quick", "equal_time"):  # of that comparison alone
+        base.pop(key, None)
+    base = apply_overrides(base, _as_overrides(content.pop("set", {})))
+    return {**base, **content, "arms": {**base["arms"], **content["arms"]}}
+
+
+def _as_overrides(changes: Mapping[str, Any]) -> list[str]:
+    return [f"{key}={json.dumps(value)}" for key, value in changes.items()]
 
 
 def _message(problem: Any) -> str:

@@ -1,12 +1,20 @@
 """All runs of a comparison in one directory: foundations first, then every arm with every seed, resumable.
 
-`OUT/foundations/K` hold the foundations, `OUT/ARM/SEED` the runs, each as `agevlm train` leaves it. A run that is there
-is not trained again; one that was stopped goes on.
+The directory of comparisons:
+    NAME.yaml                the resolved recipe; comparisons of other names may share the directory, and runs
+    foundations/K/           the foundations
+    ARM/SEED/                the runs, each as `agevlm train` leaves it, and trajectory.json
+    equal_time/ARM/SEED/     those at equal time, where the steps of an arm are others; their factors in NAME.json
+    recipes/ logs/           what the runs were told and what they said
+
+A run that is there is not trained again, one that was stopped goes on; one of another recipe is an error.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,9 +22,13 @@ import yaml
 from rich.console import Console
 
 from agevlm.comparison.jobs import Job, run_jobs
-from agevlm.comparison.recipe import ComparisonRecipe
+from agevlm.comparison.recipe import ComparisonRecipe, scaled
 from agevlm.files import write_beside
 from agevlm.training.recipe import Recipe, dump_recipe
+from agevlm.training.trainer import read_log
+from agevlm.training.trajectory import FILE as TRAJECTORY
+
+EQUAL_TIME = "equal_time"
 
 
 def compare(
@@ -27,15 +39,22 @@ def compare(
     num_parallel: int = 1,
     console: Console | None = None,
 ) -> Path:
-    """Train and measure all runs of a comparison into `out`; with `arms` only those.
+    """Train and measure all runs of a comparison into `out`; with `arms` only those, and nothing at equal time.
 
     A directory that holds another comparison is a ValueError; so is an arm that the recipe does not have.
     """
     out, console = Path(out), console or Console(stderr=True)
-    arms = recipe.choose_arms(arms)
+    chosen = recipe.choose_arms(arms)
     _open(recipe, out)
     run_jobs(foundation_jobs(recipe, out), num_parallel, console)
-    run_jobs(training_jobs(recipe, out, arms), num_parallel, console)
+    jobs = training_jobs(recipe, out, chosen)
+    run_jobs(jobs, num_parallel, console)
+    if recipe.equal_time is not None and not arms:
+        jobs += equal_time_jobs(recipe, out)
+        run_jobs(jobs, num_parallel, console)
+    shutil.rmtree(out / "cache", ignore_errors=True)
+    if recipe.analyse:
+        run_jobs([job for run in jobs for job in analysis_jobs(run)], num_parallel, console)
     return out
 
 
@@ -61,12 +80,12 @@ def foundation_jobs(recipe: ComparisonRecipe, out: Path) -> list[Job]:
 
 def training_jobs(recipe: ComparisonRecipe, out: Path, arms: Sequence[str]) -> list[Job]:
     """One job for each arm and seed, the seeds outermost: stopped early, it is even. Writes their recipes."""
-    jobs = []
-    for seed in range(max(len(recipe.seeds_of(arm)) for arm in arms)):
-        for arm in arms:
-            if seed in recipe.seeds_of(arm):
-                jobs.append(_training_job(recipe_of_run(recipe, out, arm, seed), out, arm, seed))
-    return jobs
+    return [
+        _training_job(recipe_of_run(recipe, out, arm, seed), run_directory(out, arm, seed), out, f"{arm}-{seed}")
+        for seed in range(recipe.num_seeds)
+        for arm in arms
+        if seed in recipe.seeds_of(arm)
+    ]
 
 
 def recipe_of_run(recipe: ComparisonRecipe, out: Path, arm: str, seed: int) -> Recipe:
@@ -77,15 +96,77 @@ def recipe_of_run(recipe: ComparisonRecipe, out: Path, arm: str, seed: int) -> R
     return recipe.recipe_of(arm, seed, foundation, overrides)
 
 
-def _training_job(recipe: Recipe, out: Path, arm: str, seed: int) -> Job:
-    directory = run_directory(out, arm, seed)
-    file = out / "recipes" / f"{arm}-{seed}.yaml"
-    _write(file, dump_recipe(recipe))
+def equal_time_jobs(recipe: ComparisonRecipe, out: Path) -> list[Job]:
+    """The runs at equal time of the arms that are not there already, seeds outermost."""
+    factors = equal_time_factors(recipe, out)
+    assert recipe.equal_time is not None
+    jobs = []
+    for seed in range(recipe.equal_time.num_seeds):
+        for arm, factor in factors.items():
+            if factor != 1 and seed in recipe.seeds_of(arm):
+                directory = run_directory(out / EQUAL_TIME, arm, seed)
+                changed = scaled(recipe_of_run(recipe, out, arm, seed), factor)
+                jobs.append(_training_job(changed, directory, out, f"{EQUAL_TIME}-{arm}-{seed}"))
+    return jobs
+
+
+def equal_time_factors(recipe: ComparisonRecipe, out: Path) -> dict[str, float]:
+    """Arm → by how much its steps are multiplied to take the time of the reference; 1 within the tolerance.
+
+    Measured once, when the runs at equal steps are done, as the median over seeds of the paired ratio of the time of a
+    median step, stage by stage; and written down, so that a comparison that goes on keeps them.
+    """
+    settings = recipe.equal_time
+    assert settings is not None
+    file = out / EQUAL_TIME / f"{recipe.name}.json"
+    if not file.exists():
+        factors = {}
+        for arm in recipe.trained:
+            seeds = set(recipe.seeds_of(arm)) & set(recipe.seeds_of(settings.reference))
+            ratios = [
+                stepping_seconds(run_directory(out, settings.reference, seed))
+                / stepping_seconds(run_directory(out, arm, seed))
+                for seed in seeds
+            ]
+            factor = round(statistics.median(ratios), 3)
+            factors[arm] = 1.0 if abs(factor - 1) <= settings.tolerance else factor
+        _write(file, json.dumps(factors, indent=1))
+    found: dict[str, float] = json.loads(file.read_text(encoding="utf-8"))
+    return found
+
+
+def stepping_seconds(directory: Path) -> float:
+    """Seconds that the steps of a run take: stage by stage the median step, times their number.
+
+    Medians, because other work on the machine and the saving of checkpoints stretch single steps.
+    """
+    by_stage: dict[int, list[float]] = {}
+    for line in read_log(directory / "log.jsonl"):
+        by_stage.setdefault(line["stage_index"], []).append(line["time_s"])
+    total = 0.0
+    for ends in by_stage.values():
+        steps = [after - before for before, after in zip([0.0, *ends], ends, strict=False)]
+        total += statistics.median(steps) * len(steps)
+    return total
+
+
+def analysis_jobs(run: Job) -> list[Job]:
+    """What is measured on a finished run beside its own metrics."""
+    directory = run.done.parent
+    along = ("trajectory", str(directory))
+    return [Job(f"along {run.name}", along, directory / TRAJECTORY, run.log)]
+
+
+def _training_job(recipe: Recipe, directory: Path, out: Path, name: str) -> Job:
+    file, text, known = out / "recipes" / f"{name}.yaml", dump_recipe(recipe), directory / "recipe.yaml"
+    if known.exists() and known.read_text(encoding="utf-8") != text:
+        raise ValueError(f"{known} is of another recipe than this comparison's: choose another --out")
+    _write(file, text)
     return Job(
-        name=f"{arm} {seed}",
+        name=name.replace("-", " "),
         arguments=("train", str(file), "--out", str(directory), "--resume"),
         done=directory / "report.html",
-        log=out / "logs" / f"{arm}-{seed}.log",
+        log=out / "logs" / f"{name}.log",
         num_steps=sum(stage.steps for stage in recipe.stages),
         steps_log=directory / "log.jsonl",
     )
@@ -93,11 +174,11 @@ def _training_job(recipe: Recipe, out: Path, arm: str, seed: int) -> Job:
 
 def _open(recipe: ComparisonRecipe, out: Path) -> None:
     """Write the recipe into the directory, or check that the one there is the same."""
-    known, text = out / "comparison.yaml", yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
+    known, text = out / f"{recipe.name}.yaml", yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
     if known.exists():
         if known.read_text(encoding="utf-8") != text:
             raise ValueError(f"{known} differs from the recipe given: choose another --out")
-    elif out.exists() and any(out.iterdir()):
+    elif out.exists() and any(out.iterdir()) and not (out / "recipes").is_dir():
         raise ValueError(f"{out} is not empty and holds no comparison; choose another --out")
     else:
         _write(known, text)

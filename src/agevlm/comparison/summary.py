@@ -1,17 +1,20 @@
-"""From the runs of a comparison to `comparison.json`: figures of every arm and paired differences, with intervals.
+"""From the runs of a comparison to its JSON: figures of every arm and paired differences, with intervals.
 
-Reads what `agevlm train` leaves in each run. Runs that are not done yet are left out; the file says which are there.
+Reads what `agevlm train` and the analyses leave in each run. Runs that are not done yet are left out; the file says
+which are there.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from agevlm.comparison.recipe import ComparisonRecipe
-from agevlm.comparison.run import run_directory
+from agevlm.comparison.run import EQUAL_TIME, equal_time_factors, run_directory, stepping_seconds
 from agevlm.evaluation.breakdown import breakdown, pope_answers, scenes_facts
 from agevlm.evaluation.detection import detect
 from agevlm.evaluation.statistics import (
@@ -26,6 +29,7 @@ from agevlm.evaluation.statistics import (
 )
 from agevlm.files import write_beside
 from agevlm.training.recipe import ScenesSource, load_recipe
+from agevlm.training.trajectory import FILE as TRAJECTORY
 
 ANSWER_FIGURES = (
     *(
@@ -46,113 +50,211 @@ ANSWER_FIGURES = (
 )
 """Figures of questions, named as in metrics.json; an arm without a null token has none of the last."""
 
-SEED_FIGURES = ("text_perplexity.before", "text_perplexity.after", "train.seconds", "train.seconds_per_step")
-"""One number a run: perplexity from metrics.json, time from stages.json, all stages together."""
+RUN_FIGURES = (
+    "text_perplexity.before",
+    "text_perplexity.after",
+    "pointing.strict_accuracy",
+    "counting.mean_absolute_error",
+    "biased.pope.adversarial.accuracy",
+    "biased.pope.random.accuracy",
+)
+"""One number a run, named as in metrics.json: they get Student's interval over the seeds."""
 
+TRAJECTORY_FIGURES = (
+    "pope.random.accuracy",
+    "pope.adversarial.accuracy",
+    "pope.adversarial.yes_ratio",
+    "pointing.accuracy",
+    "text_perplexity",
+)
 ERROR = "pope.adversarial.error"  # whose ratios between arms are the claim
+
+Nested = dict[str, Any]
 
 
 class ArmRuns:
-    """The finished runs of one arm, by seed."""
+    """The finished runs of one arm, by seed, in `out`/ARM/SEED."""
 
-    def __init__(self, recipe: ComparisonRecipe, out: Path, arm: str) -> None:
-        done = {seed: run_directory(out, arm, seed) for seed in recipe.seeds_of(arm)}
+    def __init__(self, out: Path, arm: str, seeds: Iterable[int]) -> None:
+        done = {seed: run_directory(out, arm, seed) for seed in seeds}
         self.directories = {seed: path for seed, path in done.items() if (path / "report.html").exists()}
         self.predictions = {seed: _read_lines(path / "predictions.jsonl") for seed, path in self.directories.items()}
-        self.numbers = {seed: _numbers(path) for seed, path in self.directories.items()}
+        self._figures: dict[str, dict[int, Figure]] = {}
+
+    @cached_property
+    def numbers(self) -> dict[int, dict[str, float]]:
+        """Seed → figures of the whole run, of `RUN_FIGURES` and its training."""
+        return {seed: _numbers(path) for seed, path in self.directories.items()}
 
     def figures(self, name: str) -> dict[int, Figure]:
-        """Seed → a figure of its questions; empty where the arm has none of that name."""
-        try:
-            return {seed: figure_of(records, name) for seed, records in self.predictions.items()}
-        except ValueError:
-            return {}
+        """Seed → a figure of its questions. Empty where no run has it; some runs without it are a ValueError."""
+        if name not in self._figures:
+            found = {}
+            for seed, records in self.predictions.items():
+                try:
+                    found[seed] = figure_of(records, name)
+                except ValueError:
+                    continue
+            if found and len(found) < len(self.predictions):
+                missing = min(self.predictions.keys() - found.keys())
+                raise ValueError(f"{self.directories[missing]} has no figure {name!r}, other runs of the arm have")
+            self._figures[name] = found
+        return self._figures[name]
 
     def values(self, name: str) -> dict[int, float]:
-        """Seed → one of `SEED_FIGURES`."""
+        """Seed → one number of the whole run."""
         return {seed: numbers[name] for seed, numbers in self.numbers.items() if name in numbers}
 
+    @property
+    def number_names(self) -> list[str]:
+        """The names that `values` knows."""
+        return list(dict.fromkeys(name for numbers in self.numbers.values() for name in numbers))
 
-def summarise(recipe: ComparisonRecipe, out: Path) -> dict[str, Any]:
-    """The content of comparison.json: `arms`, `differences`, `error_ratios`, `breakdown`, `detection`, `runs`.
 
-    No finished run at all is a ValueError.
+def summarise(recipe: ComparisonRecipe, out: Path) -> Nested:
+    """The content of a comparison's JSON: what each section holds is said in docs/comparison.md.
+
+    Differences are those of the arms within each group. No finished run at all is a ValueError.
     """
-    arms = {arm: ArmRuns(recipe, out, arm) for arm in recipe.arms}
+    arms = {arm: ArmRuns(out, arm, recipe.seeds_of(arm)) for arm in recipe.trained}
     arms = {arm: runs for arm, runs in arms.items() if runs.directories}
     if not arms:
-        raise ValueError(f"{out} holds no finished run of {', '.join(recipe.arms)}")
-    return {
+        raise ValueError(f"{out} holds no finished run of {', '.join(recipe.trained)}")
+    groups = recipe.groups or {"": tuple(recipe.trained)}
+    facts = _Facts()
+    summary = {
         "name": recipe.name,
         "titles": {arm: recipe.arms[arm].title for arm in arms},
+        "settings": {arm: recipe.changes_of(arm) for arm in arms},
+        "groups": {title: [arm for arm in members if arm in arms] for title, members in groups.items()},
         "runs": {arm: sorted(runs.directories) for arm, runs in arms.items()},
-        "arms": {arm: _nested(_estimates(runs)) for arm, runs in arms.items()},
-        "differences": _between(arms, _differences),
-        "error_ratios": _between(arms, _error_ratio),
-        "breakdown": {arm: _breakdown(runs) for arm, runs in arms.items()},
+        "arms": {arm: estimates(runs) for arm, runs in arms.items()},
+        **_between(arms, _pairs(groups.values())),
+        "breakdown": {arm: _breakdown(runs, facts) for arm, runs in arms.items()},
         "detection": {arm: _detection(runs) for arm, runs in arms.items()},
+        "curves": {arm: curve for arm, runs in arms.items() if (curve := _curve(runs))},
         "environment": json.loads((_first_run(arms) / "environment.json").read_text(encoding="utf-8")),
     }
+    if recipe.equal_time is not None and (out / EQUAL_TIME / f"{recipe.name}.json").exists():
+        summary["equal_time"] = _equal_time(recipe, out, arms)
+    return summary
 
 
 def write_summary(summary: Mapping[str, Any], path: Path) -> None:
-    """Write comparison.json."""
+    """Write what `summarise` gives, as JSON."""
     with write_beside(path) as beside:
-        beside.write_text(json.dumps(summary, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        beside.write_text(json.dumps(summary, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def _first_run(arms: Mapping[str, ArmRuns]) -> Path:
     return next(path for runs in arms.values() for path in runs.directories.values())
 
 
-def _estimates(runs: ArmRuns) -> dict[str, Any]:
+def estimates(runs: ArmRuns) -> Nested:
+    """Every figure of an arm, nested as in metrics.json."""
     found: dict[str, Estimate] = {}
     for name in ANSWER_FIGURES:
         if figures := runs.figures(name):
             found[name] = estimate(figures, bounds=(0.0, 1.0))
-    for name in SEED_FIGURES:
-        if values := runs.values(name):
-            found[name] = estimate_of_seeds(values)
-    return {name: figure.record() for name, figure in found.items()}
+    for name in runs.number_names:
+        found[name] = estimate_of_seeds(runs.values(name))
+    return _nested({name: figure.record() for name, figure in found.items()})
 
 
-def _differences(first: ArmRuns, second: ArmRuns, names: tuple[str, str]) -> dict[str, Any]:
+def _pairs(groups: Iterable[tuple[str, ...]]) -> list[tuple[str, str]]:
+    """Every two arms that share a group, once."""
+    pairs = (pair for members in groups for pair in itertools.combinations(members, 2))
+    return list({frozenset(pair): pair for pair in pairs}.values())
+
+
+def _between(arms: Mapping[str, ArmRuns], pairs: Iterable[tuple[str, str]]) -> Nested:
+    """`differences` (arm → other → figure, arm minus other) and `error_ratios` (arm → other), both ways round."""
+    differences: Nested = {}
+    ratios: Nested = {}
+    for first, second in pairs:
+        if first not in arms or second not in arms:
+            continue
+        found = _differences(arms[first], arms[second], (first, second))
+        differences.setdefault(first, {})[second] = _nested({name: d.record() for name, d in found.items()})
+        differences.setdefault(second, {})[first] = _nested({name: (-d).record() for name, d in found.items()})
+        for one, two in ((first, second), (second, first)):
+            errors = arms[one].figures(ERROR), arms[two].figures(ERROR)
+            if errors[0].keys() & errors[1].keys():
+                ratios.setdefault(one, {})[two] = ratio(*errors, names=(one, two)).record()
+    return {"differences": differences, "error_ratios": ratios}
+
+
+def _differences(first: ArmRuns, second: ArmRuns, names: tuple[str, str]) -> dict[str, Estimate]:
     found: dict[str, Estimate] = {}
     for name in ANSWER_FIGURES:
         one, two = first.figures(name), second.figures(name)
         if one.keys() & two.keys():
             found[name] = difference(one, two, names=names)
-    for name in SEED_FIGURES:
+    for name in first.number_names:
         values = first.values(name), second.values(name)
         if values[0].keys() & values[1].keys():
             found[name] = difference_of_seeds(*values)
-    return _nested({name: figure.record() for name, figure in found.items()})
+    return found
 
 
-def _error_ratio(first: ArmRuns, second: ArmRuns, names: tuple[str, str]) -> dict[str, Any]:
-    one, two = first.figures(ERROR), second.figures(ERROR)
-    return ratio(one, two, names=names).record() if one.keys() & two.keys() else {}
-
-
-def _between(
-    arms: Mapping[str, ArmRuns], measure: Callable[[ArmRuns, ArmRuns, tuple[str, str]], dict[str, Any]]
-) -> dict[str, dict[str, Any]]:
-    """A measure of every arm against every other: first arm → second arm → outcome."""
+def _equal_time(recipe: ComparisonRecipe, out: Path, equal_steps: Mapping[str, ArmRuns]) -> Nested:
+    """The figures at equal time; an arm whose steps stay as they are is there with its runs at equal steps."""
+    assert recipe.equal_time is not None
+    factors = equal_time_factors(recipe, out)
+    seeds = range(min(recipe.equal_time.num_seeds, recipe.num_seeds))
+    places = {arm: out if factor == 1 else out / EQUAL_TIME for arm, factor in factors.items() if arm in equal_steps}
+    arms = {arm: ArmRuns(place, arm, set(seeds) & set(recipe.seeds_of(arm))) for arm, place in places.items()}
+    arms = {arm: runs for arm, runs in arms.items() if runs.directories}
     return {
-        first: {second: measure(arms[first], arms[second], (first, second)) for second in arms if second != first}
-        for first in arms
+        "reference": recipe.equal_time.reference,
+        "step_factors": factors,
+        "runs": {arm: sorted(runs.directories) for arm, runs in arms.items()},
+        "arms": {arm: estimates(runs) for arm, runs in arms.items()},
+        **_between(arms, itertools.combinations(arms, 2)),
     }
 
 
-def _breakdown(runs: ArmRuns) -> dict[str, Any]:
-    answers = {}
-    for seed, directory in runs.directories.items():
+def _curve(runs: ArmRuns) -> list[Nested]:
+    """Points along the training: step, mean seconds, and figures over the seeds; [] where they were not measured."""
+    found = {
+        seed: json.loads((path / TRAJECTORY).read_text(encoding="utf-8"))
+        for seed, path in runs.directories.items()
+        if (path / TRAJECTORY).exists()
+    }
+    points = []
+    for together in zip(*found.values(), strict=True):
+        by_seed = dict(zip(found, together, strict=True))
+        figures = {
+            name: estimate_of_seeds(values).record()
+            for name in TRAJECTORY_FIGURES
+            if (values := {seed: v for seed, p in by_seed.items() if (v := _value(p["metrics"], name)) is not None})
+        }
+        seconds = sum(point["seconds"] for point in together) / len(together)
+        first = together[0]
+        place = {"stage": first["stage"], "step": first["step"], "ends_stage": first["ends_stage"], "seconds": seconds}
+        points.append({**place, "figures": figures})
+    return points
+
+
+class _Facts:
+    """What is there in the pictures of a test world, drawn once for all arms."""
+
+    def __init__(self) -> None:
+        self.drawn: dict[str, Any] = {}
+
+    def of(self, directory: Path) -> Any:
         recipe = load_recipe(directory / "recipe.yaml")
-        assert recipe.evaluation is not None
-        source = next(source for source in recipe.data.values() if isinstance(source, ScenesSource))
         asked = recipe.evaluation
-        facts = scenes_facts(source.scenes, asked.seed, asked.num_images, split=asked.split)
-        answers[seed] = pope_answers(runs.predictions[seed], facts)
+        assert asked is not None
+        source = next(source for source in recipe.data.values() if isinstance(source, ScenesSource))
+        key = json.dumps([source.scenes.model_dump(mode="json"), asked.seed, asked.num_images, asked.split])
+        if key not in self.drawn:
+            self.drawn[key] = scenes_facts(source.scenes, asked.seed, asked.num_images, split=asked.split)
+        return self.drawn[key]
+
+
+def _breakdown(runs: ArmRuns, facts: _Facts) -> Nested:
+    answers = {seed: pope_answers(runs.predictions[seed], facts.of(path)) for seed, path in runs.directories.items()}
     tables = breakdown(answers)
     return {
         rate: {situation: [cell.record() for cell in cells] for situation, cells in by_situation.items()}
@@ -160,14 +262,14 @@ def _breakdown(runs: ArmRuns) -> dict[str, Any]:
     }
 
 
-def _detection(runs: ArmRuns) -> dict[str, Any]:
+def _detection(runs: ArmRuns) -> Nested:
     found = detect(runs.predictions)
     return {split: {name: seen.record() for name, seen in by_name.items()} for split, by_name in found.items()}
 
 
-def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+def _nested(flat: Mapping[str, Any]) -> Nested:
     """Dotted names as nested objects, as metrics.json has them."""
-    nested: dict[str, Any] = {}
+    nested: Nested = {}
     for name, value in flat.items():
         *parents, last = name.split(".")
         place = nested
@@ -177,11 +279,24 @@ def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
     return nested
 
 
+def _value(nested: Any, name: str) -> float | None:
+    """A number by its dotted name; None where there is none."""
+    for part in name.split("."):
+        nested = nested.get(part) if isinstance(nested, dict) else None
+    return nested if isinstance(nested, float) else None
+
+
 def _numbers(directory: Path) -> dict[str, float]:
-    perplexity = json.loads((directory / "metrics.json").read_text(encoding="utf-8")).get("text_perplexity", {})
+    metrics = json.loads((directory / "metrics.json").read_text(encoding="utf-8"))
     stages = json.loads((directory / "stages.json").read_text(encoding="utf-8"))
-    seconds, steps = (sum(stage[name] for stage in stages) for name in ("seconds", "steps"))
-    found = {f"text_perplexity.{when}": value for when, value in perplexity.items() if isinstance(value, float)}
+    found = {name: value for name in RUN_FIGURES if (value := _value(metrics, name)) is not None}
+    by_number = metrics.get("counting", {}).get("by_number", {})
+    found |= {f"counting.by_number.{number}": cell["accuracy"] for number, cell in by_number.items()}
+    if (directory / TRAJECTORY).exists():
+        points = json.loads((directory / TRAJECTORY).read_text(encoding="utf-8"))
+        ends = [point for point in points if point["ends_stage"]][:-1]  # the last stage's is "after"
+        found |= {f"text_perplexity.{point['stage']}": point["metrics"]["text_perplexity"] for point in ends}
+    seconds, steps = stepping_seconds(directory), sum(stage["steps"] for stage in stages)
     return {**found, "train.seconds": seconds, "train.seconds_per_step": seconds / steps}
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from agevlm.data.chat import TokenisedChat, tokenise_conversation
 from agevlm.data.images import open_image
+from agevlm.data.mask_noise import MaskNoise, spoil_masks
 from agevlm.data.masks import mask_to_grid, union_mask
 from agevlm.data.schema import IGNORE_INDEX, RLE, Conversation, Grounding, Sample
 
@@ -38,8 +39,7 @@ class Collator:
 
     `grid` is the (h, w) of image tokens. With `guided`, the batch carries the positions to guide; `answer_position`
     adds the position that predicts an answer about grounded words, but not in conversations of the kinds
-    `free_answers`. What is left out is counted by reason in the batch's
-    `left_out`.
+    `free_answers`; `mask_noise` spoils the masks. What is left out is counted by reason in the batch's `left_out`.
     """
 
     processor: Any
@@ -47,6 +47,7 @@ class Collator:
     guided: bool = False
     answer_position: bool = True
     free_answers: tuple[str, ...] = ()
+    mask_noise: MaskNoise | None = None
     max_length: int = 512
 
     def __call__(self, items: Sequence[tuple[Sample, NDArray[np.float16] | None]]) -> dict[str, Any]:
@@ -71,7 +72,8 @@ class Collator:
             batch["rows_per_image"] = per_image
             batch["images_seen"] = (batch["input_ids"] == self.processor.image_token_id).cumsum(dim=-1)
         if self.guided:
-            batch |= self._guidance(rows, chats, left_out)
+            seen = spoil_masks(rows, self.mask_noise) if self.mask_noise else rows
+            batch |= self._guidance(seen, chats, left_out)
         batch["sample_ids"] = [conversation.id for _, conversation in rows]
         batch["left_out"] = {reason: number for reason, number in left_out.items() if number}
         return batch

@@ -126,7 +126,7 @@ def evaluate_dataset(
     num_images = len(samples)
     network, processor = load_model(model, settings.device, settings.dtype)
     found = _ask(network, processor, samples, settings, dataset.name, progress)
-    texts = [c for number in range(min(NUM_TEXTS, num_images)) for c in dataset[number].sample.conversations[:1]]
+    texts = _first_conversations(dataset, num_images)
     left_out = sum(len(dataset[n].sample.conversations) for n in range(num_images)) - len(found.predictions)
     metrics = {
         **found.metrics,
@@ -148,6 +148,24 @@ def test_samples(model: str | Path, benchmark: str | Path, settings: Settings) -
 
     spec = WorldSpec.model_validate(_recipe_world(model))
     return _drawn_samples(spec, TEST_CO_OCCURRENCE, settings, training_statistics(spec, settings.seed))
+
+
+def held_out_texts(model: str | Path, processor: Any, benchmark: str | Path, settings: Settings) -> list[str]:
+    """The texts that text perplexity is measured on."""
+    if str(benchmark) != SCENES:
+        from agevlm.data.parquet import read_parquet
+
+        dataset = read_parquet(benchmark)
+        return _texts(processor, _first_conversations(dataset, len(_stored_samples(dataset, settings))))
+    from agevlm.data.scenes import WorldSpec
+    from agevlm.evaluation.scenes import held_out_conversations
+
+    spec = WorldSpec.model_validate(_recipe_world(model))
+    return _texts(processor, held_out_conversations(spec, settings.seed, split=settings.split, num=NUM_TEXTS))
+
+
+def _first_conversations(dataset: ParquetDataset, num_images: int) -> list[Conversation]:
+    return [c for number in range(min(NUM_TEXTS, num_images)) for c in dataset[number].sample.conversations[:1]]
 
 
 def _stored_samples(dataset: ParquetDataset, settings: Settings) -> LazySamples:
@@ -191,14 +209,16 @@ def _ask(
 
 def _perplexity(origin: str | None, network: Any, processor: Any, conversations: Iterable[Conversation]) -> Metrics:
     """Perplexity of the same texts for the language model before, where it is known, and inside the VLM."""
-    texts = [_text(processor, conversation) for conversation in conversations]
+    texts = _texts(processor, conversations)
     before = directory_perplexity(resolve_model(origin), texts, device=network.device) if origin else None
     after = text_perplexity(network, processor.tokenizer, texts)
     return {"before": before, "after": after, "language_model": origin, "num_texts": len(texts)}
 
 
-def _text(processor: Any, conversation: Conversation) -> str:
-    return render_conversation(processor, [replace(m, num_images=0) for m in conversation.messages]).text
+def _texts(processor: Any, conversations: Iterable[Conversation]) -> list[str]:
+    """Conversations as plain text, without their pictures."""
+    shown = ([replace(message, num_images=0) for message in c.messages] for c in conversations)
+    return [render_conversation(processor, messages).text for messages in shown]
 
 
 def _origin(model: str | Path, settings: Settings) -> str | None:

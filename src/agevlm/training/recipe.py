@@ -16,6 +16,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
 from agevlm.data.language import check_kinds
+from agevlm.data.mask_noise import MaskNoise
 from agevlm.data.scenes import WorldSpec
 from agevlm.guidance import GUIDANCE_LOSSES
 
@@ -81,6 +82,7 @@ class GuidanceRecipe(Strict):
     heads: Literal["mean", "each"] = "mean"
     answer_position: bool = True  # guide the position that predicts an answer as well, to all that was asked about
     free_answers: tuple[str, ...] = ()  # kinds of conversation whose answer position is left free all the same
+    mask_noise: MaskNoise | None = None  # masks as a worse teacher would give them
 
     @model_validator(mode="after")
     def _known_loss(self) -> GuidanceRecipe:
@@ -170,6 +172,7 @@ class Recipe(Strict):
     cache_features: bool = True  # keep the feature maps of a frozen vision model on disk
     num_workers: int = Field(1, ge=0)
     save_steps: int = Field(500, ge=1)
+    snapshot_steps: int | None = Field(None, ge=1)  # keep the model every so many steps of a stage, in snapshots/
     cache_dir: Path | None = None  # None: inside the run, removed at its end; a directory: kept, and shared by runs
     max_length: int = Field(512, ge=8)  # tokens of a conversation; what is longer is cut, and counted
 
@@ -205,6 +208,8 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), seed: int | Non
         raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds {type(content).__name__}, a recipe is a mapping with the key stages")
+    if "arms" in content:
+        raise ValueError(f"{path} is a comparison of several runs: train it with agevlm compare")
     content = apply_overrides(content, overrides)
     if seed is not None:
         content["seed"] = seed

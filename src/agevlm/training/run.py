@@ -5,6 +5,7 @@ The directory of a run:
     log.jsonl                       one record for each optimiser step
     stages.json                     what each stage trained, for how long
     1-align/ 2-…/                   the model at the end of each stage, and the newest checkpoint of a stage in progress
+    snapshots/1-align-300/ …        the model every `snapshot_steps` steps, where the recipe asks for it
     model/                          the model at the end
     metrics.json, predictions.jsonl, metrics.md, report.html
 """
@@ -43,6 +44,7 @@ from agevlm.training.stages import describe, freeze_for_stage, merge_adapters
 from agevlm.training.trainer import StageTrainer, find_checkpoints, read_log, training_arguments
 
 TRAIN_SPLIT = "train"
+SNAPSHOTS = "snapshots"
 
 
 def train(
@@ -81,6 +83,9 @@ class Run:
 
     def stage_directory(self, index: int) -> Path:
         return self.out / f"{index + 1}-{self.recipe.stages[index].name}"
+
+    def snapshot_directory(self, index: int, step: int) -> Path:
+        return self.out / SNAPSHOTS / f"{index + 1}-{self.recipe.stages[index].name}-{step}"
 
     def open(self, resume: bool) -> None:
         """Make the directory of the run, or check that the one that is there is this recipe's."""
@@ -187,13 +192,19 @@ class Run:
             num_workers=settings.num_workers,
             save_steps=settings.save_steps,
         )
+
+        def on_step(record: dict[str, Any]) -> None:
+            progress.step(record)
+            if settings.snapshot_steps and record["step"] % settings.snapshot_steps == 0 < stage.steps - record["step"]:
+                self._save(self.snapshot_directory(index, record["step"]), model, processor)
+
         return StageTrainer(
             model=model,
             args=arguments,
             train_dataset=StageDataset(stage, data, seed=_stage_seed(settings.seed, index)),
             data_collator=stage_collator(settings, stage, model, processor),
             stage=stage,
-            on_step=progress.step,
+            on_step=on_step,
             files=self.files,
         )
 
@@ -292,6 +303,7 @@ def stage_collator(recipe: Recipe, stage: StageRecipe, model: Any, processor: An
         guided=stage.guidance is not None and stage.guidance.weight > 0,
         answer_position=stage.guidance is not None and stage.guidance.answer_position,
         free_answers=stage.guidance.free_answers if stage.guidance else (),
+        mask_noise=stage.guidance.mask_noise if stage.guidance else None,
         max_length=recipe.max_length,
     )
 
