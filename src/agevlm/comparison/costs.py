@@ -89,7 +89,7 @@ def measure_costs(
     *,
     arms: Sequence[str] = (),
     tokens: Sequence[int] = TOKENS,
-    repetitions: int = 4,
+    repetitions: int = 3,
     foundation: Path | None = None,
     progress: Progress = lambda name, done, total: None,
 ) -> dict[str, Any]:
@@ -159,7 +159,7 @@ def cost_tables(measured: Mapping[str, Any]) -> list[tuple[list[str], list[list[
             steps = list(cost["train"].values())
             kept = steps[-1]["activation_bytes"] / steps[-1]["images_per_batch"] / 1e6
             times = [_short(step["seconds_per_step"], step["images_per_batch"]) for step in steps]
-            trained.append([arm, number, *times, round(kept, 1)])
+            trained.append([arm, number, *times, f"{kept:.1f}"])
             times = [_short(cost[name]["seconds"]) for name in ("first_token", "further_question")]
             answered.append([arm, number, *times, round(cost["memory"]["total_bytes"] / 1e3)])
     return [
@@ -229,6 +229,7 @@ def _train(
     figures: dict[str, dict[str, Any]] = {}
     batches: dict[str, list[dict[str, Any]]] = {}
     times: Times = {network.arm: [] for network in networks}
+    processor_times: Times = {network.arm: [] for network in networks}
     drawn: dict[str, list[list[Item]]] = {}
     stages = {network.arm: _smaller(network.stage(stage_name), batch_ratio) for network in networks}
     with ExitStack() as stack:
@@ -238,10 +239,7 @@ def _train(
             items = _draw(network, stage, drawn)
             batches[network.arm] = _collate(network, stage, items)
             figures[network.arm] = {
-                "images_per_batch": stage.images_per_batch,
-                "questions_per_image": stage.questions_per_image,
-                "parameters": sum(count["parameters"] for count in counts.values()),
-                "trainable_parameters": sum(count["trainable"] for count in counts.values()),
+                **_counts(stage, counts),
                 **step_work(network.model, stage, batches[network.arm][0], dtype),
                 "vision_seconds_per_image": _vision_seconds(network, items[0]),
             }
@@ -251,10 +249,22 @@ def _train(
                 chosen = [of_arm[(start + step) % len(of_arm)] for step in range(STEPS_AT_A_TIME)]
                 steps = step_times(network.model, stages[network.arm], [chosen[0], *chosen], network.recipe.dtype)
                 times[network.arm] += [wall for wall, _ in steps]
+                processor_times[network.arm] += [processor for _, processor in steps]
+    on_processor = compare_times(processor_times, reference)
     for arm, spread in compare_times(times, reference).items():
-        figures[arm]["seconds_per_step"] = spread
-        figures[arm]["seconds_per_image"] = spread["median"] / figures[arm]["images_per_batch"]
+        per_image = spread["median"] / figures[arm]["images_per_batch"]
+        figures[arm] |= {"seconds_per_step": spread, "seconds_per_image": per_image}
+        figures[arm]["processor_seconds_per_step"] = on_processor[arm]
     return figures
+
+
+def _counts(stage: StageRecipe, counts: Mapping[str, Mapping[str, int]]) -> dict[str, int]:
+    return {
+        "images_per_batch": stage.images_per_batch,
+        "questions_per_image": stage.questions_per_image,
+        "parameters": sum(count["parameters"] for count in counts.values()),
+        "trainable_parameters": sum(count["trainable"] for count in counts.values()),
+    }
 
 
 def _smaller(stage: StageRecipe, batch_ratio: float) -> StageRecipe:
