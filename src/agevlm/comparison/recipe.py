@@ -66,6 +66,7 @@ class ComparisonRecipe(Strict):
     groups: dict[str, tuple[str, ...]] = {}  # title → arms that are compared, the first with each other one; {}: all
     equal_time: EqualTimeRecipe | None = None
     analyse: bool = True  # beside the figures of `agevlm evaluate`: along the training, and similarity
+    costs: tuple[int, ...] = ()  # numbers of image tokens at which the arms' costs are measured
 
     @model_validator(mode="after")
     def _arms_are_recipes(self) -> ComparisonRecipe:
@@ -167,7 +168,7 @@ def _read(path: Path) -> dict[str, Any]:
     if "extends" not in content:
         return content
     base = _read(path.with_name(content.pop("extends")))
-    for key in ("quick", "equal_time"):  # of that comparison alone
+    for key in ("quick", "equal_time", "costs"):  # of that comparison alone
         base.pop(key, None)
     base = apply_overrides(base, _as_overrides(content.pop("set", {})))
     return {**base, **content, "arms": {**base["arms"], **content["arms"]}}

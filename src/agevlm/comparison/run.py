@@ -29,6 +29,7 @@ from agevlm.training.trainer import read_log
 from agevlm.training.trajectory import FILE as TRAJECTORY
 
 EQUAL_TIME = "equal_time"
+COSTS = "costs.json"
 
 
 def compare(
@@ -55,6 +56,8 @@ def compare(
     shutil.rmtree(out / "cache", ignore_errors=True)
     if recipe.analyse:
         run_jobs([job for run in jobs for job in analysis_jobs(run)], num_parallel, console)
+    if recipe.costs and not arms:
+        run_jobs([costs_job(recipe, out)], 1, console)  # alone on the machine
     return out
 
 
@@ -155,6 +158,15 @@ def analysis_jobs(run: Job) -> list[Job]:
     directory = run.done.parent
     along = ("trajectory", str(directory))
     return [Job(f"along {run.name}", along, directory / TRAJECTORY, run.log)]
+
+
+def costs_job(recipe: ComparisonRecipe, out: Path) -> Job:
+    """Measure what the arms cost."""
+    tokens = [argument for number in recipe.costs for argument in ("--tokens", str(number))]
+    foundation = ["--foundation", str(out / "foundations" / "0")] if recipe.foundations else []
+    done = out / COSTS
+    arguments = ("costs", str(out / f"{recipe.name}.yaml"), "--out", str(done), *tokens, *foundation)
+    return Job("costs", arguments, done, out / "logs" / "costs.log")
 
 
 def _training_job(recipe: Recipe, directory: Path, out: Path, name: str) -> Job:

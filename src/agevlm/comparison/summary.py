@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from agevlm.comparison.recipe import ComparisonRecipe
-from agevlm.comparison.run import EQUAL_TIME, equal_time_factors, run_directory, stepping_seconds
+from agevlm.comparison.run import COSTS, EQUAL_TIME, equal_time_factors, run_directory, stepping_seconds
 from agevlm.evaluation.breakdown import breakdown, pope_answers, scenes_facts
 from agevlm.evaluation.detection import detect
 from agevlm.evaluation.statistics import (
@@ -137,6 +137,9 @@ def summarise(recipe: ComparisonRecipe, out: Path) -> Nested:
     }
     if recipe.equal_time is not None and (out / EQUAL_TIME / f"{recipe.name}.json").exists():
         summary["equal_time"] = _equal_time(recipe, out, arms)
+    if recipe.costs and (out / COSTS).exists():
+        measured = json.loads((out / COSTS).read_text(encoding="utf-8"))
+        summary |= {"costs": measured.pop("costs"), "costs_settings": measured}
     return summary
 
 
