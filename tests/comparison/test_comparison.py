@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -185,10 +189,10 @@ def test_the_recipe_in_the_package_has_the_arms_of_the_claim() -> None:
     assert [stage.guidance is not None for stage in age.stages] == [False, False, True, False]
     assert [stage.guidance is not None for stage in plus.stages] == [False, False, True, True]
     assert recipe.recipe_of("concat_pooled", 1).model.pool_size == 2
-    assert {recipe.recipe_of(arm, 0).stages[3].steps for arm in recipe.arms} == {1200}
+    assert {recipe.recipe_of(arm, 0).stages[3].steps for arm in recipe.arms} == {1400}
     quick = load_comparison(ROOT / "recipes" / "comparison.yaml", quick=True)
     assert quick.trained == recipe.trained and quick.foundations is None
-    assert quick.recipe_of("age", 0).stages[3].steps < 300
+    assert quick.recipe_of("age", 0).stages[3].steps < 400
 
 
 @pytest.mark.parametrize("name", ["sweeps", "ablations"])
@@ -245,6 +249,25 @@ def test_a_job_that_fails_is_named_with_the_end_of_its_log(tmp_path: Path) -> No
     wrong = Job("age 3", ("train", "nowhere.yaml"), tmp_path / "never", tmp_path / "logs" / "age-3.log")
     with pytest.raises(ValueError, match=r"age 3 failed: .*nowhere.yaml.*age-3.log"):
         run_jobs([wrong], 1, QUIET)
+
+
+def test_a_stop_ends_the_jobs_that_run(content: dict[str, Any], tmp_path: Path) -> None:
+    common = {**content["common"], "snapshot_steps": None, "evaluation": None}
+    common["stages"] = [{**stage, "steps": 100_000} for stage in common["stages"]]
+    file = tmp_path / "comparison.yaml"
+    file.write_text(yaml.safe_dump({**content, "common": common, "num_seeds": 1, "equal_time": None}))
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "agevlm.cli", "compare", str(file), "--out", str(out), "--jobs", "2"]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as comparison:
+        logs = [out / arm / "0" / "log.jsonl" for arm in ("age", "concat")]
+        while not all(log.exists() for log in logs):
+            assert comparison.poll() is None
+            time.sleep(0.1)
+        comparison.terminate()
+        assert comparison.wait() == 128 + signal.SIGTERM
+    sizes = [log.stat().st_size for log in logs]
+    time.sleep(1)
+    assert [log.stat().st_size for log in logs] == sizes
 
 
 def test_jobs_come_seed_by_seed(content: dict[str, Any], tmp_path: Path) -> None:
