@@ -119,7 +119,7 @@ class PairHistogram:
 
 
 def pair_histograms(panels: Sequence[PairHistogram], *, columns: int = 3, theme: ThemeName = "light") -> Figure:
-    """Matching against mismatched pairs, a panel each, as shares of the pairs of their kind. No panel is a ValueError."""
+    """Matching against mismatched pairs, as shares of the pairs of their kind, in panels; none is a ValueError."""
     from matplotlib.figure import Figure
 
     if not panels:

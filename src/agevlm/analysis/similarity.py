@@ -1,4 +1,4 @@
-"""Does a model hold a picture and its text for alike? Similarity of matching against mismatched pairs (paper, figure 2).
+"""Does a model hold a picture and its text for alike? Matching against mismatched pairs, the figure 2 of the paper.
 
 Three kinds of measure, each one number a pair, higher for what fits better: hidden states of image tokens and text
 tokens, and queries and keys at object words, in each layer (`similarity_states.py` says which tensors,

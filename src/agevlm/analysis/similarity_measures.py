@@ -1,4 +1,4 @@
-"""How well a picture and a text fit, as one number a pair, from what a pass left; and what tells two sets of them apart.
+"""How well a picture and a text fit, one number a pair, from what a pass left; and how far pairs of two kinds differ.
 
 Tensors in, tensors out: no model, no data, no files.
 """
@@ -37,7 +37,7 @@ def hidden_similarity(states: LayerStates, said_IET: Tensor) -> dict[str, Tensor
     `hidden_mean`: of the mean image token and the mean text token. `hidden_max`: of each text token and the image token
     most like it, mean over text tokens.
     """
-    image_INW, text_IETW = states.image_INW.float(), states.text_IETW.float()
+    image_INW, text_IETW = states.image.float(), states.text.float()
     text_IEW = _mean_over(text_IETW.movedim(-1, 2), said_IET[:, :, None])
     unit_INW, unit_IETW = F.normalize(image_INW, dim=-1), F.normalize(text_IETW, dim=-1)
     best_IET = torch.einsum("ietw,inw->ietn", unit_IETW, unit_INW).amax(dim=-1)
@@ -52,8 +52,9 @@ def query_key_similarity(states: LayerStates, words_IET: Tensor) -> dict[str, Te
 
     For each word token and head that of the key most like the query, then the mean over heads, tokens and words.
     """
-    assert states.query_IETHD is not None and states.key_IGND is not None, f"layer {states.layer} looks at no image"
-    query_IETHD, key_IGND = states.query_IETHD.float(), states.key_IGND.float()
+    if states.query is None or states.key is None:
+        raise ValueError(f"layer {states.layer} looks at no image: it has no queries and keys to compare")
+    query_IETHD, key_IGND = states.query.float(), states.key.float()
     key_IHND = key_IGND.repeat_interleave(query_IETHD.shape[-2] // key_IGND.shape[1], dim=1)
 
     def best(query: Tensor, key: Tensor) -> Tensor:
@@ -67,7 +68,7 @@ def query_key_similarity(states: LayerStates, words_IET: Tensor) -> dict[str, Te
 
 
 def mean_log_probability(logits_RTV: Tensor, input_ids_RT: Tensor, said_RT: Tensor) -> Tensor:
-    """Mean log-probability (R,) of the tokens that `said` marks, each given those before it; the first is never said."""
+    """Mean log-probability (R,) of the tokens that `said` marks, each given those before it."""
     log_probs_RTV = logits_RTV[:, :-1].float().log_softmax(dim=-1)
     said_ids = input_ids_RT[:, 1:].masked_fill(~said_RT[:, 1:], 0)  # a placeholder may lie outside the vocabulary
     return _mean_over(log_probs_RTV.gather(-1, said_ids[..., None]).squeeze(-1), said_RT[:, 1:])
@@ -118,7 +119,7 @@ def histograms(
 def overlap(matching: list[int], mismatched: list[int]) -> float:
     """The overlap coefficient of two histograms with the same edges: the share, from 0 to 1, that they have in common.
 
-    Two samples of one distribution stay below 1, by chance: with 200 values each in 20 bins they reach about 0.9.
+    Two samples of one distribution stay below 1, by chance: with 200 values each in 20 bins they reach about 0.85.
     """
     first, second = (np.asarray(counts) / sum(counts) for counts in (matching, mismatched))
     return float(np.minimum(first, second).sum())

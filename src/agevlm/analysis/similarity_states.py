@@ -2,13 +2,14 @@
 
 Read by hooks in one ordinary pass, so the models know nothing of it:
 
-|             | AGE-VLM (cross-attention)                           | concatenation                                     |
-|-------------|-----------------------------------------------------|---------------------------------------------------|
-| layers      | each cross-attention layer, and the decoder's last  | each decoder layer                                |
-| image_INW   | output of `projector`, the same in all layers       | the layer's output at the image positions         |
-| text_IETW   | the layer's output, gates and residual included     | the layer's output at the text positions          |
-| query_IETHD | `cross_attn.q_norm(q_proj(…))`                      | `self_attn.q_proj(…)`, and its `q_norm` if any    |
-| key_IGND    | `ImageMemory.keys`: normalised, null token left out | `self_attn.k_proj(…)`, `k_norm` if any, at images |
+- layers: in an AGE-VLM each cross-attention layer, and the decoder's last; in concatenation each decoder layer;
+- image tokens: in an AGE-VLM what its layers make keys and values of, the output of `projector`, the same for all; in
+  concatenation the output of the layer at the image positions;
+- text: the output of the layer at the text positions; of a cross-attention layer, gates and residual included;
+- queries: in an AGE-VLM `cross_attn.q_norm(q_proj(...))`; in concatenation `self_attn.q_proj(...)` at the text
+  positions, through `q_norm` if there is one;
+- keys: in an AGE-VLM `ImageMemory.keys`, normalised, without the null token; in concatenation `self_attn.k_proj(...)`
+  at the image positions, through `k_norm` if there is one.
 
 Outputs of decoder layers are taken before the decoder's final norm. Queries and keys are taken before the rotary
 embedding, which cross-attention does not have: with it, they would tell how far a word stands from an image token.
@@ -38,16 +39,16 @@ class LayerStates:
     """
 
     layer: int
-    image_INW: Tensor
-    text_IETW: Tensor
-    query_IETHD: Tensor | None = None
-    key_IGND: Tensor | None = None
+    image: Tensor  # (I, N, W)
+    text: Tensor  # (I, E, T, W)
+    query: Tensor | None = None  # (I, E, T, H, D)
+    key: Tensor | None = None  # (I, G, N, D)
     scaling: float = 1.0
 
     @property
     def looks(self) -> bool:
         """Whether this layer looks at images."""
-        return self.query_IETHD is not None
+        return self.query is not None
 
 
 def read_states(model: Any, inputs: Mapping[str, Any]) -> tuple[Tensor, list[LayerStates]]:
@@ -72,10 +73,10 @@ def _cross_states(model: Any, inputs: Mapping[str, Any]) -> tuple[Tensor, list[L
     states = [
         LayerStates(
             layer=place,
-            image_INW=image_INW,
-            text_IETW=seen["text", place].reshape(*rows, -1),
-            query_IETHD=seen["query", place].reshape(*rows, *seen["query", place].shape[-2:]),
-            key_IGND=key_IGSD[:, :, :num_tokens],
+            image=image_INW,
+            text=seen["text", place].reshape(*rows, -1),
+            query=seen["query", place].reshape(*rows, *seen["query", place].shape[-2:]),
+            key=key_IGSD[:, :, :num_tokens],
             scaling=layer.cross_attn.scaling,
         )
         for place, layer, key_IGSD in zip(places, model.cross_attention, memory.keys, strict=True)
@@ -96,16 +97,17 @@ def _concat_states(model: Any, inputs: Mapping[str, Any]) -> tuple[Tensor, list[
     rows = (len(output.image_memory), inputs["rows_per_image"], inputs["input_ids"].shape[1])
     states = []
     for number, layer in enumerate(layers):
-        attention, states_IXW = layer.self_attn, seen["text", number]
+        attention: Any = layer.self_attn
+        states_IXW = seen["text", number]
         query_IXHD = _heads(seen["query", number], attention, "q_norm")
         key_IXGD = _heads(seen["key", number], attention, "k_norm")
         states.append(
             LayerStates(
                 layer=number,
-                image_INW=states_IXW[:, :front],
-                text_IETW=states_IXW[:, front:].reshape(*rows, -1),
-                query_IETHD=query_IXHD[:, front:].reshape(*rows, *query_IXHD.shape[-2:]),
-                key_IGND=key_IXGD[:, :front].transpose(1, 2),
+                image=states_IXW[:, :front],
+                text=states_IXW[:, front:].reshape(*rows, -1),
+                query=query_IXHD[:, front:].reshape(*rows, *query_IXHD.shape[-2:]),
+                key=key_IXGD[:, :front].transpose(1, 2),
                 scaling=attention.scaling,
             )
         )
