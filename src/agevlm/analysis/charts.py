@@ -1,4 +1,6 @@
-"""Curves and bars of a run: losses over the stages, and POPE's figures. Light or dark, on a transparent ground.
+"""Curves, bars and histograms: losses over the stages, POPE's figures, pairs that match and pairs that do not.
+
+Light or dark, on a transparent ground.
 
 matplotlib through its objects alone: no pyplot, no global state. Numbers come in as the trainer and the evaluation
 wrote them; nothing is computed here but a running mean for the eye.
@@ -103,6 +105,80 @@ def pope_bars(
     axes.tick_params(axis="x", labelsize=10, labelcolor=look.ink)
     axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False, fontsize=9, labelcolor=look.ink)
     return figure
+
+
+@dataclass(frozen=True)
+class PairHistogram:
+    """Counts of matching and of mismatched pairs in the bins between `edges`, with a title and a line below it."""
+
+    title: str
+    note: str
+    edges: Sequence[float]
+    matching: Sequence[int]
+    mismatched: Sequence[int]
+
+
+def pair_histograms(panels: Sequence[PairHistogram], *, columns: int = 3, theme: ThemeName = "light") -> Figure:
+    """Matching against mismatched pairs, as shares of the pairs of their kind, in panels; none is a ValueError."""
+    from matplotlib.figure import Figure
+
+    if not panels:
+        raise ValueError("there are no histograms to draw")
+    look = _THEMES[theme]
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(9, 0.5 + 2.35 * rows), dpi=120, layout="constrained", facecolor="none")
+    places = figure.subplots(rows, columns, squeeze=False).flatten()
+    for axes, panel in zip(places, panels, strict=False):
+        _draw_pairs(axes, panel, look)
+    for axes in places[len(panels) :]:
+        axes.set_visible(False)
+    figure.legend(
+        *places[0].get_legend_handles_labels(),
+        loc="outside upper center",
+        ncols=2,
+        frameon=False,
+        fontsize=9,
+        labelcolor=look.ink,
+    )
+    return figure
+
+
+MEASURE_TITLES = {
+    "hidden_mean": "hidden states, mean tokens",
+    "hidden_max": "hidden states, nearest token",
+    "query_key_cosine": "query and key, cosine",
+    "query_key_logit": "query and key, logit",
+    "caption_likelihood": "caption likelihood",
+    "caption_gain": "caption likelihood gained",
+}
+
+
+def similarity_figure(record: Mapping[str, Any], *, theme: ThemeName = "light") -> Figure:
+    """The headline histograms of every measure of a similarity record, with AUROC, overlap and layer, on white."""
+    panels = []
+    for name, measure in record["measures"].items():
+        layer = "" if measure["layer"] is None else f" · layer {measure['layer']}"
+        note = f"AUROC {measure['auroc']:.3f} · overlap {measure['overlap']:.2f}{layer}"
+        panels.append(PairHistogram(MEASURE_TITLES.get(name, name), note, **measure["histogram"]))
+    figure = pair_histograms(panels, theme=theme)
+    figure.set_facecolor("white" if theme == "light" else "#14171c")
+    return figure
+
+
+def _draw_pairs(axes: Any, panel: PairHistogram, look: _Theme) -> None:
+    _style(axes, look)
+    for counts, label, colour in (
+        (panel.mismatched, "mismatched", look.series[1]),
+        (panel.matching, "matching", look.series[0]),
+    ):
+        shares = np.asarray(counts) / max(sum(counts), 1)
+        axes.stairs(shares, panel.edges, fill=True, color=colour, alpha=0.3, zorder=2)
+        axes.stairs(shares, panel.edges, color=colour, linewidth=1.5, zorder=3, label=label)
+    axes.set_ylim(bottom=0)
+    axes.margins(x=0.02)
+    place = {"xycoords": "axes fraction", "textcoords": "offset points", "parse_math": False}
+    axes.annotate(panel.title, (0, 1), (0, 17), **place, fontsize=10, fontweight="bold", color=look.ink)
+    axes.annotate(panel.note, (0, 1), (0, 5), **place, fontsize=8.5, color=look.faint)
 
 
 def _stages(logs: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:

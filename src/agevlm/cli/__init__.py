@@ -36,6 +36,9 @@ app.command("costs", epilog="Example: agevlm costs comparison --out costs.json -
 app.command("evaluate", epilog="Example: agevlm evaluate tiny --benchmark scenes --out runs/tiny --seed 7")(
     measure.evaluate
 )
+app.command("similarity", epilog="Example: agevlm similarity tiny --out similarity.json --figure similarity.png")(
+    measure.similarity
+)
 app.command("look", epilog='Example: agevlm look tiny picture.png "is there a fish?" --out look.png')(measure.look)
 app.command("report", epilog="Example: agevlm report runs/first")(training.report)
 app.command("trajectory", epilog="Example: agevlm trajectory runs/first")(training.trajectory)
