@@ -132,6 +132,13 @@ def test_the_summary_follows_the_figures_along_the_training(done: tuple[Comparis
     assert perplexity["align"]["mean"] == pytest.approx(perplexity["before"]["mean"], rel=1e-4)  # text sees no picture
 
 
+def test_the_summary_says_how_alike_pictures_and_texts_are(done: tuple[ComparisonRecipe, Path]) -> None:
+    similarity = summarise(*done)["similarity"]
+    for arm, num_seeds in (("age", 2), ("concat", 1)):
+        likelihood = similarity[arm]["caption_likelihood"]
+        assert 0 <= likelihood["auroc"]["mean"] <= 1 and likelihood["auroc"]["num_seeds"] == num_seeds
+
+
 def test_runs_at_equal_time_have_their_own_steps(done: tuple[ComparisonRecipe, Path]) -> None:
     recipe, out = done
     assert [stage.steps for stage in load_recipe(out / "equal_time" / "concat" / "0" / "recipe.yaml").stages] == [2, 2]

@@ -3,7 +3,7 @@
 The directory of comparisons:
     NAME.yaml                the resolved recipe; comparisons of other names may share the directory, and runs
     foundations/K/           the foundations
-    ARM/SEED/                the runs, each as `agevlm train` leaves it, and trajectory.json
+    ARM/SEED/                the runs, each as `agevlm train` leaves it, trajectory.json and similarity.json
     equal_time/ARM/SEED/     those at equal time, where the steps of an arm are others; their factors in NAME.json
     recipes/ logs/           what the runs were told and what they said
 
@@ -22,9 +22,10 @@ import yaml
 from rich.console import Console
 
 from agevlm.comparison.jobs import Job, run_jobs
+from agevlm.comparison.pooling import SIMILARITY_FILE
 from agevlm.comparison.recipe import ComparisonRecipe, scaled
 from agevlm.files import write_beside
-from agevlm.training.recipe import Recipe, dump_recipe
+from agevlm.training.recipe import Recipe, dump_recipe, load_recipe
 from agevlm.training.trainer import read_log
 from agevlm.training.trajectory import FILE as TRAJECTORY
 
@@ -156,8 +157,14 @@ def stepping_seconds(directory: Path) -> float:
 def analysis_jobs(run: Job) -> list[Job]:
     """What is measured on a finished run beside its own metrics."""
     directory = run.done.parent
-    along = ("trajectory", str(directory))
-    return [Job(f"along {run.name}", along, directory / TRAJECTORY, run.log)]
+    asked = load_recipe(directory / "recipe.yaml").evaluation
+    assert asked is not None
+    similarity = ("similarity", str(directory / "model"), "--seed", str(asked.seed), "--split", asked.split)
+    written = directory / SIMILARITY_FILE
+    return [
+        Job(f"trajectory of {run.name}", ("trajectory", str(directory)), directory / TRAJECTORY, run.log),
+        Job(f"similarity of {run.name}", (*similarity, "--out", str(written)), written, run.log),
+    ]
 
 
 def costs_job(recipe: ComparisonRecipe, out: Path) -> Job:
