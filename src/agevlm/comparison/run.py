@@ -54,7 +54,8 @@ def compare(
     if recipe.equal_time is not None and not arms:
         jobs += equal_time_jobs(recipe, out)
         run_jobs(jobs, num_parallel, console)
-    shutil.rmtree(out / "cache", ignore_errors=True)
+    if all(job.done.exists() for job in [*jobs, *training_jobs(recipe, out, recipe.trained)]):
+        shutil.rmtree(out / "cache", ignore_errors=True)
     if recipe.analyse:
         run_jobs([job for run in jobs for job in analysis_jobs(run)], num_parallel, console)
     if recipe.costs and not arms:
