@@ -77,7 +77,7 @@ def run_jobs(jobs: Sequence[Job], num_parallel: int, console: Console) -> None:
                 progress.update(bar, completed=sum(job.steps_done for job in jobs), description=names or "comparison")
         finally:
             for process in running:
-                process.terminate()
+                os.killpg(process.pid, signal.SIGTERM)  # its worker processes too
             for process in running:
                 process.wait()
             signal.signal(signal.SIGTERM, before)
@@ -95,7 +95,7 @@ def _started(job: Job, threads: int) -> dict[subprocess.Popen[bytes], tuple[Job,
     log = job.log.open("ab")
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
     command = [sys.executable, "-m", "agevlm.cli", *job.arguments]
-    process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
+    process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True)
     return {process: (job, log)}
 
 
