@@ -15,15 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import build_network, compare, load, machine_rates, quiet, seconds, write_result
+from common import build_network, compare, load, machine_rates, quiet, write_result
 from PIL import Image
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from agevlm.data.chat import render_conversation
 from agevlm.data.nouns import article
 from agevlm.data.scenes import CATEGORIES, WorldSpec, draw_scene
 from agevlm.data.schema import Message
+from agevlm.training.timing import flops, seconds
 
 
 class Questions:
@@ -77,13 +77,6 @@ class Questions:
             "question_flops": flops(lambda: self.generate(input_ids=self.rows[0], image_memory=memory)),
             "memory_bytes": float(sum(t.nbytes for t in (*memory.keys, *memory.values))),
         }
-
-
-def flops(work: Callable[[], Any]) -> float:
-    """Floating-point operations of the products in a piece of work."""
-    with FlopCounterMode(display=False) as counter:
-        work()
-    return float(counter.get_total_flops())
 
 
 def measure(questions: Questions, way: Callable[[bool], list[Tensor]], repeats: int, floor_flops: float) -> Any:

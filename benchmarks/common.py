@@ -8,9 +8,8 @@ from __future__ import annotations
 import json
 import os
 import platform
-import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from agevlm.data.scenes import CATEGORIES, WorldSpec, draw_scene
 from agevlm.files import write_beside
 from agevlm.training.foundation import LanguageSpec, VisionSpec, image_processor
 from agevlm.training.run import environment
+from agevlm.training.timing import seconds
 from agevlm.training.tokenizer import build_tokenizer
 
 RESULTS = Path(__file__).parent / "results"
@@ -97,13 +97,6 @@ def machine_rates(dtype: torch.dtype, size: int = 1024, repeats: int = 7) -> dic
     product_s = min(seconds(lambda: a @ b) for _ in range(repeats))
     copy_s = min(seconds(lambda: target.copy_(source)) for _ in range(repeats))
     return {"flops_per_s": 2 * size**3 / product_s, "bytes_per_s": 2 * source.numel() * 4 / copy_s}
-
-
-def seconds(work: Callable[[], Any]) -> float:
-    """The wall-clock time of one call."""
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
 
 
 def quiet() -> None:

@@ -13,15 +13,11 @@ both are given.
 from __future__ import annotations
 
 import argparse
-import tempfile
-import time
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
-from common import build_network, compare, load, machine_rates, quiet, seconds, write_result
-from torch.utils.data import Dataset
+from common import build_network, compare, load, machine_rates, quiet, write_result
 from torch.utils.flop_counter import FlopCounterMode
 
 from agevlm.data.collate import Collator
@@ -31,7 +27,8 @@ from agevlm.training.recipe import GuidanceRecipe, StageRecipe
 from agevlm.training.run import image_grid
 from agevlm.training.sources import SceneSource
 from agevlm.training.stages import freeze_for_stage
-from agevlm.training.trainer import EXTRA_INPUTS, StageTrainer, training_arguments
+from agevlm.training.timing import draw_batches, seconds, step_times, with_features
+from agevlm.training.trainer import EXTRA_INPUTS
 
 TARGET_RATIO = 1.05
 TRAINABLE = {
@@ -39,20 +36,6 @@ TRAINABLE = {
     "instruct": ("projector", "cross_attention", "language_model"),
 }
 GUIDANCE_KEYS = ("attention_rows", "guidance_present", "guidance_shares")
-
-
-class Alternating(Dataset[dict[str, Any]]):
-    """Collated batches, each twice: with guidance and without."""
-
-    def __init__(self, batches: list[dict[str, Any]], num_pairs: int) -> None:
-        self.batches, self.num_pairs = batches, num_pairs
-
-    def __len__(self) -> int:
-        return 2 * self.num_pairs
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        batch = dict(self.batches[index // 2 % len(self.batches)])
-        return batch if index % 2 == 0 else without_guidance(batch)
 
 
 def without_guidance(batch: dict[str, Any]) -> dict[str, Any]:
@@ -69,12 +52,9 @@ def collate_batches(
     grid = image_grid(model, processor)
     guided, bare = Collator(processor, grid, guided=True), Collator(processor, grid)
     batches, times = [], {"guided": [], "unguided": []}
-    for number in range(num_batches):
-        items = [data[number * stage.images_per_batch + i] for i in range(stage.images_per_batch)]
+    for items in draw_batches(data, num_batches):
         if not pixels:
-            seen = bare(items)["pixel_values"]
-            features = model.vision_features(seen).numpy()
-            items = [(sample, features[i : i + 1]) for i, (sample, _) in enumerate(items)]
+            items = with_features(items, model, processor)
         times["unguided"].append(seconds(lambda items=items: bare(items)))
         times["guided"].append(seconds(lambda items=items: batches.append(guided(items))))
     return batches, times
@@ -84,32 +64,11 @@ def time_steps(
     model: Any, stage: StageRecipe, batches: list[dict[str, Any]], pairs: int, warmup: int, dtype: str
 ) -> dict[str, tuple[list[float], list[float]]]:
     """Seconds of each guided and each unguided step, warm-up left out: on the clock, and of the processor."""
-    ends: list[tuple[float, float]] = []
-    stage = stage.model_copy(update={"steps": 2 * (pairs + warmup)})
     freeze_for_stage(model, stage)
-    with tempfile.TemporaryDirectory() as directory:
-        trainer = StageTrainer(
-            model=model,
-            args=training_arguments(
-                stage.model_copy(update={"images_per_batch": 1}),  # an item is a batch already
-                Path(directory),
-                seed=0,
-                dtype=dtype,
-                num_workers=0,
-                save_steps=10**9,
-            ),
-            train_dataset=Alternating(batches, pairs + warmup),
-            data_collator=lambda items: items[0],
-            stage=stage,
-            on_step=lambda record: ends.append((time.perf_counter(), time.process_time())),
-            files={},
-        )
-        trainer.train()
-    times = {}
-    for name, clock in zip(("wall", "processor"), zip(*ends, strict=True), strict=True):
-        steps = [later - earlier for earlier, later in pairwise(clock)][2 * warmup - 1 :]
-        times[name] = (steps[0::2], steps[1::2])
-    return times
+    rounds = [batches[number % len(batches)] for number in range(pairs + warmup)]
+    steps = step_times(model, stage, [arm for batch in rounds for arm in (batch, without_guidance(batch))], dtype)
+    clocks = zip(("wall", "processor"), zip(*steps[2 * warmup - 1 :], strict=True), strict=True)
+    return {name: (list(times[0::2]), list(times[1::2])) for name, times in clocks}
 
 
 def count_work(model: Any, batch: dict[str, Any]) -> dict[str, float]:

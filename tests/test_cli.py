@@ -72,9 +72,13 @@ def test_the_verbs_are_those_of_the_documentation() -> None:
     assert {" ".join(path) for path in VERBS} == {
         "train",
         "compare",
+        "costs",
+        "results",
         "evaluate",
         "look",
+        "similarity",
         "report",
+        "trajectory",
         "recipe show",
         "recipe list",
         "scenes draw",
@@ -408,6 +412,17 @@ def photograph(tmp_path: Path) -> Path:
     path = tmp_path / "picture.png"
     path.write_bytes(picture_bytes())
     return path
+
+
+def test_similarity_writes_figures_and_their_picture(agevlm: Run, tmp_path: Path, checkpoint: Path) -> None:
+    out, picture = tmp_path / "similarity.json", tmp_path / "similarity.png"
+    outcome = agevlm("similarity", checkpoint, "--out", out, "--figure", picture, "--num-images", 4)
+    assert outcome.status == 0, outcome.err
+    record = json.loads(out.read_text(encoding="utf-8"))
+    assert f"{record['measures']['query_key_cosine']['auroc']:.3f}" in outcome.out
+    assert f"{record['headline_layer']}*" in outcome.out
+    assert Image.open(picture).format == "PNG"
+    check_refused(agevlm("similarity", checkpoint, "--out", out, "--benchmark", tmp_path / "none"), "none")
 
 
 def test_look_answers_and_writes_picture_and_maps(

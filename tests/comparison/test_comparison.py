@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +132,13 @@ def test_the_summary_follows_the_figures_along_the_training(done: tuple[Comparis
     assert perplexity["align"]["mean"] == pytest.approx(perplexity["before"]["mean"], rel=1e-4)  # text sees no picture
 
 
+def test_the_summary_says_how_alike_pictures_and_texts_are(done: tuple[ComparisonRecipe, Path]) -> None:
+    similarity = summarise(*done)["similarity"]
+    for arm, num_seeds in (("age", 2), ("concat", 1)):
+        likelihood = similarity[arm]["caption_likelihood"]
+        assert 0 <= likelihood["auroc"]["mean"] <= 1 and likelihood["auroc"]["num_seeds"] == num_seeds
+
+
 def test_runs_at_equal_time_have_their_own_steps(done: tuple[ComparisonRecipe, Path]) -> None:
     recipe, out = done
     assert [stage.steps for stage in load_recipe(out / "equal_time" / "concat" / "0" / "recipe.yaml").stages] == [2, 2]
@@ -185,10 +196,10 @@ def test_the_recipe_in_the_package_has_the_arms_of_the_claim() -> None:
     assert [stage.guidance is not None for stage in age.stages] == [False, False, True, False]
     assert [stage.guidance is not None for stage in plus.stages] == [False, False, True, True]
     assert recipe.recipe_of("concat_pooled", 1).model.pool_size == 2
-    assert {recipe.recipe_of(arm, 0).stages[3].steps for arm in recipe.arms} == {1200}
+    assert {recipe.recipe_of(arm, 0).stages[3].steps for arm in recipe.arms} == {1400}
     quick = load_comparison(ROOT / "recipes" / "comparison.yaml", quick=True)
     assert quick.trained == recipe.trained and quick.foundations is None
-    assert quick.recipe_of("age", 0).stages[3].steps < 300
+    assert quick.recipe_of("age", 0).stages[3].steps < 400
 
 
 @pytest.mark.parametrize("name", ["sweeps", "ablations"])
@@ -229,7 +240,7 @@ def test_an_arm_like_another_one_adds_to_its_changes(content: dict[str, Any], tm
         ({"arms": {"a b": {"title": "x"}}}, "the arm 'a b' needs a name"),
         ({"arms": {"age": {"caption": "x"}}}, "caption"),
         ({"num_seeds": 0}, "num_seeds"),
-        ({"groups": {"weights": ["age", "ags"]}}, "group 'weights' names the arm 'ags'"),
+        ({"groups": {"weights": ["age", "plus"]}}, "group 'weights' names the arm 'plus'"),
         ({"equal_time": {"reference": "plus"}}, "equal_time names the arm 'plus'"),
         ({"arms": {"age": {"title": "x", "like": "age"}}}, "'age' is like 'age', which must come before it"),
     ],
@@ -245,6 +256,25 @@ def test_a_job_that_fails_is_named_with_the_end_of_its_log(tmp_path: Path) -> No
     wrong = Job("age 3", ("train", "nowhere.yaml"), tmp_path / "never", tmp_path / "logs" / "age-3.log")
     with pytest.raises(ValueError, match=r"age 3 failed: .*nowhere.yaml.*age-3.log"):
         run_jobs([wrong], 1, QUIET)
+
+
+def test_a_stop_ends_the_jobs_that_run(content: dict[str, Any], tmp_path: Path) -> None:
+    common = {**content["common"], "snapshot_steps": None, "evaluation": None}
+    common["stages"] = [{**stage, "steps": 100_000} for stage in common["stages"]]
+    file = tmp_path / "comparison.yaml"
+    file.write_text(yaml.safe_dump({**content, "common": common, "num_seeds": 1, "equal_time": None}))
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "agevlm.cli", "compare", str(file), "--out", str(out), "--jobs", "2"]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as comparison:
+        logs = [out / arm / "0" / "log.jsonl" for arm in ("age", "concat")]
+        while not all(log.exists() for log in logs):
+            assert comparison.poll() is None
+            time.sleep(0.1)
+        comparison.terminate()
+        assert comparison.wait() == 128 + signal.SIGTERM
+    sizes = [log.stat().st_size for log in logs]
+    time.sleep(1)
+    assert [log.stat().st_size for log in logs] == sizes
 
 
 def test_jobs_come_seed_by_seed(content: dict[str, Any], tmp_path: Path) -> None:

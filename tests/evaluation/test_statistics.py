@@ -92,6 +92,14 @@ def test_one_seed_knows_its_pictures_only() -> None:
     assert 0.3 < found.low < 0.5 < found.high < 0.7
 
 
+def test_no_error_in_n_pictures_is_not_certainty() -> None:
+    perfect = estimate({0: _mean(np.ones(60)), 1: _mean(np.ones(40))}, bounds=(0.0, 1.0))
+    assert (perfect.mean, perfect.high) == (1.0, 1.0)
+    assert perfect.low**100 == pytest.approx(0.025)  # so often 100 pictures would be right at that rate
+    hopeless = estimate({0: _mean(np.zeros(100))}, bounds=(0.0, 1.0))
+    assert hopeless.low == 0 and hopeless.high == pytest.approx(1 - perfect.low)
+
+
 def test_pairing_narrows_the_difference() -> None:
     rng = np.random.default_rng(5)
     first, second, other = {}, {}, {}

@@ -1,4 +1,6 @@
-"""Curves and bars of a run: losses over the stages, and POPE's figures. Light or dark, on a transparent ground.
+"""Curves, bars and histograms: losses over the stages, POPE's figures, pairs that match and pairs that do not.
+
+Light or dark, on a transparent ground.
 
 matplotlib through its objects alone: no pyplot, no global state. Numbers come in as the trainer and the evaluation
 wrote them; nothing is computed here but a running mean for the eye.
@@ -7,15 +9,13 @@ wrote them; nothing is computed here but a running mean for the eye.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from agevlm.analysis.theme import THEMES as _THEMES
-from agevlm.analysis.theme import Theme as _Theme
-from agevlm.analysis.theme import ThemeName
-from agevlm.analysis.theme import style_axes as _style
+from agevlm.analysis.theme import THEMES, Theme, ThemeName, style_axes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -38,7 +38,7 @@ def loss_curves(logs: Sequence[Mapping[str, Any]], *, theme: ThemeName = "light"
     steps = [line for line in logs if _number(line.get("lm_loss", line.get("loss"))) is not None]
     if not steps:
         raise ValueError("the log has no line with a loss: there are no curves to draw")
-    look = _THEMES[theme]
+    look = THEMES[theme]
     guided = any(_number(line.get("guidance_loss")) is not None for line in steps)
     figure = Figure(figsize=(9, 4.4 if guided else 2.8), dpi=120, layout="constrained", facecolor="none")
     panels = figure.subplots(2 if guided else 1, 1, sharex=True, squeeze=False, height_ratios=[3, 2] if guided else [1])
@@ -46,7 +46,7 @@ def loss_curves(logs: Sequence[Mapping[str, Any]], *, theme: ThemeName = "light"
     names = (("lm_loss", "language modelling"), ("guidance_loss", "guidance"))
     for number, axes in enumerate(panels[:, 0]):
         key, label = names[number]
-        _style(axes, look)
+        style_axes(axes, look)
         axes.set_ylabel(f"{label} loss", color=look.faint, fontsize=9)
         for index, stage in enumerate(_stages(steps)):
             _draw_stage(axes, stage, key, look.series[number], window)
@@ -73,10 +73,10 @@ def pope_bars(
     """
     from matplotlib.figure import Figure
 
-    look = _THEMES[theme]
+    look = THEMES[theme]
     figure = Figure(figsize=(9, 2.9), dpi=120, layout="constrained", facecolor="none")
     axes = figure.subplots()
-    _style(axes, look)
+    style_axes(axes, look)
     for number, (key, label) in enumerate(_MEASURES):
         axes.bar(0, 0, color=look.series[number], label=label)
         for place, split in enumerate(SPLITS):
@@ -92,6 +92,80 @@ def pope_bars(
     return figure
 
 
+@dataclass(frozen=True)
+class PairHistogram:
+    """Counts of matching and of mismatched pairs in the bins between `edges`, with a title and a line below it."""
+
+    title: str
+    note: str
+    edges: Sequence[float]
+    matching: Sequence[int]
+    mismatched: Sequence[int]
+
+
+def pair_histograms(panels: Sequence[PairHistogram], *, columns: int = 3, theme: ThemeName = "light") -> Figure:
+    """Matching against mismatched pairs, as shares of the pairs of their kind, in panels; none is a ValueError."""
+    from matplotlib.figure import Figure
+
+    if not panels:
+        raise ValueError("there are no histograms to draw")
+    look = THEMES[theme]
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(9, 0.5 + 2.35 * rows), dpi=120, layout="constrained", facecolor="none")
+    places = figure.subplots(rows, columns, squeeze=False).flatten()
+    for axes, panel in zip(places, panels, strict=False):
+        _draw_pairs(axes, panel, look)
+    for axes in places[len(panels) :]:
+        axes.set_visible(False)
+    figure.legend(
+        *places[0].get_legend_handles_labels(),
+        loc="outside upper center",
+        ncols=2,
+        frameon=False,
+        fontsize=9,
+        labelcolor=look.ink,
+    )
+    return figure
+
+
+MEASURE_TITLES = {
+    "hidden_mean": "hidden states, mean tokens",
+    "hidden_max": "hidden states, nearest token",
+    "query_key_cosine": "query and key, cosine",
+    "query_key_logit": "query and key, logit",
+    "caption_likelihood": "caption likelihood",
+    "caption_gain": "caption likelihood gained",
+}
+
+
+def similarity_figure(record: Mapping[str, Any], *, theme: ThemeName = "light") -> Figure:
+    """The headline histograms of every measure of a similarity record, with AUROC, overlap and layer, on white."""
+    panels = []
+    for name, measure in record["measures"].items():
+        layer = "" if measure["layer"] is None else f" · layer {measure['layer']}"
+        note = f"AUROC {measure['auroc']:.3f} · overlap {measure['overlap']:.2f}{layer}"
+        panels.append(PairHistogram(MEASURE_TITLES.get(name, name), note, **measure["histogram"]))
+    figure = pair_histograms(panels, theme=theme)
+    figure.set_facecolor("white" if theme == "light" else "#14171c")
+    return figure
+
+
+def _draw_pairs(axes: Any, panel: PairHistogram, look: Theme) -> None:
+    style_axes(axes, look)
+    for counts, label, colour in (
+        (panel.mismatched, "mismatched", look.series[1]),
+        (panel.matching, "matching", look.series[0]),
+    ):
+        shares = np.asarray(counts) / max(sum(counts), 1)
+        axes.stairs(shares, panel.edges, fill=True, color=colour, alpha=0.3, zorder=2)
+        axes.stairs(shares, panel.edges, color=colour, linewidth=1.5, zorder=3, label=label)
+    axes.set_ylim(bottom=0)
+    axes.margins(x=0.02)
+    place = {"xycoords": "axes fraction", "textcoords": "offset points", "parse_math": False}
+    axes.annotate(panel.title, (0, 1), (0, 17), **place, fontsize=10, fontweight="bold", color=look.ink)
+    axes.annotate(panel.note, (0, 1), (0, 5), **place, fontsize=8.5, color=look.faint)
+
+
 def _stages(logs: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
     return [list(group) for _, group in groupby(logs, key=lambda line: (line.get("stage_index"), line.get("stage")))]
 
@@ -100,7 +174,7 @@ def _step(line: Mapping[str, Any]) -> float:
     return float(line.get("global_step", line.get("step", 0)))
 
 
-def _name_stages(axes: Any, stages: Sequence[Sequence[Mapping[str, Any]]], look: _Theme) -> None:
+def _name_stages(axes: Any, stages: Sequence[Sequence[Mapping[str, Any]]], look: Theme) -> None:
     """Write the names of the stages above them, on two levels where one is too narrow for its name."""
     first, last = _step(stages[0][0]), _step(stages[-1][-1])
     shares = [(_step(stage[-1]) - _step(stage[0])) / max(last - first, 1) for stage in stages]
@@ -141,7 +215,7 @@ def _draw_stage(axes: Any, stage: Sequence[Mapping[str, Any]], key: str, colour:
     axes.plot(x, smooth, color=colour, linewidth=1.7, zorder=3, marker="o" if len(y) == 1 else None, markersize=3)
 
 
-def _draw_bar(axes: Any, x: float, scores: Mapping[str, Any], key: str, colour: str, look: _Theme) -> None:
+def _draw_bar(axes: Any, x: float, scores: Mapping[str, Any], key: str, colour: str, look: Theme) -> None:
     value = _number(scores.get(key))
     if value is None:
         return

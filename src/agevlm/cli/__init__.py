@@ -30,11 +30,17 @@ app.command("train", epilog="Example: agevlm train quickstart --out runs/first -
     training.train
 )
 app.command("compare", epilog="Example: agevlm compare comparison --out runs/comparison --jobs 2")(comparison.compare)
+app.command("costs", epilog="Example: agevlm costs comparison --out costs.json --tokens 144 --tokens 576")(
+    comparison.costs
+)
 app.command("results", epilog="Example: agevlm results results/comparison.json --out docs/results/comparison.md")(
     comparison.results
 )
 app.command("evaluate", epilog="Example: agevlm evaluate tiny --benchmark scenes --out runs/tiny --seed 7")(
     measure.evaluate
+)
+app.command("similarity", epilog="Example: agevlm similarity tiny --out similarity.json --figure similarity.png")(
+    measure.similarity
 )
 app.command("look", epilog='Example: agevlm look tiny picture.png "is there a fish?" --out look.png')(measure.look)
 app.command("report", epilog="Example: agevlm report runs/first")(training.report)

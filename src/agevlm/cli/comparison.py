@@ -1,4 +1,4 @@
-"""`agevlm compare` and `agevlm results`."""
+"""`agevlm compare`, `agevlm costs` and `agevlm results`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from agevlm.cli.options import Overrides, Recipe
-from agevlm.cli.show import quiet_transformers
+from agevlm.cli.show import bars, print_table, quiet_transformers
 
 
 def compare(
@@ -50,7 +50,6 @@ def results(
     out: Annotated[Path, typer.Option(help="The page to write (.md); its plots go beside it.")],
     ablations: Annotated[Path | None, typer.Option(help="Figures of the ablations.")] = None,
     sweeps: Annotated[Path | None, typer.Option(help="Figures of the sweeps.")] = None,
-    costs: Annotated[Path | None, typer.Option(help="What the arms cost, as `agevlm costs` writes it.")] = None,
     attention: Annotated[
         Path | None, typer.Option(help="The attention.png of the comparison's directory; else the one that is there.")
     ] = None,
@@ -61,6 +60,46 @@ def results(
     """
     from agevlm.comparison.page import read_figures, write_page
 
-    figures = read_figures(comparison, ablations, sweeps, costs, attention)
-    sources = [path for path in (comparison, ablations, sweeps, costs) if path is not None]
+    figures = read_figures(comparison, ablations, sweeps, attention)
+    sources = [path for path in (comparison, ablations, sweeps) if path is not None]
     typer.echo(f"page: {write_page(figures, out, sources)}")
+
+
+def costs(
+    recipe: Recipe,
+    out: Annotated[Path, typer.Option(help="The file to write (.json).")],
+    arms: Annotated[list[str] | None, typer.Option("--arm", help="Measure only this arm; may be repeated.")] = None,
+    tokens: Annotated[
+        list[int] | None, typer.Option(min=1, help="Image tokens: 144, 576 and 1024 if not given; may be repeated.")
+    ] = None,
+    repetitions: Annotated[int, typer.Option(min=1, help="Turns of each arm; a turn is two steps, five answers.")] = 3,
+    foundation: Annotated[
+        Path | None, typer.Option(help="Join the networks from this foundation directory of a comparison.")
+    ] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Measure what each arm of a comparison costs.
+
+    Time of a training step, time to the first token of an answer, and memory, at several numbers of image tokens. Arms
+    take turns in one run; nothing trained is needed.
+    """
+    from agevlm.comparison.costs import TOKENS, cost_tables, measure_costs
+    from agevlm.comparison.recipe import load_comparison
+    from agevlm.comparison.summary import write_summary
+    from agevlm.training.recipe_files import resolve_recipe
+
+    loaded = load_comparison(resolve_recipe(recipe), overrides or ())
+    quiet_transformers()
+    with bars() as progress:
+        measured = measure_costs(
+            loaded,
+            arms=arms or (),
+            tokens=tokens or TOKENS,
+            repetitions=repetitions,
+            foundation=foundation,
+            progress=progress,
+        )
+    write_summary(measured, out)
+    for headings, rows in cost_tables(measured):
+        print_table(headings, rows)
+    typer.echo(f"costs: {out}")

@@ -1,4 +1,4 @@
-"""`agevlm evaluate` and `agevlm look`."""
+"""`agevlm evaluate`, `agevlm similarity` and `agevlm look`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from agevlm.cli.options import Device, DType, Model, OutDir, Seed
-from agevlm.cli.show import bars, print_metrics, quiet_transformers
+from agevlm.cli.show import bars, print_metrics, print_similarity, quiet_transformers
 
 Numbers = Annotated[list[int] | None, typer.Option(min=0, help="Average only these, counted from 0; may be repeated.")]
 
@@ -99,3 +99,42 @@ def evaluate(
     with bars() as progress:
         evaluate_benchmark(model, benchmark, out, settings, progress=progress)
     print_metrics(out)
+
+
+def similarity(
+    model: Model,
+    out: Annotated[Path, typer.Option(help="The file of all figures (.json).")],
+    benchmark: Annotated[str, typer.Option(help="scenes, or the directory of a dataset with captions.")] = "scenes",
+    figure: Annotated[Path | None, typer.Option(help="Draw the histograms to this file (.png).")] = None,
+    seed: Seed = 0,
+    num_images: Annotated[int, typer.Option(min=2, help="Pictures, each with its own caption and another's.")] = 200,
+    split: Annotated[
+        Split, typer.Option(help="Which scenes: those of tests, or those for choosing settings.")
+    ] = Split.TEST,
+    batch_size: Annotated[int, typer.Option(min=1, help="Pictures at once; figures do not depend on it.")] = 16,
+    device: Device = "auto",
+    dtype: DType = "auto",
+) -> None:
+    """Tell matching pictures and captions from mismatched ones.
+
+    By hidden states, by queries and keys at object words, and by the likelihood of the caption, in every layer that
+    looks at images: AUROC, overlap and histograms, as JSON and as a table.
+    """
+    from agevlm.analysis.charts import similarity_figure
+    from agevlm.analysis.figures import save_figure
+    from agevlm.analysis.similarity import similarity_of_benchmark, write_similarity
+    from agevlm.evaluation.benchmarks import Settings
+
+    settings = Settings(
+        seed=seed, num_images=num_images, split=split.value, batch_size=batch_size, device=device, dtype=dtype
+    )
+    quiet_transformers()
+    with bars() as progress:
+        record = similarity_of_benchmark(
+            model, benchmark, settings, progress=lambda done, total: progress("pairs", done, total)
+        )
+    write_similarity(record, out)
+    print_similarity(record)
+    typer.echo(f"figures: {out}")
+    if figure is not None:
+        typer.echo(f"picture: {save_figure(similarity_figure(record), figure)}")

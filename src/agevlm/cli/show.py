@@ -57,6 +57,27 @@ def print_metrics(directory: Path) -> None:
     print(f"metrics: {directory / 'metrics.md'}")
 
 
+_PAIR_FIGURES = {  # a key of a similarity record and its heading
+    "mean_matching": "matching",
+    "mean_mismatched": "mismatched",
+    "auroc": "AUROC",
+    "paired_accuracy": "paired",
+    "overlap": "overlap",
+}
+
+
+def print_similarity(record: dict[str, Any]) -> None:
+    """Print the figures of a similarity record, a line for each measure and layer; a star marks the headlines."""
+    lines = []
+    for name, measure in record["measures"].items():
+        for scores in measure["layers"] or [measure]:
+            layer = "" if scores["layer"] is None else str(scores["layer"])
+            star = "*" if scores["layer"] == measure["layer"] else ""
+            lines.append((name, f"{layer}{star}", *(scores[key] for key in _PAIR_FIGURES)))
+    print_table(("measure", "layer", *_PAIR_FIGURES.values()), lines)
+    print(f"pairs: {record['num_pairs']} that match and as many that do not")
+
+
 def _groups(metrics: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
     """Every mapping of figures in nested metrics, under its dotted name."""
     for name, part in metrics.items():

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
+from agevlm.analysis.charts import MEASURE_TITLES
 from agevlm.comparison.claims import GUIDED
 from agevlm.comparison.document import Block, Picture, Plot, Section, Table, Text
 from agevlm.comparison.plots import breakdown_plot, histograms_plot, reliability_plot
@@ -22,17 +23,7 @@ _SITUATIONS = {
     ("miss", "num_objects"): "Misses, by number of things",
 }
 _DETECTORS = {"null_mass": "mass on the null token", "p_no": "1 − P(yes)", "entropy": "entropy of attention"}
-_MEASURES = {
-    "hidden_states": "hidden states",
-    "hidden_mean": "hidden states, mean tokens",
-    "hidden_max": "hidden states, nearest token",
-    "queries_keys": "queries and keys",
-    "query_key_cosine": "query and key, cosine",
-    "query_key_logit": "query and key, logit",
-    "caption_likelihood": "caption likelihood",
-    "caption_gain": "caption likelihood gained",
-}
-_SHOWN = ("hidden_states", "hidden_max", "queries_keys", "query_key_cosine", "caption_likelihood")  # as histograms
+_SHOWN = ("hidden_max", "query_key_cosine", "caption_likelihood")  # as histograms
 
 
 def breakdown_section(content: Nested) -> Section | None:
@@ -124,7 +115,7 @@ def _draw_reliability(lines: Any, theme: Any) -> Any:
 def similarity_section(content: Nested) -> Section | None:
     """Do models hold matching pictures and captions for more alike than mismatched ones? (the paper's figure 2)."""
     names, found = titles(content), section(content, "similarity")
-    measures = [name for name in _MEASURES if any(section(found, f"{arm}.{name}") for arm in found)]
+    measures = [name for name in MEASURE_TITLES if any(section(found, f"{arm}.{name}") for arm in found)]
     if not measures:
         return None
     rows, panels = [], {}
@@ -135,7 +126,7 @@ def similarity_section(content: Nested) -> Section | None:
                 continue
             figures = {key: reading(record, key) for key in ("auroc", "paired_accuracy", "overlap")}
             layer = NOTHING if record.get("layer") is None else str(record["layer"])
-            rows.append([names.get(arm, arm), _MEASURES[name], layer, *map(written, figures.values())])
+            rows.append([names.get(arm, arm), MEASURE_TITLES[name], layer, *map(written, figures.values())])
             if histogram := record.get("histogram"):
                 auroc = figures["auroc"]
                 panels[arm, name] = (f"AUROC {auroc.mean:.3f}" if auroc else "", histogram)
@@ -148,7 +139,7 @@ def similarity_section(content: Nested) -> Section | None:
     blocks: list[Block] = [Text(text)]
     shown = [name for name in _SHOWN if name in measures and any((arm, name) in panels for arm in found)]
     if shown:
-        draw = partial(_draw_histograms, list(found), shown, panels, {**names, **_MEASURES})
+        draw = partial(_draw_histograms, list(found), shown, panels, {**names, **MEASURE_TITLES})
         blocks.append(Plot("similarity", "Similarity of matching and mismatched pairs", draw))
     return Section("Do text and picture come together?", [*blocks, Table(headers, rows)])
 
@@ -174,9 +165,7 @@ def language_section(content: Nested) -> Section | None:
 
 def costs_section(content: Nested) -> Section | None:
     """Time of a training step, time to the first token and memory, by number of image tokens."""
-    measured = section(content, "costs")
-    facts, costs = (measured, section(measured, "costs")) if "costs" in measured else (content, measured)
-    names = titles(content)
+    names, costs = titles(content), section(content, "costs")
     trained, answered = list[list[str]](), list[list[str]]()
     stages = list(dict.fromkeys(s for by in costs.values() for cost in by.values() for s in section(cost, "train")))
     for arm, by_tokens in costs.items():
@@ -190,7 +179,7 @@ def costs_section(content: Nested) -> Section | None:
             answered.append([names.get(arm, arm), tokens, *asked, kept])
     if not answered:
         return None
-    reference = str(facts.get("reference", "age"))
+    reference = str(section(content, "costs_settings").get("reference", "age"))
     text = (
         f"Medians, and in brackets the ratio to {GUIDED.get(reference, reference)} on the same work: other load on the "
         "machine moves it less than the times. Tokens are those of the vision model, before any pooling."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -47,7 +48,7 @@ def run_jobs(jobs: Sequence[Job], num_parallel: int, console: Console) -> None:
     """Run the jobs that are not done, in order, `num_parallel` at a time; the rest of the cores is shared evenly.
 
     A job that fails is a ValueError with the end of its log, after the ones that run beside it have ended. An
-    interrupt ends all of them. What is done stays done.
+    interrupt ends all of them, and so does SIGTERM. What is done stays done.
     """
     threads = max(1, (os.cpu_count() or 1) // num_parallel)
     waiting = [job for job in jobs if not job.done.exists()]
@@ -55,6 +56,7 @@ def run_jobs(jobs: Sequence[Job], num_parallel: int, console: Console) -> None:
         return
     running: dict[subprocess.Popen[bytes], tuple[Job, IO[bytes]]] = {}
     failed: list[Job] = []
+    before = signal.signal(signal.SIGTERM, _stop)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("steps"))
     with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console) as progress:
         bar = progress.add_task("comparison", total=sum(job.num_steps for job in jobs))
@@ -75,11 +77,17 @@ def run_jobs(jobs: Sequence[Job], num_parallel: int, console: Console) -> None:
                 progress.update(bar, completed=sum(job.steps_done for job in jobs), description=names or "comparison")
         finally:
             for process in running:
-                process.terminate()
+                os.killpg(process.pid, signal.SIGTERM)  # its worker processes too
             for process in running:
                 process.wait()
+            signal.signal(signal.SIGTERM, before)
     if failed:
         raise ValueError("\n".join(_complaint(job) for job in failed))
+
+
+def _stop(number: int, frame: object) -> None:
+    """Leave by an exception, so that no job goes on without the process that started it."""
+    sys.exit(128 + number)
 
 
 def _started(job: Job, threads: int) -> dict[subprocess.Popen[bytes], tuple[Job, IO[bytes]]]:
@@ -87,7 +95,7 @@ def _started(job: Job, threads: int) -> dict[subprocess.Popen[bytes], tuple[Job,
     log = job.log.open("ab")
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
     command = [sys.executable, "-m", "agevlm.cli", *job.arguments]
-    process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
+    process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True)
     return {process: (job, log)}
 
 

@@ -62,18 +62,15 @@ def read_figures(
     comparison: Path,
     ablations: Path | None = None,
     sweeps: Path | None = None,
-    costs: Path | None = None,
     attention: Path | None = None,
 ) -> Figures:
-    """Read the files that `agevlm compare` and `agevlm costs` write; `costs` goes to the comparison's own.
+    """Read the files that `agevlm compare` writes.
 
     A file that is no JSON object, and a comparison without arms, are ValueErrors.
     """
-    content = dict(_load(comparison))
+    content = _load(comparison)
     if not section(content, "arms"):
         raise ValueError(f"{comparison} holds no arms: it is not what `agevlm compare` writes")
-    if costs is not None:
-        content["costs"] = _load(costs)
     others = [_load(path) if path else {} for path in (ablations, sweeps)]
     return Figures(content, others[0], others[1], attention.read_bytes() if attention else None)
 
@@ -187,9 +184,6 @@ def _commands(figures: Figures) -> str:
     if figures.sweeps:
         lines.insert(0, "agevlm compare sweeps --out runs/sweeps --json results/sweeps.json")
         page.append("--sweeps results/sweeps.json")
-    if "costs" in figures.comparison:
-        lines.append("agevlm costs comparison --out results/costs.json")
-        page.append("--costs results/costs.json")
     if figures.attention:
         page.append(f"--attention runs/comparison/{ATTENTION}")
     return "\n".join([*lines, " \\\n  ".join([*page, "--out docs/results/comparison.md"])])

@@ -66,6 +66,7 @@ class ComparisonRecipe(Strict):
     groups: dict[str, tuple[str, ...]] = {}  # title → arms that are compared, the first with each other one; {}: all
     equal_time: EqualTimeRecipe | None = None
     analyse: bool = True  # beside the figures of `agevlm evaluate`: along the training, and similarity
+    costs: tuple[int, ...] = ()  # numbers of image tokens at which the arms' costs are measured
 
     @model_validator(mode="after")
     def _arms_are_recipes(self) -> ComparisonRecipe:
@@ -93,6 +94,13 @@ class ComparisonRecipe(Strict):
         """The arms that are trained: those of the groups, all where there are none."""
         named = {arm for members in self.groups.values() for arm in members}
         return tuple(arm for arm in self.arms if arm in named or not self.groups)
+
+    def choose_arms(self, names: Sequence[str]) -> list[str]:
+        """The trained arms of these names, all where there are none. ValueError for other names."""
+        unknown = sorted(set(names) - set(self.trained))
+        if unknown:
+            raise ValueError(f"no arm {unknown[0]!r} in the comparison: there are {', '.join(self.trained)}")
+        return [arm for arm in self.trained if arm in names or not names]
 
     def seeds_of(self, arm: str) -> range:
         """The seeds that an arm is trained with."""
@@ -160,7 +168,7 @@ def _read(path: Path) -> dict[str, Any]:
     if "extends" not in content:
         return content
     base = _read(path.with_name(content.pop("extends")))
-    for key in ("quick", "equal_time"):  # of that comparison alone
+    for key in ("quick", "equal_time", "costs"):  # of that comparison alone
         base.pop(key, None)
     base = apply_overrides(base, _as_overrides(content.pop("set", {})))
     return {**base, **content, "arms": {**base["arms"], **content["arms"]}}

@@ -3,7 +3,7 @@
 The directory of comparisons:
     NAME.yaml                the resolved recipe; comparisons of other names may share the directory, and runs
     foundations/K/           the foundations
-    ARM/SEED/                the runs, each as `agevlm train` leaves it, and trajectory.json
+    ARM/SEED/                the runs, each as `agevlm train` leaves it, trajectory.json and similarity.json
     equal_time/ARM/SEED/     those at equal time, where the steps of an arm are others; their factors in NAME.json
     recipes/ logs/           what the runs were told and what they said
 
@@ -22,13 +22,15 @@ import yaml
 from rich.console import Console
 
 from agevlm.comparison.jobs import Job, run_jobs
+from agevlm.comparison.pooling import SIMILARITY_FILE
 from agevlm.comparison.recipe import ComparisonRecipe, scaled
 from agevlm.files import write_beside
-from agevlm.training.recipe import Recipe, dump_recipe
+from agevlm.training.recipe import Recipe, dump_recipe, load_recipe
 from agevlm.training.trainer import read_log
 from agevlm.training.trajectory import FILE as TRAJECTORY
 
 EQUAL_TIME = "equal_time"
+COSTS = "costs.json"
 
 
 def compare(
@@ -44,19 +46,20 @@ def compare(
     A directory that holds another comparison is a ValueError; so is an arm that the recipe does not have.
     """
     out, console = Path(out), console or Console(stderr=True)
-    unknown = sorted(set(arms) - set(recipe.trained))
-    if unknown:
-        raise ValueError(f"no arm {unknown[0]!r} in the comparison: there are {', '.join(recipe.trained)}")
+    chosen = recipe.choose_arms(arms)
     _open(recipe, out)
     run_jobs(foundation_jobs(recipe, out), num_parallel, console)
-    jobs = training_jobs(recipe, out, arms or recipe.trained)
+    jobs = training_jobs(recipe, out, chosen)
     run_jobs(jobs, num_parallel, console)
     if recipe.equal_time is not None and not arms:
         jobs += equal_time_jobs(recipe, out)
         run_jobs(jobs, num_parallel, console)
-    shutil.rmtree(out / "cache", ignore_errors=True)
+    if all(job.done.exists() for job in [*jobs, *training_jobs(recipe, out, recipe.trained)]):
+        shutil.rmtree(out / "cache", ignore_errors=True)
     if recipe.analyse:
         run_jobs([job for run in jobs for job in analysis_jobs(run)], num_parallel, console)
+    if recipe.costs and not arms:
+        run_jobs([costs_job(recipe, out)], 1, console)  # alone on the machine
     return out
 
 
@@ -155,8 +158,23 @@ def stepping_seconds(directory: Path) -> float:
 def analysis_jobs(run: Job) -> list[Job]:
     """What is measured on a finished run beside its own metrics."""
     directory = run.done.parent
-    along = ("trajectory", str(directory))
-    return [Job(f"along {run.name}", along, directory / TRAJECTORY, run.log)]
+    asked = load_recipe(directory / "recipe.yaml").evaluation
+    assert asked is not None
+    similarity = ("similarity", str(directory / "model"), "--seed", str(asked.seed), "--split", asked.split)
+    written = directory / SIMILARITY_FILE
+    return [
+        Job(f"trajectory of {run.name}", ("trajectory", str(directory)), directory / TRAJECTORY, run.log),
+        Job(f"similarity of {run.name}", (*similarity, "--out", str(written)), written, run.log),
+    ]
+
+
+def costs_job(recipe: ComparisonRecipe, out: Path) -> Job:
+    """Measure what the arms cost."""
+    tokens = [argument for number in recipe.costs for argument in ("--tokens", str(number))]
+    foundation = ["--foundation", str(out / "foundations" / "0")] if recipe.foundations else []
+    done = out / COSTS
+    arguments = ("costs", str(out / f"{recipe.name}.yaml"), "--out", str(done), *tokens, *foundation)
+    return Job("costs", arguments, done, out / "logs" / "costs.log")
 
 
 def _training_job(recipe: Recipe, directory: Path, out: Path, name: str) -> Job:

@@ -13,8 +13,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from agevlm.comparison.pooling import pool_similarity, read_similarity
 from agevlm.comparison.recipe import ComparisonRecipe
-from agevlm.comparison.run import EQUAL_TIME, equal_time_factors, run_directory, stepping_seconds
+from agevlm.comparison.run import COSTS, EQUAL_TIME, equal_time_factors, run_directory, stepping_seconds
 from agevlm.evaluation.breakdown import breakdown, pope_answers, scenes_facts
 from agevlm.evaluation.detection import detect
 from agevlm.evaluation.statistics import (
@@ -133,10 +134,16 @@ def summarise(recipe: ComparisonRecipe, out: Path) -> Nested:
         "breakdown": {arm: _breakdown(runs, facts) for arm, runs in arms.items()},
         "detection": {arm: _detection(runs) for arm, runs in arms.items()},
         "curves": {arm: curve for arm, runs in arms.items() if (curve := _curve(runs))},
+        "similarity": {
+            arm: pool_similarity(found) for arm, runs in arms.items() if (found := read_similarity(runs.directories))
+        },
         "environment": json.loads((_first_run(arms) / "environment.json").read_text(encoding="utf-8")),
     }
     if recipe.equal_time is not None and (out / EQUAL_TIME / f"{recipe.name}.json").exists():
         summary["equal_time"] = _equal_time(recipe, out, arms)
+    if recipe.costs and (out / COSTS).exists():
+        measured = json.loads((out / COSTS).read_text(encoding="utf-8"))
+        summary |= {"costs": measured.pop("costs"), "costs_settings": measured}
     return summary
 
 

@@ -150,6 +150,22 @@ def test_samples(model: str | Path, benchmark: str | Path, settings: Settings) -
     return _drawn_samples(spec, TEST_CO_OCCURRENCE, settings, training_statistics(spec, settings.seed))
 
 
+def caption_samples(model: str | Path, benchmark: str | Path, settings: Settings) -> Sequence[Sample]:
+    """The pictures of `test_samples` with captions; a stored dataset's samples come with all their conversations."""
+    from agevlm.data.scenes import WorldSpec
+    from agevlm.evaluation.scenes import TEST_CO_OCCURRENCE, captioned_scenes
+
+    num_images = settings.num_images or DEFAULT_NUM_SCENES
+    if str(benchmark) != SCENES:
+        from agevlm.data.parquet import read_parquet
+
+        dataset = read_parquet(benchmark)
+        return LazySamples(min(num_images, len(dataset)), lambda number: dataset[number].sample)
+    spec = WorldSpec.model_validate(_recipe_world(model))
+    world = spec.model_copy(update={"co_occurrence": TEST_CO_OCCURRENCE})
+    return captioned_scenes(world, settings.seed, num_images, split=settings.split)
+
+
 def held_out_texts(model: str | Path, processor: Any, benchmark: str | Path, settings: Settings) -> list[str]:
     """The texts that text perplexity is measured on."""
     if str(benchmark) != SCENES:

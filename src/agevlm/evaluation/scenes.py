@@ -66,13 +66,7 @@ def scenes_benchmark(
     `statistics`: scenes of the training world (None: of `spec` itself, see `training_statistics`). Then `questions` of
     each kind, as far as the scene offers them. Deterministic in all arguments.
     """
-    if num_images < 1:
-        raise ValueError(f"a benchmark needs at least 1 image, got {num_images}")
-    scene_seed = split_seed(split, seed)
-    scenes = [draw_scene(spec, scene_seed, index) for index in range(num_images)]
-    annotated = [
-        replace(scene.annotation, image=replace(scene.annotation.image, data=scene_png(scene))) for scene in scenes
-    ]
+    annotated = _drawn(spec, seed, num_images, split)
     counted = training_statistics(spec, seed) if statistics is None else statistics
     pope = pope_conversations(
         annotated, num_per_image=num_per_image, seed=seed, vocabulary=CATEGORIES, statistics=counted
@@ -80,6 +74,26 @@ def scenes_benchmark(
     return [
         Sample(a.image.id, (a.image,), (*pope.get(a.image.id, ()), *_others(a, seed, questions))) for a in annotated
     ]
+
+
+def captioned_scenes(spec: WorldSpec, seed: int, num_images: int, *, split: str = "test") -> list[Sample]:
+    """The scenes of `scenes_benchmark` with the same arguments, each with one caption in place of questions."""
+    annotated = _drawn(spec, seed, num_images, split)
+    return [
+        Sample(
+            a.image.id, (a.image,), make_conversations(a, picture_rng(a.image.id, seed), CATEGORIES, {"caption": 1.0})
+        )
+        for a in annotated
+    ]
+
+
+def _drawn(spec: WorldSpec, seed: int, num_images: int, split: str) -> list[AnnotatedImage]:
+    """Scenes with their pictures as PNG."""
+    if num_images < 1:
+        raise ValueError(f"a benchmark needs at least 1 image, got {num_images}")
+    scene_seed = split_seed(split, seed)
+    scenes = [draw_scene(spec, scene_seed, index) for index in range(num_images)]
+    return [replace(scene.annotation, image=replace(scene.annotation.image, data=scene_png(scene))) for scene in scenes]
 
 
 def _others(annotated: AnnotatedImage, seed: int, questions: Mapping[str, int]) -> list[Conversation]:

@@ -14,7 +14,8 @@ are two sources of chance, the training and the choice of pictures, and two inte
 The interval that is reported reaches from the lower of the two lower ends to the upper of the two upper ends: it holds
 its 95 % in both cases (docs/evaluation.md has the simulation) and is wider than needed in most. Each is kept beside it.
 What is known only as one figure a seed (perplexity, seconds) has the t interval alone. One seed says nothing of other
-seeds: its interval knows its pictures only, and a figure alone has none (minus to plus infinity, null in JSON).
+seeds: its interval knows its pictures only, and a figure alone has none (minus to plus infinity, null in JSON). Where
+nothing varies, because no picture has an error or all have nothing else, the interval is the exact one for such a case.
 """
 
 # Shapes: A arms, D draws, S seeds, I pictures, Q questions, K draws of one seed.
@@ -24,7 +25,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -207,7 +208,18 @@ def estimate(
     _some(arm, "no seed has this figure")
     values_S = np.array([figure.value for figure in arm.values()])
     (draws_D,) = _two_level([arm], num_draws, seed)
-    return _enclose(float(values_S.mean()), values_S, arm, draws_D, _t_interval(values_S), bounds)
+    found = _enclose(float(values_S.mean()), values_S, arm, draws_D, _t_interval(values_S), bounds)
+    if (values_S == bounds[0]).all() or (values_S == bounds[1]).all():
+        return _beside_a_bound(found, sum(figure.num_images for figure in arm.values()), bounds)
+    return found
+
+
+def _beside_a_bound(found: Estimate, num_images: int, bounds: Interval) -> Estimate:
+    """The exact interval for a figure that is at its bound in every picture, where nothing varies: no error in n."""
+    reach = (bounds[1] - bounds[0]) * (1 - _TAILS[0] ** (1 / num_images))
+    if found.mean == bounds[0]:
+        return replace(found, high=bounds[0] + reach)
+    return replace(found, low=bounds[1] - reach)
 
 
 def difference(

@@ -188,6 +188,11 @@ class Recipe(Strict):
             raise ValueError(f"stages must have names of their own, got {names}")
         return self
 
+    @property
+    def reads_features(self) -> bool:
+        """Whether stages read cached feature maps: no stage trains the vision model, and `cache_features` is on."""
+        return self.cache_features and all("vision_model" not in stage.trainable for stage in self.stages)
+
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = (), seed: int | None = None) -> Recipe:
     """Read a recipe file, apply `key.path=value` overrides and a seed, and check everything.

@@ -140,13 +140,12 @@ class Run:
         return done.index(False) if False in done else len(done)
 
     def _load_data(self, model: Any, processor: Any, cache: Path, progress: RunProgress) -> dict[str, SourceData]:
-        frozen = all("vision_model" not in stage.trainable for stage in self.recipe.stages)
         used = {name for stage in self.recipe.stages for name, weight in stage.data.items() if weight}
         data = {}
         for name, settings in self.recipe.data.items():
             source = open_source(settings, self.recipe.seed)
             features = None
-            if self.recipe.cache_features and frozen and name in used:
+            if self.recipe.reads_features and name in used:
                 model.requires_grad_(False)
                 features = cached_features(
                     source,
@@ -185,15 +184,6 @@ class Run:
         self, index: int, model: Any, processor: Any, data: dict[str, SourceData], progress: RunProgress
     ) -> StageTrainer:
         stage, settings = self.recipe.stages[index], self.recipe
-        collator = Collator(
-            processor,
-            grid=image_grid(model, processor),
-            guided=stage.guidance is not None and stage.guidance.weight > 0,
-            answer_position=stage.guidance is not None and stage.guidance.answer_position,
-            free_answers=stage.guidance.free_answers if stage.guidance else (),
-            mask_noise=stage.guidance.mask_noise if stage.guidance else None,
-            max_length=settings.max_length,
-        )
         arguments = training_arguments(
             stage,
             self.stage_directory(index),
@@ -212,7 +202,7 @@ class Run:
             model=model,
             args=arguments,
             train_dataset=StageDataset(stage, data, seed=_stage_seed(settings.seed, index)),
-            data_collator=collator,
+            data_collator=stage_collator(settings, stage, model, processor),
             stage=stage,
             on_step=on_step,
             files=self.files,
@@ -303,6 +293,19 @@ def _check_layers(recipe: Recipe, model: Any) -> None:
             raise ValueError(
                 f"stage {stage.name!r} guides attention layer {wrong[0]}; the model has {number}, counted from 0"
             )
+
+
+def stage_collator(recipe: Recipe, stage: StageRecipe, model: Any, processor: Any) -> Collator:
+    """What makes the batches of a stage, with the guidance that it asks for."""
+    return Collator(
+        processor,
+        grid=image_grid(model, processor),
+        guided=stage.guidance is not None and stage.guidance.weight > 0,
+        answer_position=stage.guidance is not None and stage.guidance.answer_position,
+        free_answers=stage.guidance.free_answers if stage.guidance else (),
+        mask_noise=stage.guidance.mask_noise if stage.guidance else None,
+        max_length=recipe.max_length,
+    )
 
 
 def _is_leftover(path: Path) -> bool:
