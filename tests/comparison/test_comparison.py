@@ -241,6 +241,7 @@ def test_an_arm_like_another_one_adds_to_its_changes(content: dict[str, Any], tm
         ({"arms": {"age": {"caption": "x"}}}, "caption"),
         ({"num_seeds": 0}, "num_seeds"),
         ({"groups": {"weights": ["age", "plus"]}}, "group 'weights' names the arm 'plus'"),
+        ({"chosen": ["plus"]}, "chosen names the arm 'plus'"),
         ({"equal_time": {"reference": "plus"}}, "equal_time names the arm 'plus'"),
         ({"arms": {"age": {"title": "x", "like": "age"}}}, "'age' is like 'age', which must come before it"),
     ],

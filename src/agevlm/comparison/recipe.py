@@ -64,6 +64,7 @@ class ComparisonRecipe(Strict):
     common: dict[str, Any]
     arms: dict[str, ArmRecipe] = Field(min_length=1)
     groups: dict[str, tuple[str, ...]] = {}  # title → arms that are compared, the first with each other one; {}: all
+    chosen: tuple[str, ...] = ()  # of arms of groups: what was settled on, marked in tables
     equal_time: EqualTimeRecipe | None = None
     analyse: bool = True  # beside the figures of `agevlm evaluate`: along the training, and similarity
     costs: tuple[int, ...] = ()  # numbers of image tokens at which the arms' costs are measured
@@ -78,6 +79,8 @@ class ComparisonRecipe(Strict):
         for title, members in self.groups.items():
             for arm in members:
                 self._position(arm, f"group {title!r}")
+        for arm in self.chosen:
+            self._position(arm, "chosen")
         if self.equal_time is not None:
             self._position(self.equal_time.reference, "equal_time")
         for arm in self.trained:

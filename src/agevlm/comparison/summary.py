@@ -128,6 +128,7 @@ def summarise(recipe: ComparisonRecipe, out: Path) -> Nested:
         "titles": {arm: recipe.arms[arm].title for arm in arms},
         "settings": {arm: recipe.changes_of(arm) for arm in arms},
         "groups": {title: [arm for arm in members if arm in arms] for title, members in groups.items()},
+        "chosen": [arm for arm in recipe.chosen if arm in arms],
         "runs": {arm: sorted(runs.directories) for arm, runs in arms.items()},
         "arms": {arm: estimates(runs) for arm, runs in arms.items()},
         **_between(arms, _pairs(groups.values())),
