@@ -27,7 +27,8 @@ def with_stage(**settings: Any) -> dict[str, Any]:
     return {"stages": [STAGE | settings]}
 
 
-RECIPES = sorted(path for path in (ROOT / "recipes").glob("*.yaml") if path.stem != "comparison")
+COMPARISONS = {"comparison", "sweeps", "ablations"}
+RECIPES = sorted(path for path in (ROOT / "recipes").glob("*.yaml") if path.stem not in COMPARISONS)
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
