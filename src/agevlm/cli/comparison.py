@@ -48,8 +48,9 @@ def compare(
 def results(
     comparison: Annotated[Path, typer.Argument(help="The figures of a comparison, as `agevlm compare` writes them.")],
     out: Annotated[Path, typer.Option(help="The page to write (.md); its plots go beside it.")],
-    ablations: Annotated[Path | None, typer.Option(help="Figures of the ablations.")] = None,
     sweeps: Annotated[Path | None, typer.Option(help="Figures of the sweeps.")] = None,
+    longer: Annotated[Path | None, typer.Option(help="Figures of the longer training.")] = None,
+    ablations: Annotated[Path | None, typer.Option(help="Figures of the ablations.")] = None,
     attention: Annotated[
         Path | None, typer.Option(help="The attention.png of the comparison's directory; else the one that is there.")
     ] = None,
@@ -60,9 +61,10 @@ def results(
     """
     from agevlm.comparison.page import read_figures, write_page
 
-    figures = read_figures(comparison, ablations, sweeps, attention)
-    sources = [path for path in (comparison, ablations, sweeps) if path is not None]
-    typer.echo(f"page: {write_page(figures, out, sources)}")
+    named = {"sweeps": sweeps, "longer": longer, "ablations": ablations}
+    others = {name: path for name, path in named.items() if path is not None}
+    figures = read_figures(comparison, others, attention)
+    typer.echo(f"page: {write_page(figures, out, [comparison, *others.values()])}")
 
 
 def costs(

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ from agevlm.comparison.sections import (
 )
 
 ATTENTION = "attention.png"
+OTHERS = ("sweeps", "longer", "ablations")  # recipes whose figures go onto the page of the comparison
 INDEX = "index.html"
 _ABLATIONS = (
     "One thing changed at a time, everything else as in the group’s first arm; “minus the first” is the paired "
@@ -50,29 +51,27 @@ _SWEEPS = (
 
 @dataclass(frozen=True)
 class Figures:
-    """The contents of the files of figures; what is not there is empty. `attention` is an encoded PNG."""
+    """What the files of figures hold: the comparison, and `OTHERS` by name. `attention` is an encoded PNG."""
 
     comparison: Nested
-    ablations: Nested
-    sweeps: Nested
+    others: Mapping[str, Nested] = field(default_factory=dict)
     attention: bytes | None = None
 
 
 def read_figures(
     comparison: Path,
-    ablations: Path | None = None,
-    sweeps: Path | None = None,
+    others: Mapping[str, Path],
     attention: Path | None = None,
 ) -> Figures:
-    """Read the files that `agevlm compare` writes.
+    """Read the files that `agevlm compare` writes; `others` are those of `OTHERS`, by name.
 
     A file that is no JSON object, and a comparison without arms, are ValueErrors.
     """
     content = _load(comparison)
     if not section(content, "arms"):
         raise ValueError(f"{comparison} holds no arms: it is not what `agevlm compare` writes")
-    others = [_load(path) if path else {} for path in (ablations, sweeps)]
-    return Figures(content, others[0], others[1], attention.read_bytes() if attention else None)
+    named = {name: _load(path) for name, path in others.items()}
+    return Figures(content, named, attention.read_bytes() if attention else None)
 
 
 def write_page(figures: Figures, out: Path, sources: Sequence[Path] = ()) -> Path:
@@ -82,7 +81,7 @@ def write_page(figures: Figures, out: Path, sources: Sequence[Path] = ()) -> Pat
     """
     kept = out.with_suffix("") / ATTENTION
     if figures.attention is None and kept.exists():
-        figures = Figures(figures.comparison, figures.ablations, figures.sweeps, kept.read_bytes())
+        figures = replace(figures, attention=kept.read_bytes())
     links = [f"[{path.name}]({os.path.relpath(path, out.parent)})" for path in sources]
     return write_markdown(build_page(figures, [Text(f"All figures: {', '.join(links)}.")] if links else []), out)
 
@@ -97,10 +96,10 @@ def write_index(out: Path) -> Path:
     if not found:
         raise ValueError(f"{out} holds no figures of a comparison: run `agevlm compare` into it")
     main = next((path for path, content in found.items() if not _is_grouped(content)), next(iter(found)))
-    named = {str(content.get("name")): content for path, content in found.items() if path != main}
+    named = {name: content for path, content in found.items() for name in OTHERS if content.get("name") == name}
     picture = out / ATTENTION
     attention = picture.read_bytes() if picture.exists() else None
-    figures = Figures(found[main], named.get("ablations", {}), named.get("sweeps", {}), attention)
+    figures = Figures(found[main], named, attention)
     return write_html(build_page(figures, _links(figures.comparison, out)), out / INDEX)
 
 
@@ -129,7 +128,7 @@ def build_page(figures: Figures, links: Sequence[Block] = ()) -> Page:
 
     Of a comparison of groups, a table for each group. `links` go to the end.
     """
-    content, ablations = figures.comparison, figures.ablations
+    content = figures.comparison
     if _is_grouped(content):
         name = str(content.get("name", "comparison")).capitalize()
         groups = groups_section(content, name, _ABLATIONS, "groups")
@@ -140,15 +139,15 @@ def build_page(figures: Figures, links: Sequence[Block] = ()) -> Page:
         differences_section(content),
         curves_section(content),
         equal_time_section(content),
-        compute_section(content, ablations),
+        compute_section(content, figures.others.get("longer", {})),
         breakdown_section(content),
         attention_section(figures.attention),
         detection_section(content),
         similarity_section(content),
         language_section(content),
         costs_section(content),
-        groups_section(ablations, "Ablations", _ABLATIONS, "ablations"),
-        groups_section(figures.sweeps, "Sweeps", _SWEEPS),
+        groups_section(figures.others.get("ablations", {}), "Ablations", _ABLATIONS, "ablations"),
+        groups_section(figures.others.get("sweeps", {}), "Sweeps", _SWEEPS),
         _again(figures, links),
     )
     title = "Guided against unguided cross-attention against concatenation"
@@ -174,16 +173,12 @@ def _again(figures: Figures, links: Sequence[Block]) -> Section:
 
 def _commands(figures: Figures) -> str:
     """The commands that make the files of figures, and the page from them."""
-    lines, page = (
-        ["agevlm compare comparison --out runs/comparison --json results/comparison.json"],
-        ["agevlm results results/comparison.json"],
-    )
-    if figures.ablations:
-        lines.append("agevlm compare ablations --out runs/comparison --json results/ablations.json")
-        page.append("--ablations results/ablations.json")
-    if figures.sweeps:
-        lines.insert(0, "agevlm compare sweeps --out runs/sweeps --json results/sweeps.json")
-        page.append("--sweeps results/sweeps.json")
+    lines, page = [], ["agevlm results results/comparison.json"]
+    for name in ("sweeps", "comparison", "longer", "ablations"):
+        if name == "comparison" or name in figures.others:
+            out = "comparison" if name == "longer" else name
+            lines.append(f"agevlm compare {name} --out runs/{out} --json results/{name}.json")
+    page += [f"--{name} results/{name}.json" for name in OTHERS if name in figures.others]
     if figures.attention:
         page.append(f"--attention runs/comparison/{ATTENTION}")
     return "\n".join([*lines, " \\\n  ".join([*page, "--out docs/results/comparison.md"])])

@@ -253,12 +253,12 @@ def equal_time_section(content: Nested) -> Section | None:
     return Section("At equal time", [Text(text), Table(headers, rows)])
 
 
-def compute_section(content: Nested, ablations: Nested) -> Section | None:
+def compute_section(content: Nested, longer: Nested) -> Section | None:
     """Adversarial error of unguided arms that train several times longer, against AGE trained once as long.
 
-    From `unguided_curve` of the comparison, or else from arms of the ablations that are called ARM_4x.
+    From the arms of `longer` that are called ARM_4x and the like.
     """
-    lines = _longer(content, ablations)
+    lines = _longer(content, longer)
     arm = next((arm for arm in GUIDED if reading(content, f"arms.{arm}.{ERROR}")), None)
     if not any(len(points) > 1 for points in lines.values()) or arm is None:
         return None
@@ -292,16 +292,13 @@ def _closes(lines: dict[str, list[tuple[float, Reading]]], level: Reading, name:
     return f"Without guidance the adversarial error of {name} is not reached with {longest:g} times the steps."
 
 
-def _longer(content: Nested, ablations: Nested) -> dict[str, list[tuple[float, Reading]]]:
+def _longer(content: Nested, longer: Nested) -> dict[str, list[tuple[float, Reading]]]:
     """Arm → (multiple, adversarial error), in order."""
     found: dict[str, dict[float, Reading | None]] = {}
-    for arm, by_multiple in section(content, "unguided_curve.arms").items():
-        found[arm] = {float(multiple): reading(figures, ERROR) for multiple, figures in by_multiple.items()}
-    if not found:
-        for name in section(ablations, "arms"):
-            if named := re.fullmatch(r"(\w+)_(\d+)x", name):
-                arm, multiple = named.groups()
-                found.setdefault(arm, {})[float(multiple)] = reading(ablations, f"arms.{name}.{ERROR}")
+    for name in section(longer, "arms"):
+        if named := re.fullmatch(r"(\w+)_(\d+)x", name):
+            arm, multiple = named.groups()
+            found.setdefault(arm, {})[float(multiple)] = reading(longer, f"arms.{name}.{ERROR}")
     for arm, points in found.items():
         points.setdefault(1.0, reading(content, f"arms.{arm}.{ERROR}"))
     return {arm: [(m, error) for m, error in sorted(points.items()) if error] for arm, points in found.items()}
