@@ -14,7 +14,9 @@ import pytest
 import yaml
 from rich.console import Console
 from tiny_runs import make_foundation, make_recipe
+from typer.testing import CliRunner
 
+from agevlm.cli import app
 from agevlm.comparison.jobs import Job, run_jobs
 from agevlm.comparison.recipe import ComparisonRecipe, load_comparison
 from agevlm.comparison.run import compare, equal_time_factors, stepping_seconds, training_jobs
@@ -84,11 +86,19 @@ def test_arms_of_one_seed_read_the_same_data_in_the_same_order(done: tuple[Compa
         )
 
 
-def test_what_is_done_is_not_trained_again(done: tuple[ComparisonRecipe, Path]) -> None:
+def test_the_command_writes_figures_and_page_and_trains_nothing_again(
+    done: tuple[ComparisonRecipe, Path], tmp_path: Path
+) -> None:
     recipe, out = done
     before = {path: path.stat().st_mtime_ns for path in out.rglob("model.safetensors")}
-    compare(recipe, out, console=QUIET)
+    file, figures = tmp_path / "small.yaml", tmp_path / "small.json"
+    file.write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
+    outcome = CliRunner().invoke(app, ["compare", str(file), "--out", str(out), "--json", str(figures)])
+    assert outcome.exit_code == 0, outcome.output
     assert {path: path.stat().st_mtime_ns for path in out.rglob("model.safetensors")} == before
+    assert json.loads(figures.read_text()) == json.loads((out / "small.json").read_text())
+    page = (out / "index.html").read_text(encoding="utf-8")
+    assert "guided" in page and 'href="age/1/report.html"' in page
 
 
 def test_the_summary_has_figures_differences_and_their_intervals(done: tuple[ComparisonRecipe, Path]) -> None:
@@ -196,7 +206,7 @@ def test_the_recipe_in_the_package_has_the_arms_of_the_claim() -> None:
     assert [stage.guidance is not None for stage in age.stages] == [False, False, True, False]
     assert [stage.guidance is not None for stage in plus.stages] == [False, False, True, True]
     assert recipe.recipe_of("concat_pooled", 1).model.pool_size == 2
-    assert {recipe.recipe_of(arm, 0).stages[3].steps for arm in recipe.arms} == {1400}
+    assert {recipe.recipe_of(arm, 0).stages[3].steps for arm in recipe.arms} == {1100}
     quick = load_comparison(ROOT / "recipes" / "comparison.yaml", quick=True)
     assert quick.trained == recipe.trained and quick.foundations is None
     assert quick.recipe_of("age", 0).stages[3].steps < 400
