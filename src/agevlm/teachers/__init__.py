@@ -1,0 +1,1 @@
+"""Teachers: (picture, phrases) → masks. Used to make data, never at inference."""

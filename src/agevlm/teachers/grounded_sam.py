@@ -1,0 +1,44 @@
+"""Grounded SAM (Ren et al. 2024, arXiv 2401.14159): phrases become boxes by a detector, boxes masks by a segmenter."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from agevlm.teachers.base import Request, Thresholds, Verdict, judge
+from agevlm.teachers.detectors import Detection, Detector
+from agevlm.teachers.segmenters import Segmenter
+
+
+@dataclass(frozen=True)
+class GroundedSam:
+    """A teacher of two networks; a mask's score is that of its box."""
+
+    detector: Detector
+    segmenter: Segmenter
+    thresholds: Thresholds
+
+    def ground(self, requests: Sequence[Request]) -> list[list[Verdict]]:
+        """As `Teacher` says. Pictures without any box are not segmented."""
+        images = [request.image for request in requests]
+        phrases = [request.phrases for request in requests]
+        found = self.detector.detect(images, phrases, self.thresholds.present)
+        boxed = [number for number, detections in enumerate(found) if any(len(d.boxes) for d in detections)]
+        boxes = [np.concatenate([detection.boxes for detection in found[number]]) for number in boxed]
+        masks = dict(
+            zip(boxed, self.segmenter.segment([images[n] for n in boxed], boxes) if boxed else [], strict=True)
+        )
+        return [
+            self._judge(found[number], masks[number][0] if number in masks else None) for number in range(len(found))
+        ]
+
+    def _judge(self, detections: Sequence[Detection], masks: np.ndarray | None) -> list[Verdict]:
+        verdicts, start = [], 0
+        for detection in detections:
+            end = start + len(detection.boxes)
+            own = np.zeros((0, 1, 1), dtype=bool) if masks is None else masks[start:end]
+            verdicts.append(judge(own, detection.scores, detection.best, self.thresholds))
+            start = end
+        return verdicts

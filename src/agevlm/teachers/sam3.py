@@ -1,0 +1,99 @@
+"""SAM 3 (Carion et al. 2025, arXiv 2511.16719) of transformers: a phrase → the masks of all its instances.
+
+A picture is encoded once, whatever the number of phrases. SAM 3's image processor needs torchvision, so its resizing
+and normalisation, which its documentation states, are done here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+from transformers import AutoTokenizer
+
+from agevlm.teachers.base import Masks, Request, Thresholds, Verdict, judge
+from agevlm.teachers.loading import load_model
+from agevlm.teachers.segmenters import normalised_pixels
+
+_PHRASES_AT_ONCE = 16
+_MEAN = _STD = (0.5, 0.5, 0.5)
+
+
+class Sam3:
+    """SAM 3 as a teacher; a score is that of the instance times that of the phrase's presence in the picture."""
+
+    MODEL_TYPES = ("sam3",)
+    THRESHOLDS = Thresholds(present=0.5, absent=0.1)
+
+    def __init__(
+        self,
+        weights: str | Path,
+        thresholds: Thresholds | None = None,
+        dtype: torch.dtype = torch.float32,
+        device: str = "cpu",
+    ) -> None:
+        self.model = load_model(weights, "Sam3Model", self.MODEL_TYPES, dtype, device)
+        self.tokenizer = AutoTokenizer.from_pretrained(weights)
+        self.thresholds = thresholds or self.THRESHOLDS
+
+    @torch.inference_mode()
+    def ground(self, requests: Sequence[Request]) -> list[list[Verdict]]:
+        """As `Teacher` says; a phrase is cut off after the tokens that the model reads."""
+        side = self.model.config.vision_config.image_size
+        pixels = normalised_pixels([request.image for request in requests], side, _MEAN, _STD)
+        embeddings = self.model.get_vision_features(pixels.to(self.model.device, self.model.dtype))
+        return [self._ground(request, _picture(embeddings, number)) for number, request in enumerate(requests)]
+
+    def _ground(self, request: Request, embeddings: Any) -> list[Verdict]:
+        verdicts = []
+        for start in range(0, len(request.phrases), _PHRASES_AT_ONCE):
+            names = list(request.phrases[start : start + _PHRASES_AT_ONCE])
+            length = self.model.config.text_config.max_position_embeddings
+            text = self.tokenizer(
+                names, return_tensors="pt", padding="max_length", max_length=length, truncation=True
+            ).to(self.model.device)
+            outputs = self.model(
+                vision_embeds=_repeated(embeddings, len(names)),
+                input_ids=text.input_ids,
+                attention_mask=text.attention_mask,
+            )
+            scores = outputs.pred_logits.float().sigmoid()
+            if outputs.presence_logits is not None:
+                scores = scores * outputs.presence_logits.float().sigmoid()
+            for number in range(len(names)):
+                likely = scores[number] >= self.thresholds.present
+                masks, best = outputs.pred_masks[number][likely].float(), float(scores[number].max())
+                own = scores[number][likely].cpu().numpy()
+                verdicts.append(judge(_to_picture(masks, request), own, best, self.thresholds))
+        return verdicts
+
+
+def _to_picture(logits: torch.Tensor, request: Request) -> Masks:
+    height, width = request.image.height, request.image.width
+    if not len(logits):
+        return np.zeros((0, height, width), dtype=bool)
+    full = F.interpolate(logits[None].sigmoid(), (height, width), mode="bilinear", align_corners=False)[0]
+    return (full > 0.5).cpu().numpy()
+
+
+def _picture(embeddings: Any, number: int) -> Any:
+    """What the vision encoder gives, of one picture of the batch."""
+    return _mapped(embeddings, lambda tensor: tensor[number : number + 1])
+
+
+def _repeated(embeddings: Any, times: int) -> Any:
+    return _mapped(embeddings, lambda tensor: tensor.expand(times, *tensor.shape[1:]))
+
+
+def _mapped(value: Any, change: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return change(value)
+    if isinstance(value, dict):  # transformers' outputs are dictionaries
+        return type(value)(**{key: _mapped(part, change) for key, part in value.items()})
+    if isinstance(value, list | tuple):
+        return type(value)(_mapped(part, change) for part in value)
+    return value

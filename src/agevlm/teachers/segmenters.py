@@ -1,0 +1,123 @@
+"""Boxes → masks: Segment Anything (SAM) and SAM 2 of transformers, from a directory or a hub id.
+
+The encoder sees a picture once, whatever the number of boxes. SAM 2's image processor needs torchvision, so its
+resizing and normalisation, which its documentation states, are done here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from agevlm.teachers.base import Boxes, Masks, Scores
+from agevlm.teachers.loading import load, load_model
+
+_BOXES_AT_ONCE = 64
+_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as SAM 2 was trained
+
+
+class Segmenter(Protocol):
+    """Turns boxes into masks."""
+
+    def segment(self, images: Sequence[Image.Image], boxes: Sequence[Boxes]) -> list[tuple[Masks, Scores]]:
+        """For each picture a mask (height, width) and a score for each of its boxes."""
+        ...
+
+
+class Sam:
+    """SAM (Kirillov et al. 2023, arXiv 2304.02643)."""
+
+    MODEL_TYPES = ("sam",)
+
+    def __init__(self, weights: str | Path, dtype: torch.dtype = torch.float32, device: str = "cpu") -> None:
+        self.model, self.processor = load(weights, "SamModel", self.MODEL_TYPES, dtype, device)
+
+    @torch.inference_mode()
+    def segment(self, images: Sequence[Image.Image], boxes: Sequence[Boxes]) -> list[tuple[Masks, Scores]]:
+        """As `Segmenter` says."""
+        inputs = self.processor.image_processor(list(images), return_tensors="pt")
+        pixels = inputs["pixel_values"].to(self.model.device, self.model.dtype)
+        embeddings = self.model.get_image_embeddings(pixels)
+        found = []
+        for number, image in enumerate(images):
+            height, width = (int(side) for side in inputs["reshaped_input_sizes"][number])
+            masks, scores = [], []
+            for part in _parts(boxes[number]):
+                scaled = torch.from_numpy(part) * torch.tensor([width / image.width, height / image.height]).repeat(2)
+                outputs = self.model(
+                    image_embeddings=embeddings[number : number + 1],
+                    input_boxes=scaled[None].to(self.model.device, self.model.dtype),
+                    multimask_output=False,
+                )
+                logits = outputs.pred_masks[0].float()
+                side = self.model.config.vision_config.image_size
+                square = F.interpolate(logits, (side, side), mode="bilinear", align_corners=False)
+                masks.append(_to_picture(square[..., :height, :width], image))
+                scores.append(outputs.iou_scores[0, :, 0].float().cpu().numpy())
+            found.append(_join(masks, scores, image))
+        return found
+
+
+class Sam2:
+    """SAM 2 (Ravi et al. 2024, arXiv 2408.00714), on single pictures."""
+
+    MODEL_TYPES = ("sam2", "sam2_video")
+
+    def __init__(self, weights: str | Path, dtype: torch.dtype = torch.float32, device: str = "cpu") -> None:
+        self.model = load_model(weights, "Sam2Model", self.MODEL_TYPES, dtype, device)
+
+    @torch.inference_mode()
+    def segment(self, images: Sequence[Image.Image], boxes: Sequence[Boxes]) -> list[tuple[Masks, Scores]]:
+        """As `Segmenter` says."""
+        side = self.model.config.prompt_encoder_config.image_size
+        pixels = normalised_pixels(images, side, _MEAN, _STD).to(self.model.device, self.model.dtype)
+        embeddings = self.model.get_image_embeddings(pixels)
+        found = []
+        for number, image in enumerate(images):
+            masks, scores = [], []
+            for part in _parts(boxes[number]):
+                scaled = torch.from_numpy(part) * torch.tensor([side / image.width, side / image.height]).repeat(2)
+                outputs = self.model(
+                    image_embeddings=[level[number : number + 1] for level in embeddings],
+                    input_boxes=scaled[None].to(self.model.device, self.model.dtype),
+                    multimask_output=False,
+                )
+                masks.append(_to_picture(outputs.pred_masks[0].float(), image))
+                scores.append(outputs.iou_scores[0, :, 0].float().cpu().numpy())
+            found.append(_join(masks, scores, image))
+        return found
+
+
+def normalised_pixels(
+    images: Sequence[Image.Image], side: int, mean: tuple[float, ...], std: tuple[float, ...]
+) -> Tensor:
+    """Pictures as (n, 3, side, side): values to [0, 1], squeezed into the square, less `mean`, over `std`."""
+    squares = []
+    for image in images:
+        values = torch.from_numpy(np.asarray(image, dtype=np.float32) / 255).permute(2, 0, 1)[None]
+        square = F.interpolate(values, (side, side), mode="bilinear", align_corners=False, antialias=True)
+        squares.append((square - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1))
+    return torch.cat(squares)
+
+
+def _parts(boxes: Boxes) -> list[Boxes]:
+    return [boxes[start : start + _BOXES_AT_ONCE] for start in range(0, len(boxes), _BOXES_AT_ONCE)]
+
+
+def _to_picture(logits: Tensor, image: Image.Image) -> Masks:
+    """Logits (n, 1, h, w) → masks (n, height, width) of the picture."""
+    full = F.interpolate(logits, (image.height, image.width), mode="bilinear", align_corners=False)
+    return (full[:, 0] > 0).cpu().numpy()
+
+
+def _join(masks: Sequence[Masks], scores: Sequence[Scores], image: Image.Image) -> tuple[Any, Any]:
+    if not masks:
+        return np.zeros((0, image.height, image.width), dtype=bool), np.zeros(0, dtype=np.float32)
+    return np.concatenate(masks), np.clip(np.concatenate(scores), 0, 1)
