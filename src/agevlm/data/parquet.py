@@ -74,15 +74,12 @@ def write_parquet(
         try:
             for record in records:
                 writer.add(record)
-            writer.flush()
         finally:
             writer.end_shard()
-        if not writer.ids:
+        if not writer.tally.ids:
             raise ValueError(f"{directory}: no samples to write; an empty dataset is of no use")
         summary = writer.summary(name or directory.name, vocabulary)
-        content = {"format": "agevlm", "schema_version": SCHEMA_VERSION, **asdict(summary)}
-        (beside / "dataset.json").write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", "utf-8")
-        (beside / "README.md").write_text(_card(summary), "utf-8")
+        write_summary(beside, summary)
     return summary
 
 
@@ -227,49 +224,21 @@ def _read_summary(directory: Path) -> Summary:
     return summary
 
 
-class _Writer:
-    """Collects rows into row groups and shards under temporary names, and counts."""
+class Tally:
+    """What records hold, counted as they come: ids, kinds of conversation, categories."""
 
-    def __init__(self, directory: Path, shard_bytes: int, embed_images: bool) -> None:
-        self.directory, self.shard_bytes, self.embed_images = directory, shard_bytes, embed_images
-        self.schema = arrow_schema()
+    def __init__(self) -> None:
         self.ids: set[str] = set()
         self.counts: Counter[str] = Counter()
         self.kinds: Counter[str] = Counter()
         self.categories: Counter[str] = Counter()
-        self.rows: list[dict[str, Any]] = []
-        self.group_bytes = self.written_bytes = 0
-        self.shard_rows: list[int] = []
-        self.file: pq.ParquetWriter | None = None
 
     def add(self, record: Record) -> None:
-        if record.sample.id in self.ids:
-            raise ValueError(f"two samples have the id {record.sample.id!r}; ids must be unique in a dataset")
-        row = to_row(record, self.embed_images)
-        self.ids.add(record.sample.id)
-        self._count(record)
-        self.rows.append(row)
-        self.group_bytes += sum(len(image["bytes"] or b"") for image in row["images"])
-        if len(self.rows) >= _GROUP_ROWS or self.group_bytes >= min(_GROUP_BYTES, self.shard_bytes):
-            self.flush()
-        if self.written_bytes >= self.shard_bytes:
-            self.end_shard()
-
-    def summary(self, name: str, vocabulary: Sequence[str] | None) -> Summary:
-        """Give the shards their final names and sum up."""
-        unknown = sorted(set(self.categories) - set(vocabulary or self.categories))
-        if unknown:
-            raise ValueError(f"category {unknown[0]!r} of the instances is not in the vocabulary; add it there")
-        shards = {}
-        for number, rows in enumerate(self.shard_rows):
-            shard = f"data-{number:05d}-of-{len(self.shard_rows):05d}.parquet"
-            self._part(number).rename(self.directory / shard)
-            shards[shard] = rows
-        kinds = dict(sorted(self.kinds.items()))
-        return Summary(name, list(vocabulary or sorted(self.categories)), **self.counts, kinds=kinds, shards=shards)
-
-    def _count(self, record: Record) -> None:
+        """Count a record. An id that was there before is a ValueError."""
         sample = record.sample
+        if sample.id in self.ids:
+            raise ValueError(f"two samples have the id {sample.id!r}; ids must be unique in a dataset")
+        self.ids.add(sample.id)
         instances = record.annotated.instances if record.annotated else ()
         self.counts["num_samples"] += 1
         self.counts["num_images"] += len(sample.images)
@@ -279,27 +248,108 @@ class _Writer:
         self.categories.update(instance.category for instance in instances)
         self.kinds.update(conversation.kind for conversation in sample.conversations)
 
+    def summary(self, name: str, vocabulary: Sequence[str] | None, shards: Mapping[str, int]) -> Summary:
+        """The summary of a dataset of these records in shards, file name → rows."""
+        unknown = sorted(set(self.categories) - set(vocabulary or self.categories))
+        if unknown:
+            raise ValueError(f"category {unknown[0]!r} of the instances is not in the vocabulary; add it there")
+        kinds, names = dict(sorted(self.kinds.items())), list(vocabulary or sorted(self.categories))
+        return Summary(name, names, **self.counts, kinds=kinds, shards=dict(shards))
+
+
+class _ShardFile:
+    """One shard under construction: rows are collected into row groups."""
+
+    def __init__(self, path: Path, group_bytes: int = _GROUP_BYTES) -> None:
+        self.file = pq.ParquetWriter(path, arrow_schema(), compression="zstd")
+        self.max_group_bytes = group_bytes
+        self.rows: list[dict[str, Any]] = []
+        self.group_bytes = self.written_bytes = self.num_rows = 0
+
+    def add(self, row: dict[str, Any]) -> None:
+        self.rows.append(row)
+        self.num_rows += 1
+        self.group_bytes += sum(len(image["bytes"] or b"") for image in row["images"])
+        if len(self.rows) >= _GROUP_ROWS or self.group_bytes >= self.max_group_bytes:
+            self._flush()
+
+    def close(self) -> None:
+        try:
+            self._flush()
+        finally:
+            self.file.close()
+
+    def _flush(self) -> None:
+        if self.rows:
+            table = pa.Table.from_pylist(self.rows, schema=self.file.schema)
+            self.file.write_table(table, row_group_size=len(self.rows))
+            self.written_bytes += table.nbytes
+            self.rows, self.group_bytes = [], 0
+
+
+class _Writer:
+    """Writes records into shards under temporary names, and counts them."""
+
+    def __init__(self, directory: Path, shard_bytes: int, embed_images: bool) -> None:
+        self.directory, self.shard_bytes, self.embed_images = directory, shard_bytes, embed_images
+        self.tally = Tally()
+        self.shard_rows: list[int] = []
+        self.file: _ShardFile | None = None
+
+    def add(self, record: Record) -> None:
+        self.tally.add(record)
+        row = to_row(record, self.embed_images)
+        if self.file is None:
+            self.file = _ShardFile(self._part(len(self.shard_rows)), min(_GROUP_BYTES, self.shard_bytes))
+        self.file.add(row)
+        if self.file.written_bytes >= self.shard_bytes:
+            self.end_shard()
+
+    def summary(self, name: str, vocabulary: Sequence[str] | None) -> Summary:
+        """Give the shards their final names and sum up."""
+        names = [shard_name(number, len(self.shard_rows)) for number in range(len(self.shard_rows))]
+        summary = self.tally.summary(name, vocabulary, dict(zip(names, self.shard_rows, strict=True)))
+        for number, shard in enumerate(names):
+            self._part(number).rename(self.directory / shard)
+        return summary
+
     def _part(self, number: int) -> Path:
         return self.directory / f"part-{number:05d}"
-
-    def flush(self) -> None:
-        """Write the rows in memory as a row group."""
-        if not self.rows:
-            return
-        if self.file is None:
-            self.file = pq.ParquetWriter(self._part(len(self.shard_rows)), self.schema, compression="zstd")
-            self.shard_rows.append(0)
-        table = pa.Table.from_pylist(self.rows, schema=self.schema)
-        self.file.write_table(table, row_group_size=len(self.rows))
-        self.shard_rows[-1] += len(self.rows)
-        self.written_bytes += table.nbytes
-        self.rows, self.group_bytes = [], 0
 
     def end_shard(self) -> None:
         """Close the file; the next row opens another."""
         if self.file is not None:
-            self.file.close()
-        self.file, self.written_bytes = None, 0
+            file, self.file = self.file, None
+            file.close()
+            self.shard_rows.append(file.num_rows)
+
+
+def shard_name(number: int, num_shards: int) -> str:
+    """The file of a shard."""
+    return f"data-{number:05d}-of-{num_shards:05d}.parquet"
+
+
+def write_shard(path: str | Path, records: Iterable[Record], *, embed_images: bool = True) -> Tally:
+    """Write one shard of a dataset that grows shard by shard, whole or not at all, and say what is in it."""
+    tally = Tally()
+    with write_beside(path) as beside:
+        file = _ShardFile(beside)
+        try:
+            for record in records:
+                tally.add(record)
+                file.add(to_row(record, embed_images))
+        finally:
+            file.close()
+    return tally
+
+
+def write_summary(directory: str | Path, summary: Summary) -> None:
+    """Make a dataset of a directory that has its shards: write its card, and last `dataset.json`."""
+    content = {"format": "agevlm", "schema_version": SCHEMA_VERSION, **asdict(summary)}
+    files = {"README.md": _card(summary), "dataset.json": json.dumps(content, indent=1, ensure_ascii=False) + "\n"}
+    for name, text in files.items():
+        with write_beside(Path(directory) / name) as beside:
+            beside.write_text(text, "utf-8")
 
 
 def _card(summary: Summary) -> str:
