@@ -248,6 +248,18 @@ class Tally:
         self.categories.update(instance.category for instance in instances)
         self.kinds.update(conversation.kind for conversation in sample.conversations)
 
+    def merge(self, other: Tally) -> None:
+        """Add what was counted elsewhere. An id that both have is a ValueError."""
+        if shared := self.ids & other.ids:
+            raise ValueError(f"two samples have the id {min(shared)!r}; ids must be unique in a dataset")
+        self.ids |= other.ids
+        for own, others in (
+            (self.counts, other.counts),
+            (self.kinds, other.kinds),
+            (self.categories, other.categories),
+        ):
+            own.update(others)
+
     def summary(self, name: str, vocabulary: Sequence[str] | None, shards: Mapping[str, int]) -> Summary:
         """The summary of a dataset of these records in shards, file name → rows."""
         unknown = sorted(set(self.categories) - set(vocabulary or self.categories))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from agevlm.teachers.base import Request, Thresholds, Verdict, judge
 from agevlm.teachers.detectors import Detection, Detector
 from agevlm.teachers.segmenters import Segmenter
+from agevlm.teachers.stopwatch import Stopwatch
 
 
 @dataclass(frozen=True)
@@ -19,20 +20,21 @@ class GroundedSam:
     detector: Detector
     segmenter: Segmenter
     thresholds: Thresholds
+    stopwatch: Stopwatch = field(default_factory=Stopwatch)
 
     def ground(self, requests: Sequence[Request]) -> list[list[Verdict]]:
         """As `Teacher` says. Pictures without any box are not segmented."""
         images = [request.image for request in requests]
         phrases = [request.phrases for request in requests]
-        found = self.detector.detect(images, phrases, self.thresholds.present)
+        with self.stopwatch("detect", sum(map(len, phrases))):
+            found = self.detector.detect(images, phrases, self.thresholds.present)
         boxed = [number for number, detections in enumerate(found) if any(len(d.boxes) for d in detections)]
         boxes = [np.concatenate([detection.boxes for detection in found[number]]) for number in boxed]
-        masks = dict(
-            zip(boxed, self.segmenter.segment([images[n] for n in boxed], boxes) if boxed else [], strict=True)
-        )
-        return [
-            self._judge(found[number], masks[number][0] if number in masks else None) for number in range(len(found))
-        ]
+        with self.stopwatch("segment", sum(map(len, boxes))):
+            masks = self.segmenter.segment([images[number] for number in boxed], boxes) if boxed else []
+        by_picture = dict(zip(boxed, (own for own, _ in masks), strict=True))
+        with self.stopwatch("encode", sum(map(len, boxes))):
+            return [self._judge(detections, by_picture.get(number)) for number, detections in enumerate(found)]
 
     def _judge(self, detections: Sequence[Detection], masks: np.ndarray | None) -> list[Verdict]:
         verdicts, start = [], 0

@@ -13,6 +13,7 @@ from agevlm.teachers.detectors import Detector, GroundingDino, Owlv2
 from agevlm.teachers.grounded_sam import GroundedSam
 from agevlm.teachers.sam3 import Sam3
 from agevlm.teachers.segmenters import Sam, Sam2, Segmenter
+from agevlm.teachers.stopwatch import Stopwatch
 
 DETECTORS: dict[str, type[GroundingDino] | type[Owlv2]] = {"grounding-dino": GroundingDino, "owlv2": Owlv2}
 TEACHERS = {
@@ -48,11 +49,15 @@ _HUB = {
 }
 
 
-def load_teacher(name: str, options: TeacherOptions, vocabulary: Collection[str] = ()) -> Teacher:
+def load_teacher(
+    name: str, options: TeacherOptions, vocabulary: Collection[str] = (), stopwatch: Stopwatch | None = None
+) -> Teacher:
     """The teacher called `name`, one of `TEACHERS`; `vocabulary` is what was annotated in all pictures of the data.
 
-    Weights that are not given come from the hub. An unknown name, dtype or detector is a ValueError.
+    Weights that are not given come from the hub. `stopwatch` is told how long its
+    steps take. An unknown name, dtype or detector is a ValueError.
     """
+    stopwatch = stopwatch or Stopwatch()
     if name not in TEACHERS:
         raise ValueError(f"no teacher {name!r}; there are {', '.join(TEACHERS)}")
     if name in ("annotations", "scenes"):
@@ -61,10 +66,10 @@ def load_teacher(name: str, options: TeacherOptions, vocabulary: Collection[str]
         return Annotations(vocabulary, _segmenter(Sam, "sam", options))
     if name == "sam3":
         weights = options.segmenter_weights or _HUB["sam3"]
-        return Sam3(weights, _thresholds(Sam3.THRESHOLDS, options), _dtype(options), options.device)
+        return Sam3(weights, _thresholds(Sam3.THRESHOLDS, options), _dtype(options), options.device, stopwatch)
     detector = _detector(options)
     segmenter = _segmenter(Sam2, "sam2", options) if name == "sam2" else _segmenter(Sam, "sam", options)
-    return GroundedSam(detector, segmenter, _thresholds(detector.thresholds, options))
+    return GroundedSam(detector, segmenter, _thresholds(detector.thresholds, options), stopwatch)
 
 
 def _detector(options: TeacherOptions) -> Detector:

@@ -18,6 +18,7 @@ from transformers import AutoTokenizer
 from agevlm.teachers.base import Masks, Request, Thresholds, Verdict, judge
 from agevlm.teachers.loading import load_model
 from agevlm.teachers.segmenters import normalised_pixels
+from agevlm.teachers.stopwatch import Stopwatch
 
 _PHRASES_AT_ONCE = 16
 _MEAN = _STD = (0.5, 0.5, 0.5)
@@ -35,18 +36,21 @@ class Sam3:
         thresholds: Thresholds | None = None,
         dtype: torch.dtype = torch.float32,
         device: str = "cpu",
+        stopwatch: Stopwatch | None = None,
     ) -> None:
         self.model = load_model(weights, "Sam3Model", self.MODEL_TYPES, dtype, device)
         self.tokenizer = AutoTokenizer.from_pretrained(weights)
         self.thresholds = thresholds or self.THRESHOLDS
+        self.stopwatch = stopwatch or Stopwatch()
 
     @torch.inference_mode()
     def ground(self, requests: Sequence[Request]) -> list[list[Verdict]]:
         """As `Teacher` says; a phrase is cut off after the tokens that the model reads."""
         side = self.model.config.vision_config.image_size
         pixels = normalised_pixels([request.image for request in requests], side, _MEAN, _STD)
-        embeddings = self.model.get_vision_features(pixels.to(self.model.device, self.model.dtype))
-        return [self._ground(request, _picture(embeddings, number)) for number, request in enumerate(requests)]
+        with self.stopwatch("segment", sum(len(request.phrases) for request in requests)):
+            embeddings = self.model.get_vision_features(pixels.to(self.model.device, self.model.dtype))
+            return [self._ground(request, _picture(embeddings, number)) for number, request in enumerate(requests)]
 
     def _ground(self, request: Request, embeddings: Any) -> list[Verdict]:
         verdicts = []

@@ -1,0 +1,296 @@
+"""A whole dataset → the same dataset grounded: `agevlm ground`.
+
+Work goes shard by shard. A shard is written beside and renamed, and what is counted in it follows in a file of its own:
+a shard with both is done. A run that was stopped, by whatever, goes on with the shards that are not, and since nothing
+passes from shard to shard it leaves the files of one that was never stopped. `dataset.json` comes last.
+
+    OUT/.grounding/settings.json        what is being done; another run must be told the same
+    OUT/.grounding/00000.json …         the counts of finished shards
+    OUT/data-00000-of-00012.parquet …   the shards
+    OUT/grounding.json                  all counts, when all are done
+    OUT/dataset.json, OUT/README.md     the dataset, see `data/parquet.py`
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+
+from agevlm.data.images import open_image
+from agevlm.data.masks import union_mask
+from agevlm.data.parquet import (
+    ParquetDataset,
+    Record,
+    Summary,
+    Tally,
+    read_parquet,
+    shard_name,
+    write_shard,
+    write_summary,
+)
+from agevlm.data.phrases import PhraseFinder
+from agevlm.files import write_beside
+from agevlm.teachers.base import Request, Teacher, Verdict
+from agevlm.teachers.phrasing import phrases_of, with_verdicts
+from agevlm.teachers.stopwatch import Stopwatch
+
+AREA_BINS = (0.0, 0.01, 0.03, 0.1, 0.3, 1.0)  # edges of the histogram of masks' shares of their pictures
+_WORK = ".grounding"
+
+
+@dataclass(frozen=True)
+class GroundOptions:
+    """How a dataset is gone through; none of it changes what is found."""
+
+    batch_size: int = 8  # pictures before the teacher at once
+    samples_per_shard: int = 512
+    num_workers: int = 0  # processes that decode pictures
+    embed_images: bool = True
+
+
+@dataclass
+class Counts:
+    """What was found; `unreadable` by reason, `verdicts` on phrases by reason, `areas` of masks by `AREA_BINS`."""
+
+    images: int = 0
+    phrases: int = 0
+    verdicts: Counter[str] = field(default_factory=Counter)
+    unreadable: Counter[str] = field(default_factory=Counter)
+    areas: list[int] = field(default_factory=lambda: [0] * (len(AREA_BINS) - 1))
+
+    def add(self, other: Counts) -> None:
+        """Add what was found elsewhere."""
+        self.images += other.images
+        self.phrases += other.phrases
+        self.verdicts.update(other.verdicts)
+        self.unreadable.update(other.unreadable)
+        self.areas = [one + two for one, two in zip(self.areas, other.areas, strict=True)]
+
+    def see(self, verdict: Verdict) -> None:
+        """Count the verdict on one phrase."""
+        self.phrases += 1
+        self.verdicts[verdict.reason] += 1
+        if verdict.present:
+            share = float(union_mask(verdict.masks).mean())
+            self.areas[sum(share > edge for edge in AREA_BINS[1:-1])] += 1
+
+
+class GroundingRun:
+    """The grounding of one dataset by one teacher into one directory.
+
+    `identity` is everything that decides what is found (the teacher, its weights and thresholds, the vocabulary): a
+    directory that was begun with another one is a ValueError, so is one that holds anything else.
+    """
+
+    def __init__(
+        self,
+        source: str | Path,
+        out: str | Path,
+        identity: dict[str, Any],
+        options: GroundOptions | None = None,
+    ) -> None:
+        self.source, self.out, self.options = read_parquet(source), Path(out), options or GroundOptions()
+        if self.out.resolve() == self.source.directory.resolve():
+            raise ValueError(f"{self.out}: is the dataset that is read; choose another directory to write to")
+        per_shard = self.options.samples_per_shard
+        if min(per_shard, self.options.batch_size) < 1:
+            raise ValueError(f"samples_per_shard and batch_size must be at least 1, got {self.options}")
+        self.num_shards = -(-len(self.source) // per_shard)
+        self.identity = {
+            "source": self.source.name,
+            "num_samples": len(self.source),
+            "shards": self.source.summary.shards,
+            "samples_per_shard": per_shard,
+            "embed_images": self.options.embed_images,
+            **identity,
+        }
+        self._open()
+
+    def _open(self) -> None:
+        known, text = self.out / _WORK / "settings.json", json.dumps(self.identity, indent=1, sort_keys=True)
+        if known.exists():
+            if known.read_text("utf-8") != text:
+                changed = _difference(json.loads(known.read_text("utf-8")), json.loads(text))
+                raise ValueError(f"{self.out}: was begun with other settings ({changed}); choose another directory")
+        elif self.out.exists() and any(self.out.iterdir()):
+            raise ValueError(
+                f"{self.out}: is not empty and holds no grounding that was begun; choose another directory"
+            )
+        else:
+            _write(known, text)
+
+    @property
+    def todo(self) -> list[int]:
+        """The numbers of the shards that are not done."""
+        return [number for number in range(self.num_shards) if not self._is_done(number)]
+
+    def _is_done(self, number: int) -> bool:
+        return self._shard(number).exists() and self._counts(number).exists()
+
+    def _shard(self, number: int) -> Path:
+        return self.out / shard_name(number, self.num_shards)
+
+    def _counts(self, number: int) -> Path:
+        return self.out / _WORK / f"{number:05d}.json"
+
+    def run(
+        self,
+        teacher: Teacher,
+        finder: PhraseFinder | None,
+        shards: Sequence[int] | None = None,
+        stopwatch: Stopwatch | None = None,
+        advance: Callable[[int], None] = lambda samples: None,
+    ) -> None:
+        """Ground the shards of these numbers, or all that are not done; `advance` is told of samples as they pass.
+
+        Several processes may work on one directory, each on shards of its own.
+        """
+        stopwatch = stopwatch or Stopwatch()
+        for number in self.todo if shards is None else shards:
+            counts = Counts()
+            records = list(self._grounded(number, teacher, finder, counts, stopwatch, advance))
+            with stopwatch("write", len(records)):
+                tally = write_shard(self._shard(number), records, embed_images=self.options.embed_images)
+                _write(self._counts(number), json.dumps({"tally": _portable(tally), "counts": vars(counts)}))
+
+    def _grounded(
+        self,
+        number: int,
+        teacher: Teacher,
+        finder: PhraseFinder | None,
+        counts: Counts,
+        stopwatch: Stopwatch,
+        advance: Callable[[int], None],
+    ) -> Iterator[Record]:
+        """The records of a shard with their groundings; those with a picture that cannot be read are left out."""
+        start = number * self.options.samples_per_shard
+        indices = range(start, min(start + self.options.samples_per_shard, len(self.source)))
+        size = self.options.batch_size
+        batches = [indices[first : first + size] for first in range(0, len(indices), size)]
+        loader = DataLoader(
+            _Decoded(self.source, batches), batch_size=None, num_workers=self.options.num_workers, shuffle=False
+        )
+        decoded = iter(loader)
+        for _ in batches:
+            with stopwatch("decode", size):
+                batch = next(decoded)
+            readable = [(record, images) for record, images, reason in batch if reason is None]
+            counts.unreadable.update(reason for _, _, reason in batch if reason is not None)
+            yield from self._answered(readable, teacher, finder, counts)
+            advance(len(batch))
+
+    def _answered(
+        self,
+        batch: Sequence[tuple[Record, list[Image.Image]]],
+        teacher: Teacher,
+        finder: PhraseFinder | None,
+        counts: Counts,
+    ) -> Iterator[Record]:
+        requests = [
+            Request(image, names, record.annotated)
+            for record, images in batch
+            for image, names in zip(images, phrases_of(record.sample, finder), strict=True)
+        ]
+        asked = [request for request in requests if request.phrases]
+        answers = iter(teacher.ground(asked) if asked else ())
+        verdicts = [
+            dict(zip(request.phrases, next(answers) if request.phrases else (), strict=True)) for request in requests
+        ]
+        counts.images += len(requests)
+        for known in verdicts:
+            for verdict in known.values():
+                counts.see(verdict)
+        own = iter(verdicts)
+        for record, images in batch:
+            sample = with_verdicts(record.sample, finder, [next(own) for _ in images])
+            yield Record(sample, record.annotated)
+
+    def finish(self) -> tuple[Summary, Counts] | None:
+        """Make a dataset of the shards if all are done, and sum up; None if not."""
+        if self.todo:
+            return None
+        tally, counts, shards = Tally(), Counts(), {}
+        for number in range(self.num_shards):
+            content = json.loads(self._counts(number).read_text("utf-8"))
+            shards[shard_name(number, self.num_shards)] = content["tally"]["counts"].get("num_samples", 0)
+            tally.merge(_tally(content["tally"]))
+            counts.add(_counts(content["counts"]))
+        if not tally.ids:
+            raise ValueError(f"{self.out}: no picture of the dataset could be read: {dict(counts.unreadable)}")
+        summary = tally.summary(self.source.name, self.source.summary.vocabulary, shards)
+        _write(self.out / "grounding.json", json.dumps({"settings": self.identity, "counts": vars(counts)}, indent=1))
+        write_summary(self.out, summary)
+        return summary, counts
+
+
+class _Decoded(Dataset[Any]):
+    """Batches of records with their pictures decoded, or the reason why they cannot be."""
+
+    def __init__(self, source: ParquetDataset, batches: Sequence[range]) -> None:
+        self.source, self.batches = source, batches
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, index: int) -> list[tuple[Record, list[Image.Image], str | None]]:
+        return [_decode(self.source[position]) for position in self.batches[index]]
+
+
+def _decode(record: Record) -> tuple[Record, list[Image.Image], str | None]:
+    images = []
+    for source in record.sample.images:
+        try:
+            images.append(open_image(source))
+        except ValueError as error:
+            return record, [], _reason(str(error))
+    return record, images, None
+
+
+_FAULTS = (
+    "no such file",
+    "is a directory",
+    "is empty",
+    "holds no bytes",
+    "not an image",
+    "the head of the image is damaged",
+    "truncated or damaged",
+    "the limit is",
+    "its record says",
+)
+
+
+def _reason(message: str) -> str:
+    """The kind of a fault of `data/images.py`, without what names the one file."""
+    return next((fault for fault in _FAULTS if fault in message), "cannot be read")
+
+
+def _portable(tally: Tally) -> dict[str, Any]:
+    return {**vars(tally), "ids": sorted(tally.ids)}
+
+
+def _tally(content: dict[str, Any]) -> Tally:
+    tally = Tally()
+    tally.ids = set(content["ids"])
+    tally.counts, tally.kinds, tally.categories = (Counter(content[key]) for key in ("counts", "kinds", "categories"))
+    return tally
+
+
+def _counts(content: dict[str, Any]) -> Counts:
+    return Counts(**{**content, "verdicts": Counter(content["verdicts"]), "unreadable": Counter(content["unreadable"])})
+
+
+def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:
+    keys = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
+    return ", ".join(f"{key}: {str(old.get(key))[:60]} then, {str(new.get(key))[:60]} now" for key in keys)
+
+
+def _write(path: Path, text: str) -> None:
+    with write_beside(path) as beside:
+        beside.write_text(text, "utf-8")
