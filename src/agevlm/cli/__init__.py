@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from agevlm.cli import comparison, data, measure, scenes, training
+from agevlm.cli import comparison, data, measure, scenes, teachers, training
 from agevlm.cli.errors import explain
 
 app = typer.Typer(
@@ -45,6 +45,9 @@ app.command("similarity", epilog="Example: agevlm similarity tiny --out similari
 app.command("look", epilog='Example: agevlm look tiny picture.png "is there a fish?" --out look.png')(measure.look)
 app.command("report", epilog="Example: agevlm report runs/first")(training.report)
 app.command("trajectory", epilog="Example: agevlm trajectory runs/first")(training.trajectory)
+app.command("ground", epilog="Example: agevlm ground data/llava --teacher grounded-sam --out data/grounded")(
+    teachers.ground
+)
 app.add_typer(recipe_app, name="recipe")
 app.add_typer(scenes_app, name="scenes")
 app.add_typer(data_app, name="data")

@@ -53,6 +53,7 @@ class Vocabulary:
     """
 
     def __init__(self, synonyms: Mapping[str, Sequence[str]]) -> None:
+        self.synonyms = {name: tuple(others) for name, others in synonyms.items()}
         self.names = tuple(synonyms)
         if not self.names:
             raise ValueError("a vocabulary needs at least one name")

@@ -73,6 +73,15 @@ class Counts:
         self.unreadable.update(other.unreadable)
         self.areas = [one + two for one, two in zip(self.areas, other.areas, strict=True)]
 
+    def rows(self) -> list[tuple[str, int]]:
+        """(what, number) for a table; only what occurred."""
+        edges = zip(AREA_BINS[:-1], AREA_BINS[1:], self.areas, strict=True)
+        rows = [("pictures", self.images), ("phrases", self.phrases)]
+        rows += [(f"phrases {reason}", number) for reason, number in sorted(self.verdicts.items())]
+        rows += [(f"samples left out: picture {reason}", number) for reason, number in sorted(self.unreadable.items())]
+        rows += [(f"masks of {100 * low:g} to {100 * high:g} % of the picture", n) for low, high, n in edges]
+        return [(what, number) for what, number in rows if number]
+
     def see(self, verdict: Verdict) -> None:
         """Count the verdict on one phrase."""
         self.phrases += 1
@@ -126,10 +135,20 @@ class GroundingRun:
         else:
             _write(known, text)
 
+    def remove_leftovers(self) -> None:
+        """Remove what a killed run had begun to write; not while another one is at work on the directory."""
+        for path in [*self.out.glob(".*.part"), *(self.out / _WORK).glob(".*.part")]:
+            path.unlink()
+
     @property
     def todo(self) -> list[int]:
         """The numbers of the shards that are not done."""
         return [number for number in range(self.num_shards) if not self._is_done(number)]
+
+    def num_samples(self, shards: Sequence[int]) -> int:
+        """How many samples the shards of these numbers take."""
+        per_shard = self.options.samples_per_shard
+        return sum(min(per_shard, len(self.source) - number * per_shard) for number in shards)
 
     def _is_done(self, number: int) -> bool:
         return self._shard(number).exists() and self._counts(number).exists()
@@ -178,8 +197,8 @@ class GroundingRun:
             _Decoded(self.source, batches), batch_size=None, num_workers=self.options.num_workers, shuffle=False
         )
         decoded = iter(loader)
-        for _ in batches:
-            with stopwatch("decode", size):
+        for positions in batches:
+            with stopwatch("decode", len(positions)):
                 batch = next(decoded)
             readable = [(record, images) for record, images, reason in batch if reason is None]
             counts.unreadable.update(reason for _, _, reason in batch if reason is not None)

@@ -1,0 +1,68 @@
+"""`agevlm ground`."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from agevlm.cli.options import Device, OutDir
+from agevlm.cli.show import bars, print_table, quiet_transformers
+
+
+def ground(
+    dataset: Annotated[Path, typer.Argument(help="The directory of a dataset.")],
+    out: OutDir,
+    teacher: Annotated[
+        str, typer.Option(help="grounded-sam, sam2, sam3, annotations, annotations+sam or scenes.")
+    ] = "grounded-sam",
+    detector: Annotated[
+        str, typer.Option(help="Of grounded-sam and sam2, what finds the boxes: grounding-dino or owlv2.")
+    ] = "grounding-dino",
+    detector_weights: Annotated[str | None, typer.Option(help="Its weights: a directory or a hub id.")] = None,
+    segmenter_weights: Annotated[
+        str | None, typer.Option(help="The weights of SAM, SAM 2 or SAM 3: a directory or a hub id.")
+    ] = None,
+    vocabulary: Annotated[
+        str | None, typer.Option(help="Phrases to look for: coco, or a file of names; the dataset's own if not given.")
+    ] = None,
+    present: Annotated[
+        float | None, typer.Option(min=0, max=1, help="The score from which a phrase is there; else the teacher's own.")
+    ] = None,
+    absent: Annotated[
+        float | None, typer.Option(min=0, max=1, help="The score below which it surely is not; between, unknown.")
+    ] = None,
+    max_area_ratio: Annotated[
+        float | None, typer.Option(min=0, max=1, help="A mask of more of the picture counts as unknown.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Pictures before the teacher at once.")] = 8,
+    samples_per_shard: Annotated[int, typer.Option(min=1, help="What is done at once, and lost by a stop.")] = 512,
+    num_workers: Annotated[int, typer.Option(min=0, help="Processes that decode pictures.")] = 0,
+    embed_images: Annotated[bool, typer.Option(help="Hold the pictures, or the paths of their files.")] = True,
+    device: Device = "auto",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+) -> None:
+    """Let a teacher find the phrases of a dataset.
+
+    Writes the dataset again with a mask for each phrase that was found. Stopped, it goes on with the same command;
+    accelerate launch spreads it over several GPUs.
+    """
+    from agevlm.teachers.ground import GroundOptions
+    from agevlm.teachers.launch import ground as run
+    from agevlm.teachers.registry import TeacherOptions
+    from agevlm.teachers.stopwatch import Stopwatch
+
+    quiet_transformers()
+    told = TeacherOptions(detector, detector_weights, segmenter_weights, dtype, device, present, absent, max_area_ratio)
+    options = GroundOptions(batch_size, samples_per_shard, num_workers, embed_images)
+    stopwatch = Stopwatch()
+    with bars() as progress:
+        outcome = run(dataset, out, teacher, told, options, vocabulary, stopwatch, partial(progress, "samples"))
+    if outcome is None:
+        return
+    summary, counts = outcome
+    print_table(("what", "number"), counts.rows())
+    print_table(("step", "number", "seconds", "a second"), stopwatch.rows())
+    typer.echo(f"{out}: {summary.num_samples} samples, {summary.num_groundings} groundings")
