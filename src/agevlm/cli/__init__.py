@@ -59,6 +59,9 @@ scenes_app.command("foundation", epilog="Example: agevlm scenes foundation --out
 data_app.command(
     "coco", epilog="Example: agevlm data coco --instances instances_train2017.json --images train2017 --out data/coco"
 )(data.coco)
+data_app.command(
+    "convert", epilog="Example: agevlm data convert llava.json --from llava --images coco/train2017 --out data/llava"
+)(data.convert)
 data_app.command("inspect", epilog="Example: agevlm data inspect data/coco")(data.inspect)
 
 

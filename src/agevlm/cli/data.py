@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -42,6 +43,47 @@ def coco(
     )
     check_replaceable(out, "dataset.json")
     report, summary = convert_coco(instances, images, out, options)
+    print_table(("", "what", "number"), report.rows())
+    typer.echo(f"{out}: {summary.num_samples} samples, {summary.num_conversations} conversations")
+
+
+class Source(StrEnum):
+    """How others store pictures with text; see agevlm.data.dialogues."""
+
+    LLAVA = "llava"
+    MESSAGES = "messages"
+    CAPTIONS = "captions"
+    FOLDER = "folder"
+
+
+def convert(
+    source: Annotated[Path, typer.Argument(help="A file, or for folder a directory.")],
+    format: Annotated[
+        Source,
+        typer.Option("--from", help="llava (JSON), messages (of chat templates), captions (of COCO), or a folder."),
+    ],
+    out: OutDir,
+    images: Annotated[
+        Path | None, typer.Option(help="Where names of pictures start from; beside SOURCE if not given.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Take only the first so many samples.")] = None,
+    skip_missing: Annotated[
+        bool, typer.Option("--skip-missing", help="Leave out samples whose pictures are not there, and count them.")
+    ] = False,
+    skip_broken: Annotated[
+        bool, typer.Option("--skip-broken", help="Leave out samples that are broken, and count them.")
+    ] = False,
+    embed_images: Annotated[bool, typer.Option(help="Hold the pictures, or the paths of their files.")] = True,
+) -> None:
+    """Turn pictures with text into a dataset.
+
+    Its phrases have no masks yet: agevlm ground finds them.
+    """
+    from agevlm.data.dialogues import DialogueOptions, convert_dialogues
+
+    check_replaceable(out, "dataset.json")
+    options = DialogueOptions(limit, skip_missing, skip_broken, embed_images)
+    report, summary = convert_dialogues(format.value, source, images, out, options)
     print_table(("", "what", "number"), report.rows())
     typer.echo(f"{out}: {summary.num_samples} samples, {summary.num_conversations} conversations")
 

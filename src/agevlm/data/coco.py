@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from agevlm.data.images import image_size, open_image, read_bytes
 from agevlm.data.language import check_kinds, make_conversations
 from agevlm.data.parquet import Record, Summary, write_parquet
 from agevlm.data.pope import Statistics, ask_pope, picture_rng
+from agevlm.data.report import Report
 from agevlm.data.schema import AnnotatedImage, ImageSource, Instance, Sample
 from agevlm.files import write_beside
 
@@ -26,22 +27,6 @@ _SKIP = "--skip-broken (skip_broken=True) leaves such things out and counts them
 _OWN_ID = "agevlm_id"  # extra keys of what `write_coco` writes; other readers pass over them
 _OWN_COLOUR = "agevlm_colour"
 _TYPES = {"id": int | str, "image_id": int | str, "name": str, "file_name": str, "height": int, "width": int}
-
-
-@dataclass(frozen=True)
-class Report:
-    """What became of an annotation file: things kept, mended and left out, each counted under its name or reason."""
-
-    source: str
-    vocabulary: tuple[str, ...] = ()
-    kept: Counter[str] = field(default_factory=Counter)
-    mended: Counter[str] = field(default_factory=Counter)
-    left_out: Counter[str] = field(default_factory=Counter)
-
-    def rows(self) -> list[tuple[str, str, int]]:
-        """(what became of it, name or reason, number) for a table; only what occurred."""
-        groups = {"kept": self.kept, "mended": self.mended, "left out": self.left_out}
-        return [(fate, name, number) for fate, counts in groups.items() for name, number in counts.items() if number]
 
 
 @dataclass(frozen=True)

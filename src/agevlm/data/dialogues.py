@@ -1,0 +1,317 @@
+"""Pictures with text, as others store them → the project's dataset: LLaVA's JSON, chat messages, captions.
+
+What comes out has no groundings; `agevlm ground` finds the phrases and lets a teacher mask them. Nothing is left out in
+silence: what cannot be used is an error that names it, or, where the caller allows, counted by reason.
+
+    llava      a JSON list of {id, image, conversations: [{from, value}]}; `<image>` stands for a picture
+    messages   rows of {messages: [{role, content}], images}, in .jsonl, .json or .parquet, as chat templates have them
+    captions   COCO's captions_*.json
+    folder     a directory of pictures, each with its caption in a .txt beside it or in a metadata.jsonl
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow.parquet as pq
+
+from agevlm.data.images import image_size
+from agevlm.data.language import CAPTION_REQUESTS, CONVERSATION
+from agevlm.data.parquet import Record, Summary, write_parquet
+from agevlm.data.report import Report
+from agevlm.data.schema import Conversation, ImageSource, Message, Role, Sample
+
+Format = Literal["llava", "messages", "captions", "folder"]
+_PLACEHOLDER = re.compile(r"[ \t]*\n?<image>\n?[ \t]*")
+_ROLES: dict[str, Role] = {
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "model": "assistant",
+    "system": "system",
+}
+_PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+
+
+@dataclass(frozen=True)
+class DialogueOptions:
+    """What `convert_dialogues` takes: the first `limit` usable samples, and whether it leaves out what is broken."""
+
+    limit: int | None = None
+    skip_missing: bool = False
+    skip_broken: bool = False
+    embed_images: bool = True
+
+
+@dataclass
+class _Entry:
+    """A sample as it was found: pictures by file name or bytes, and turns with the number of pictures before them."""
+
+    id: str
+    images: list[Path | bytes]
+    turns: list[tuple[str, str, int]]
+    kind: str = CONVERSATION
+    notes: list[str] = field(default_factory=list)  # what was mended
+
+
+class _UnusableError(ValueError):
+    """An entry that cannot be used; `reason` is the kind of fault, under which it is counted."""
+
+    def __init__(self, reason: str, detail: str, *, expected: bool = False) -> None:
+        super().__init__(detail)
+        self.reason, self.expected = reason, expected  # expected: no fault, only nothing for us
+
+
+def convert_dialogues(
+    format: Format,
+    source: str | Path,
+    images: str | Path | None,
+    out: str | Path,
+    options: DialogueOptions | None = None,
+) -> tuple[Report, Summary]:
+    """Write the dataset of `source`, of one of the formats above, to `out`: the `agevlm data convert` command.
+
+    `images` is the directory that names of pictures start from, by default that of `source`. Samples without a picture
+    are counted and left out. An id that was there before gets a number. A picture that is missing is a ValueError
+    unless `skip_missing`; one that cannot be read, an entry without an answer, with a role nobody knows or with another
+    number of pictures than placeholders is one unless `skip_broken`.
+    """
+    options, source = options or DialogueOptions(), Path(source)
+    if not source.exists():
+        raise ValueError(f"{source}: no such file or directory; give what --from {format} names")
+    if options.limit is not None and options.limit < 1:
+        raise ValueError(f"the limit of samples must be at least 1, got {options.limit}")
+    root = Path(images) if images is not None else source if source.is_dir() else source.parent
+    if not root.is_dir():
+        raise ValueError(f"{root}: no such directory of pictures")
+    report = Report(str(source))
+    records = _records(_READERS[format](source), root, report, options)
+    summary = write_parquet(out, records, name=Path(out).name, vocabulary=(), embed_images=options.embed_images)
+    return report, summary
+
+
+def _records(
+    entries: Iterable[Callable[[], _Entry]], root: Path, report: Report, options: DialogueOptions
+) -> Iterator[Record]:
+    """The usable entries; each comes as a function, so that a broken one does not end the others."""
+    ids: Counter[str] = Counter()
+    for read in entries:
+        if options.limit is not None and report.kept["samples"] >= options.limit:
+            report.left_out["samples after the limit"] += 1
+            continue
+        try:
+            entry = read()
+            ids[entry.id] += 1
+            if ids[entry.id] > 1:
+                entry.notes.append("ids used before")
+                entry.id = f"{entry.id}#{ids[entry.id]}"
+            sample = _sample(entry, root)
+        except _UnusableError as error:
+            skips = options.skip_missing if error.reason == "pictures missing on disk" else options.skip_broken
+            if not (skips or error.expected):
+                flag = "--skip-missing" if error.reason == "pictures missing on disk" else "--skip-broken"
+                raise ValueError(f"{error}; {flag} leaves such samples out and counts them") from error
+            report.left_out[error.reason] += 1
+            continue
+        report.mended.update(entry.notes)
+        report.kept.update({"samples": 1, "pictures": len(sample.images), "messages": len(entry.turns)})
+        yield Record(sample)
+
+
+def _sample(entry: _Entry, root: Path) -> Sample:
+    name = f"sample {entry.id}"
+    shown = sum(number for _, _, number in entry.turns)
+    if not entry.images:
+        raise _UnusableError("samples without a picture", f"{name} has no picture", expected=True)
+    if shown != len(entry.images):
+        raise _UnusableError(
+            "another number of placeholders than pictures",
+            f"{name} has {len(entry.images)} pictures and shows {shown}; give each picture one <image>",
+        )
+    messages = []
+    for role, content, number in entry.turns:
+        if role not in _ROLES:
+            raise _UnusableError("roles nobody knows", f"{name} has a turn of {role!r}; known are {', '.join(_ROLES)}")
+        messages.append(Message(_ROLES[role], content, number))
+    if not any(message.role == "assistant" and message.content.strip() for message in messages):
+        raise _UnusableError("samples without an answer", f"{name} has no answer of the assistant to learn from")
+    images = tuple(_image(image, root, f"{entry.id}/{place}") for place, image in enumerate(entry.images))
+    return Sample(entry.id, images, (Conversation(f"{entry.id}/0", entry.kind, tuple(messages)),))
+
+
+def _image(image: Path | bytes, root: Path, identity: str) -> ImageSource:
+    if isinstance(image, Path):
+        image = root / image
+        if not image.is_file():
+            raise _UnusableError("pictures missing on disk", f"{image}: no such picture; check --images")
+    try:
+        height, width = image_size(image)
+    except ValueError as error:
+        raise _UnusableError("pictures that cannot be read", str(error)) from error
+    held = {"data": image} if isinstance(image, bytes) else {"path": image}
+    return ImageSource(identity, height, width, **held)  # type: ignore[arg-type]
+
+
+# ----------------------------------------------------------------------------------------------------------- formats
+
+
+def _read_llava(source: Path) -> Iterator[Callable[[], _Entry]]:
+    for number, entry in enumerate(_json_list(source)):
+        yield partial(_llava_entry, entry, number)
+
+
+def _llava_entry(entry: Any, number: int) -> _Entry:
+    name = str(entry.get("id", number)) if isinstance(entry, Mapping) else str(number)
+    said = entry.get("conversations") if isinstance(entry, Mapping) else None
+    if not isinstance(said, list) or not all(isinstance(turn, Mapping) for turn in said):
+        raise _UnusableError("samples without conversations", f"entry {number} has no list `conversations`")
+    images = entry.get("image", entry.get("images")) or []
+    found = _Entry(name, [Path(str(image)) for image in ([images] if isinstance(images, str) else images)], [])
+    for turn in said:
+        found.turns.append((str(turn.get("from")), *_without_placeholders(str(turn.get("value") or ""))))
+    return _with_leading_picture(found)
+
+
+def _read_messages(source: Path) -> Iterator[Callable[[], _Entry]]:
+    for number, row in enumerate(_rows(source)):
+        yield partial(_messages_entry, row, number)
+
+
+def _messages_entry(row: Any, number: int) -> _Entry:
+    said = row.get("messages") if isinstance(row, Mapping) else None
+    if not isinstance(said, Sequence) or not all(isinstance(message, Mapping) for message in said):
+        raise _UnusableError("samples without messages", f"row {number} has no list `messages`")
+    images = row.get("images", row.get("image"))
+    listed = images if isinstance(images, list) else [] if images is None else [images]
+    found = _Entry(str(row.get("id", number)), [_picture(image, number) for image in listed], [])
+    for message in said:
+        content, shown = message.get("content"), 0
+        if not isinstance(content, str):
+            parts = [part for part in content or [] if isinstance(part, Mapping)]
+            shown = sum(part.get("type") == "image" for part in parts)
+            content = "\n".join(str(part.get("text") or "") for part in parts if part.get("type") == "text")
+        text, placeholders = _without_placeholders(content)
+        found.turns.append((str(message.get("role")), text, shown + placeholders))
+    return _with_leading_picture(found)
+
+
+def _picture(image: Any, number: int) -> Path | bytes:
+    """A picture of a row: a path, or Hugging Face's {bytes, path}."""
+    if isinstance(image, Mapping):
+        image = image.get("bytes") or image.get("path")
+    if isinstance(image, bytes):
+        return image
+    if isinstance(image, str) and image:
+        return Path(image)
+    raise _UnusableError("pictures that cannot be read", f"row {number} has a picture that is neither file nor bytes")
+
+
+def _read_captions(source: Path) -> Iterator[Callable[[], _Entry]]:
+    content = _json(source)
+    if not isinstance(content, Mapping) or not all(
+        isinstance(content.get(key), list) for key in ("images", "annotations")
+    ):
+        raise ValueError(f"{source}: has no lists `images` and `annotations`; it is not a COCO captions file")
+    captions: dict[Any, list[str]] = {}
+    for annotation in content["annotations"]:
+        if isinstance(annotation, Mapping) and isinstance(annotation.get("caption"), str):
+            captions.setdefault(annotation.get("image_id"), []).append(annotation["caption"].strip())
+    for image in content["images"]:
+        for number, caption in enumerate(captions.get(image.get("id"), [""])):
+            name = f"{image.get('id')}" + (f".{number}" if number else "")
+            yield partial(_caption, name, image.get("file_name"), caption)
+
+
+def _read_folder(source: Path) -> Iterator[Callable[[], _Entry]]:
+    if not source.is_dir():
+        raise ValueError(f"{source}: is no directory of pictures")
+    if (source / "metadata.jsonl").is_file():
+        for row in _rows(source / "metadata.jsonl"):
+            text = next((str(row[key]) for key in ("text", "caption") if row.get(key)), "")
+            name = row.get("file_name")
+            yield partial(_caption, str(name), name, text)
+        return
+    for path in sorted(path for path in source.rglob("*") if path.suffix.lower() in _PICTURES):
+        name = path.relative_to(source).as_posix()
+        yield partial(_beside_caption, name, path)
+
+
+def _beside_caption(name: str, picture: Path) -> _Entry:
+    text = picture.with_suffix(".txt")
+    try:
+        return _caption(name, name, text.read_text("utf-8") if text.is_file() else "")
+    except UnicodeDecodeError as error:
+        raise _UnusableError("captions that are not UTF-8", f"{text}: is not UTF-8 ({error})") from error
+
+
+def _caption(identity: str, file_name: Any, caption: str) -> _Entry:
+    if not isinstance(file_name, str):
+        raise _UnusableError("pictures without a file name", f"picture {identity} has no `file_name`")
+    request = CAPTION_REQUESTS[sum(identity.encode()) % len(CAPTION_REQUESTS)]
+    return _Entry(identity, [Path(file_name)], [("user", request, 1), ("assistant", caption.strip(), 0)], "caption")
+
+
+_READERS: dict[Format, Callable[[Path], Iterator[Callable[[], _Entry]]]] = {
+    "llava": _read_llava,
+    "messages": _read_messages,
+    "captions": _read_captions,
+    "folder": _read_folder,
+}
+
+
+def _without_placeholders(text: str) -> tuple[str, int]:
+    """A message without its `<image>`s, and how many there were."""
+    kept, number = _PLACEHOLDER.subn("\n", text)
+    return (kept.strip("\n"), number) if number else (text, 0)
+
+
+def _with_leading_picture(entry: _Entry) -> _Entry:
+    """A single picture that no placeholder shows stands in front of the first message of the user."""
+    if len(entry.images) == 1 and not any(shown for _, _, shown in entry.turns):
+        for place, (role, content, _) in enumerate(entry.turns):
+            if _ROLES.get(role) == "user":
+                entry.turns[place] = (role, content, 1)
+                entry.notes.append("pictures without a placeholder")
+                break
+    return entry
+
+
+def _json(source: Path) -> Any:
+    try:
+        return json.loads(source.read_bytes())
+    except (json.JSONDecodeError, UnicodeDecodeError, IsADirectoryError) as error:
+        raise ValueError(f"{source}: not valid JSON ({error})") from error
+
+
+def _json_list(source: Path) -> list[Any]:
+    content = _json(source)
+    if not isinstance(content, list):
+        raise ValueError(f"{source}: holds a {type(content).__name__}; a list of samples was expected")
+    return content
+
+
+def _rows(source: Path) -> Iterator[Any]:
+    if source.suffix == ".json":
+        yield from _json_list(source)
+    elif source.suffix == ".parquet":
+        try:
+            for batch in pq.ParquetFile(source).iter_batches(batch_size=64):
+                yield from batch.to_pylist()
+        except OSError as error:
+            raise ValueError(f"{source}: the Parquet file cannot be read ({error})") from error
+    else:
+        with source.open("rb") as lines:
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    try:
+                        yield json.loads(line)
+                    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+                        raise ValueError(f"{source}, line {number}: not valid JSON ({error})") from error
