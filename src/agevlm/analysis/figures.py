@@ -8,8 +8,7 @@ pyplot, no global state.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,18 +17,16 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from agevlm.analysis.attention import Look, WordMap, to_pixels
+from agevlm.analysis.words import FAINT, INK, LINE_IN, MARGIN_IN, WORD_COLOURS, Run, draw_line, runs, wrap
 from agevlm.files import write_beside
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-INK, FAINT = "#1d2129", "#6b7280"
-WORD_COLOURS = ("#c2364d", "#0b7285", "#8a5a00", "#3b5bdb", "#7c3aa8", "#2f7d32")
 MAX_PANELS = 11  # word panels in one figure; the header says how many were left out
 
-_PANEL_IN, _GAP_IN, _MARGIN_IN, _TITLE_IN, _LINE_IN = 2.5, 0.16, 0.28, 0.5, 0.27
+_PANEL_IN, _GAP_IN, _TITLE_IN = 2.5, 0.16, 0.5
 _MIN_COLUMNS = 2  # a figure with one panel still has room for its header
-_FONT_POINTS = 12.0
 
 
 def word_colours(look: Look) -> list[str]:
@@ -116,16 +113,16 @@ def look_figure(
     columns = max(_MIN_COLUMNS, min(4, 1 + len(words)))
     rows = -(-(1 + len(words)) // columns)
     panel_height = _PANEL_IN * picture.height / picture.width
-    width = 2 * _MARGIN_IN + columns * _PANEL_IN + (columns - 1) * _GAP_IN
-    lines = _header(look, len(look.words) - len(words), width - 2 * _MARGIN_IN)
-    header = _MARGIN_IN + len(lines) * _LINE_IN
-    height = header + rows * (_TITLE_IN + panel_height + _GAP_IN) + _MARGIN_IN - _GAP_IN
+    width = 2 * MARGIN_IN + columns * _PANEL_IN + (columns - 1) * _GAP_IN
+    lines = _header(look, len(look.words) - len(words), width - 2 * MARGIN_IN)
+    header = MARGIN_IN + len(lines) * LINE_IN
+    height = header + rows * (_TITLE_IN + panel_height + _GAP_IN) + MARGIN_IN - _GAP_IN
     figure = Figure(figsize=(width, height), dpi=160, facecolor="white")
     for number, line in enumerate(lines):
-        _draw_line(figure, line, height - _MARGIN_IN - (number + 0.6) * _LINE_IN)
+        draw_line(figure, line, height - MARGIN_IN - (number + 0.6) * LINE_IN)
     for number in range(1 + len(words)):
         row, column = divmod(number, columns)
-        left = _MARGIN_IN + column * (_PANEL_IN + _GAP_IN)
+        left = MARGIN_IN + column * (_PANEL_IN + _GAP_IN)
         top = header + row * (_TITLE_IN + panel_height + _GAP_IN) + _TITLE_IN
         axes = figure.add_axes(
             (left / width, 1 - (top + panel_height) / height, _PANEL_IN / width, panel_height / height)
@@ -187,19 +184,7 @@ def _draw_word(
     _titles(axes, word.word, f"{word.where[0].upper()} · {caption(word, mask)}", colour)
 
 
-# --- question and answer, word by word ------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Run:
-    """A piece of text without line breaks, and how it looks."""
-
-    text: str
-    colour: str = INK
-    weight: str = "normal"
-
-
-def _header(look: Look, num_left_out: int, width_in: float) -> list[list[tuple[float, _Run]]]:
+def _header(look: Look, num_left_out: int, width_in: float) -> list[list[tuple[float, Run]]]:
     """Lines of question and answer; each line is a list of (x in inches, run)."""
     lines = []
     texts: tuple[tuple[str, str, str], ...] = (
@@ -209,63 +194,7 @@ def _header(look: Look, num_left_out: int, width_in: float) -> list[list[tuple[f
     for where, text, letter in texts:
         coloured = zip(look.words, word_colours(look), strict=True)
         spans = [(word.start, word.end, colour) for word, colour in coloured if word.where == where]
-        lines += _wrap([_Run(letter + "  ", FAINT, "bold"), *_runs(text, spans)], width_in)
+        lines += wrap([Run(letter + "  ", FAINT, "bold"), *runs(text, spans)], width_in)
     if num_left_out:
-        lines += _wrap([_Run(f"{num_left_out} more words are not drawn", FAINT)], width_in)
+        lines += wrap([Run(f"{num_left_out} more words are not drawn", FAINT)], width_in)
     return lines
-
-
-def _runs(text: str, spans: Sequence[tuple[int, int, str]]) -> list[_Run]:
-    """`text` cut into words, each with the blank behind it; characters in spans bold and in their colour."""
-    runs, at = [], 0
-    for start, end, colour in [*spans, (len(text), len(text), INK)]:
-        runs += [_Run(piece) for piece in _pieces(text[at:start])]
-        runs += [_Run(piece, colour, "bold") for piece in _pieces(text[start:end])]
-        at = end
-    return runs
-
-
-def _pieces(text: str) -> list[str]:
-    text = " ".join(("|" + text + "|").split())[1:-1]  # one blank for many, those at the ends kept
-    words = text.split(" ")
-    return [piece for piece in (*(word + " " for word in words[:-1]), words[-1]) if piece]
-
-
-def _wrap(runs: Sequence[_Run], width_in: float) -> list[list[tuple[float, _Run]]]:
-    lines: list[list[tuple[float, _Run]]] = [[]]
-    x = 0.0
-    for run in runs:
-        length = _length_in(run)
-        if lines[-1] and x + _length_in(_Run(run.text.rstrip(), run.colour, run.weight)) > width_in:
-            lines.append([])
-            x = 0.0
-        lines[-1].append((x, run))
-        x += length
-    return lines
-
-
-def _length_in(run: _Run) -> float:
-    from matplotlib.font_manager import FontProperties
-    from matplotlib.textpath import text_to_path
-
-    font = FontProperties(weight=run.weight, size=_FONT_POINTS)
-
-    def points(text: str) -> float:
-        return float(text_to_path.get_text_width_height_descent(text, font, ismath=False)[0])
-
-    return (points(run.text + "|") - points("|")) / 72  # the bar keeps the width of a blank at the end
-
-
-def _draw_line(figure: Figure, line: Sequence[tuple[float, _Run]], y_in: float) -> None:
-    width, height = figure.get_size_inches()
-    for x, run in line:
-        figure.text(
-            (_MARGIN_IN + x) / width,
-            y_in / height,
-            run.text.rstrip(),
-            fontsize=_FONT_POINTS,
-            color=run.colour,
-            fontweight=run.weight,
-            va="center_baseline",
-            parse_math=False,
-        )

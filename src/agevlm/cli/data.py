@@ -88,12 +88,39 @@ def convert(
     typer.echo(f"{out}: {summary.num_samples} samples, {summary.num_conversations} conversations")
 
 
-def inspect(directory: Annotated[Path, typer.Argument(help="The directory of a dataset.")]) -> None:
-    """Count what is in a dataset."""
+def inspect(
+    directory: Annotated[Path, typer.Argument(help="The directory of a dataset.")],
+    figure: Annotated[
+        Path | None, typer.Option(help="Draw samples with their masks and phrases to this file (.png).")
+    ] = None,
+    num: Annotated[int, typer.Option(min=1, help="How many samples to draw, spread over the dataset.")] = 6,
+    decode: Annotated[bool, typer.Option(help="Read every picture as well.")] = True,
+) -> None:
+    """Look at a dataset, and check it.
+
+    Counts what it holds, names what is wrong (spans, masks, ids, empty conversations, pictures), and ends with 1 if
+    anything is.
+    """
+    from agevlm.data.check import check_dataset
     from agevlm.data.parquet import read_parquet
 
-    summary = read_parquet(directory).summary
+    dataset = read_parquet(directory)
+    summary = dataset.summary
     counts = ("samples", "images", "instances", "conversations", "groundings")
     print_table(("what", "number"), [(name, getattr(summary, f"num_{name}")) for name in counts])
     print_table(("kind of conversation", "number"), summary.kinds.items())
-    typer.echo(f"categories: {', '.join(summary.vocabulary)}")
+    typer.echo(f"categories: {', '.join(summary.vocabulary) or '–'}")
+    faults = check_dataset(directory, decode=decode)
+    if faults.counts:
+        print_table(("what is wrong", "times", "first in"), faults.rows())
+    else:
+        typer.echo("nothing is wrong")
+    if figure is not None:
+        from agevlm.analysis.figures import save_figure
+        from agevlm.analysis.samples import samples_figure
+
+        num = min(num, len(dataset))
+        drawn = [dataset[number * len(dataset) // num].sample for number in range(num)]
+        typer.echo(f"samples: {save_figure(samples_figure(drawn), figure)}")
+    if faults.counts:
+        raise typer.Exit(1)

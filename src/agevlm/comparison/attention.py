@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from agevlm.analysis.attention import Look, WordMap, look
-from agevlm.analysis.figures import FAINT, INK, enlarge, overlay
+from agevlm.analysis.figures import enlarge, overlay
+from agevlm.analysis.words import FAINT, INK
 from agevlm.checkpoints import load_model
 from agevlm.comparison.document import figure_png
 from agevlm.data.images import open_image

@@ -127,9 +127,13 @@ class ParquetDataset(Sequence[Record]):
         return to_record(self._table(group).slice(row, 1).to_pylist()[0])
 
     def __iter__(self) -> Iterator[Record]:
+        return map(to_record, self.rows())
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """The rows as they are on disk, column → value, whatever is in them."""
         for group in range(len(self._layout())):
             for batch in self._read(group).to_batches(max_chunksize=1):
-                yield to_record(batch.to_pylist()[0])
+                yield batch.to_pylist()[0]
 
     def __getstate__(self) -> dict[str, Any]:
         return {"directory": self.directory}
