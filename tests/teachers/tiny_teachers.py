@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import (
     BertTokenizerFast,
     CLIPTextConfig,
-    CLIPTokenizerFast,
     GroundingDinoConfig,
     GroundingDinoForObjectDetection,
     GroundingDinoImageProcessorPil,
@@ -28,6 +26,8 @@ from transformers import (
     SamProcessor,
     SwinConfig,
 )
+
+from agevlm.training.teachers import make_tokenizer
 
 WORDS = "boat fish house dog cat hot dining table".split()
 
@@ -65,18 +65,11 @@ def save_grounding_dino(directory: Path) -> Path:
     return directory
 
 
-def make_clip_tokenizer() -> Any:
-    """CLIP's kind of tokenizer, of single letters."""
-    letters = "abcdefghijklmnopqrstuvwxyz"
-    tokens = ["<|startoftext|>", "<|endoftext|>", *letters, *(f"{letter}</w>" for letter in letters)]
-    return CLIPTokenizerFast(vocab={token: number for number, token in enumerate(tokens)}, merges=[])
-
-
 def save_owlv2(directory: Path) -> Path:
     torch.manual_seed(0)
-    tokenizer = make_clip_tokenizer()
+    tokenizer = make_tokenizer()
     text = {"vocab_size": len(tokenizer), "max_position_embeddings": 16}
-    text |= {"pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 1}
+    text |= {"pad_token_id": 0, "bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
     small = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     vision = {"image_size": 64, "patch_size": 8}
     Owlv2ForObjectDetection(
@@ -145,7 +138,7 @@ def save_sam2(directory: Path) -> Path:
 
 def save_sam3(directory: Path) -> Path:
     torch.manual_seed(0)
-    tokenizer = make_clip_tokenizer()
+    tokenizer = make_tokenizer()
     text = CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=32,
@@ -154,9 +147,9 @@ def save_sam3(directory: Path) -> Path:
         num_attention_heads=2,
         max_position_embeddings=16,
         projection_dim=32,
-        eos_token_id=1,
-        bos_token_id=0,
-        pad_token_id=1,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
     ).to_dict()
     small = {"hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 2, "num_layers": 1}
     config = Sam3Config(

@@ -56,6 +56,7 @@ recipe_app.command("list", epilog="Example: agevlm recipe list")(training.list_r
 scenes_app.command("draw", epilog="Example: agevlm scenes draw --num 9 --out pictures")(scenes.draw)
 scenes_app.command("export", epilog="Example: agevlm scenes export --num 1000 --out world --format coco")(scenes.export)
 scenes_app.command("foundation", epilog="Example: agevlm scenes foundation --out foundation")(scenes.foundation)
+scenes_app.command("teachers", epilog="Example: agevlm scenes teachers --out teachers")(scenes.teachers)
 data_app.command(
     "coco", epilog="Example: agevlm data coco --instances instances_train2017.json --images train2017 --out data/coco"
 )(data.coco)

@@ -88,3 +88,26 @@ def foundation(
     spec = FoundationSpec.model_validate(content if seed is None else {**content, "seed": seed})
     train_foundation(out, spec, console_progress())
     typer.echo(f"models: {out / 'tiny-convnext'} {out / 'tiny-llama'}")
+
+
+def teachers(
+    out: OutDir,
+    recipe: Annotated[
+        Path | None, typer.Option(help="A YAML file of settings; those of the package where none is given.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="The seed, in place of the recipe's.")] = None,
+) -> None:
+    """Make teachers for the embedded world.
+
+    A small OWLv2 and a small SAM, from nothing, in the formats of the large ones: agevlm ground reads them.
+    """
+    import yaml
+
+    from agevlm.training.foundation import console_progress
+    from agevlm.training.teachers import TeacherSpec, train_teachers
+
+    quiet_transformers()
+    content = yaml.safe_load(recipe.read_text(encoding="utf-8")) if recipe is not None else {}
+    spec = TeacherSpec.model_validate(content if seed is None else {**content, "seed": seed})
+    train_teachers(out, spec, console_progress())
+    typer.echo(f"teachers: {out / 'owlv2'} {out / 'sam'}")

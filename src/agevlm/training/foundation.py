@@ -245,7 +245,7 @@ def train_vision(spec: FoundationSpec, pixels: Tensor, targets: Tensor, report: 
     parameters = [*model.parameters(), *contrast.parameters()]
     optimizer = torch.optim.AdamW(parameters, settings.learning_rate, weight_decay=settings.weight_decay)
     schedule = get_cosine_schedule_with_warmup(optimizer, settings.steps // 20, settings.steps)
-    order = _endless_order(len(pixels), settings.batch_size, spec.seed)
+    order = endless_order(len(pixels), settings.batch_size, spec.seed)
     for step in range(settings.steps):
         chosen = next(order)
         pictures, words = pixels[chosen].float() / 127.5 - 1, targets[chosen]
@@ -254,7 +254,7 @@ def train_vision(spec: FoundationSpec, pixels: Tensor, targets: Tensor, report: 
         with torch.autocast("cpu", dtype=torch.bfloat16):
             features = model(pictures.to(memory_format=torch.channels_last)).feature_maps[-1]
             loss = contrast.loss(features, words, settings.picture_weight)
-        _step(loss, parameters, optimizer, schedule)
+        optimise(loss, parameters, optimizer, schedule)
         report("tiny-convnext", step + 1, settings.steps, loss.item())
     return model.eval()
 
@@ -266,13 +266,15 @@ def reset_parameters(model: nn.Module) -> None:
             module.reset_parameters()
 
 
-def _endless_order(size: int, batch_size: int, seed: int) -> Iterator[Tensor]:
+def endless_order(size: int, batch_size: int, seed: int) -> Iterator[Tensor]:
+    """Batches of indices below `size`, shuffled anew each time round."""
     generator = torch.Generator().manual_seed(seed)
     while True:
         yield from torch.randperm(size, generator=generator).split(batch_size)
 
 
-def _step(loss: Tensor, parameters: Sequence[Tensor], optimizer: torch.optim.Optimizer, schedule: Any) -> None:
+def optimise(loss: Tensor, parameters: Sequence[Tensor], optimizer: torch.optim.Optimizer, schedule: Any) -> None:
+    """One step of training, its gradient clipped to norm 1. A loss that is no number is a FloatingPointError."""
     if not torch.isfinite(loss):
         raise FloatingPointError(f"the loss became {loss.item()}; lower the learning rate")
     optimizer.zero_grad()
@@ -303,13 +305,13 @@ def train_language(
     coded = _tokenise_all(tokenizer, conversations)
     optimizer = torch.optim.AdamW(model.parameters(), settings.learning_rate, weight_decay=0.01, betas=(0.9, 0.98))
     schedule = get_cosine_schedule_with_warmup(optimizer, settings.steps // 20, settings.steps)
-    order = _by_length(_endless_order(len(coded), 16 * settings.batch_size, spec.seed), coded, settings.batch_size)
+    order = _by_length(endless_order(len(coded), 16 * settings.batch_size, spec.seed), coded, settings.batch_size)
     for step in range(settings.steps):
         ids = nn.utils.rnn.pad_sequence([coded[i] for i in next(order)], True, tokenizer.pad_token_id)
         mask = ids != tokenizer.pad_token_id
         with torch.autocast("cpu", dtype=torch.bfloat16):
             loss = model(input_ids=ids, attention_mask=mask.long(), labels=ids.masked_fill(~mask, IGNORE_INDEX)).loss
-        _step(loss, list(model.parameters()), optimizer, schedule)
+        optimise(loss, list(model.parameters()), optimizer, schedule)
         report("tiny-llama", step + 1, settings.steps, loss.item())
     return model.eval(), tokenizer
 
