@@ -14,8 +14,9 @@ from typer.testing import CliRunner
 
 from agevlm.cli import app
 from agevlm.data.parquet import read_parquet
+from agevlm.data.phrases import Vocabulary
 from agevlm.teachers.ground import GroundOptions
-from agevlm.teachers.launch import choose_vocabulary, ground
+from agevlm.teachers.launch import choose_finder, ground
 from agevlm.teachers.registry import TeacherOptions
 
 RUNNER = CliRunner()
@@ -95,9 +96,17 @@ def test_wrong_wishes_are_named_before_anything_is_written(
     assert not (tmp_path / "out").exists()
 
 
+def names_of(name: str | None, *categories: str) -> tuple[str, ...]:
+    finder = choose_finder(name, categories)
+    assert isinstance(finder, Vocabulary)
+    return finder.names
+
+
 def test_the_vocabulary_is_the_dataset_s_own_unless_another_is_given(tmp_path: Path) -> None:
-    assert choose_vocabulary(None, ("dog", "gizmo")).synonyms["dog"][:1] == ("puppy",)
-    assert choose_vocabulary(None, ("dog", "gizmo")).names == ("dog", "gizmo")
-    assert len(choose_vocabulary(None, ())) == len(choose_vocabulary("coco", ("gizmo",))) == 80
+    own = choose_finder(None, ("dog", "gizmo"))
+    assert [phrase.name for phrase in own.find("two puppies and a gizmo, no cat")] == ["dog", "gizmo"]
+    assert len(names_of(None)) == len(names_of("coco", "gizmo")) == 80
     (tmp_path / "mine.txt").write_text("widget")
-    assert choose_vocabulary(str(tmp_path / "mine.txt"), ("dog",)).names == ("widget",)
+    assert names_of(str(tmp_path / "mine.txt"), "dog") == ("widget",)
+    with pytest.raises(ValueError, match="no spaCy pipeline 'nowhere'"):
+        choose_finder("spacy:nowhere", ())

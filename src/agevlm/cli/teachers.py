@@ -26,7 +26,8 @@ def ground(
         str | None, typer.Option(help="The weights of SAM, SAM 2 or SAM 3: a directory or a hub id.")
     ] = None,
     vocabulary: Annotated[
-        str | None, typer.Option(help="Phrases to look for: coco, or a file of names; the dataset's own if not given.")
+        str | None,
+        typer.Option(help="What to look for: coco, a file of names, or spacy:PIPELINE; else the dataset's categories."),
     ] = None,
     present: Annotated[
         float | None, typer.Option(min=0, max=1, help="The score from which a phrase is there; else the teacher's own.")

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
 from accelerate import PartialState
 
+from agevlm.data.noun_chunks import NounChunks
 from agevlm.data.parquet import ParquetDataset, Summary
-from agevlm.data.phrases import Vocabulary, coco_vocabulary, read_vocabulary
+from agevlm.data.phrases import PhraseFinder, Vocabulary, coco_vocabulary, read_vocabulary
 from agevlm.teachers.ground import Counts, GroundingRun, GroundOptions
 from agevlm.teachers.registry import TeacherOptions, load_teacher
 from agevlm.teachers.stopwatch import Stopwatch
@@ -30,17 +31,16 @@ def ground(
 ) -> Outcome | None:
     """Ground the dataset `source` into `out` by the teacher of this name (`registry.TEACHERS`).
 
-    `vocabulary` is a file of names (`data/phrases.py`) or "coco"; without one it is the dataset's own, and COCO's for a
-    dataset that has none. `show` is told of samples done and in all, of this process. None in all processes but the
-    main one. Errors are those of `GroundingRun`, of the teacher and of the vocabulary.
+    `vocabulary` is what `choose_finder` takes. `show` is told of samples done and in all, of this process. None in all
+    processes but the main one. Errors are those of `GroundingRun`, of the teacher and of the vocabulary.
     """
     stopwatch, state = stopwatch or Stopwatch(), PartialState(cpu=teacher_options.device == "cpu")
     if teacher_options.device == "auto":
         teacher_options = replace(teacher_options, device=str(state.device))
     dataset = ParquetDataset(source)
-    finder = choose_vocabulary(vocabulary, dataset.vocabulary)
+    finder = choose_finder(vocabulary, dataset.vocabulary)
     loaded = load_teacher(teacher, teacher_options, dataset.vocabulary, stopwatch)  # before anything is written
-    identity = {"teacher": teacher, "vocabulary": _digest(finder.synonyms), **asdict(teacher_options)}
+    identity = {"teacher": teacher, "vocabulary": _digest(vocabulary, finder), **asdict(teacher_options)}
     identity.pop("device")
     with state.main_process_first():
         run = GroundingRun(source, out, identity, options)
@@ -61,11 +61,13 @@ def ground(
     return run.finish() if state.is_main_process else None
 
 
-def choose_vocabulary(name: str | None, categories: tuple[str, ...]) -> Vocabulary:
-    """The vocabulary of this name: "coco", a file, or where none is given that of a dataset's own categories.
+def choose_finder(name: str | None, categories: tuple[str, ...]) -> PhraseFinder:
+    """What finds phrases: the vocabulary "coco" or of a file, "spacy:PIPELINE", or that of a dataset's own categories.
 
     Categories that are COCO's bring what else COCO's are called. No name and no categories: COCO's.
     """
+    if name is not None and name.startswith("spacy:"):
+        return NounChunks(name.removeprefix("spacy:"))
     coco = coco_vocabulary()
     if name == "coco" or (name is None and not categories):
         return coco
@@ -74,7 +76,9 @@ def choose_vocabulary(name: str | None, categories: tuple[str, ...]) -> Vocabula
     return Vocabulary({category: coco.synonyms.get(category, ()) for category in categories})
 
 
-def _digest(synonyms: Mapping[str, Sequence[str]]) -> str:
+def _digest(name: str | None, finder: PhraseFinder) -> str:
     """A name for all names of a vocabulary, so that another one is noticed."""
-    content = sorted((name, list(others)) for name, others in synonyms.items())
+    if not isinstance(finder, Vocabulary):
+        return str(name)
+    content = sorted((name, list(others)) for name, others in finder.synonyms.items())
     return hashlib.sha256(repr(content).encode()).hexdigest()[:12]
