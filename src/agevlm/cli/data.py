@@ -88,6 +88,21 @@ def convert(
     typer.echo(f"{out}: {summary.num_samples} samples, {summary.num_conversations} conversations")
 
 
+def export(
+    directory: Annotated[Path, typer.Argument(help="The directory of a dataset.")],
+    out: OutDir,
+) -> None:
+    """Write a dataset's masks as COCO.
+
+    Pictures and instances.json with RLEs: the annotated instances, or where there are none the masks of phrases.
+    """
+    from agevlm.data.coco_export import export_coco
+    from agevlm.data.parquet import read_parquet
+
+    check_replaceable(out, "instances.json")
+    typer.echo(f"masks: {export_coco(out, read_parquet(directory))}")
+
+
 def inspect(
     directory: Annotated[Path, typer.Argument(help="The directory of a dataset.")],
     figure: Annotated[

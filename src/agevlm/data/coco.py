@@ -1,4 +1,4 @@
-"""COCO instance annotations, in and out: photographs → the project's grounded dataset, drawn scenes → COCO files.
+"""COCO instance annotations → the project's grounded dataset. Back to COCO goes `coco_export.py`.
 
 Reads `instances_*.json` with polygons, RLEs and crowds. Nothing is left out in silence: what cannot be used is an
 error that names it, or, where the caller allows, counted by reason in the `Report`. Captions, keypoints and panoptic
@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from agevlm.data.coco_export import OWN_COLOUR, OWN_ID
 from agevlm.data.coco_masks import BrokenAnnotationError, rle_area, rle_box, segmentation_to_rle
 from agevlm.data.images import image_size, open_image, read_bytes
 from agevlm.data.language import check_kinds, make_conversations
@@ -21,11 +22,8 @@ from agevlm.data.parquet import Record, Summary, write_parquet
 from agevlm.data.pope import Statistics, ask_pope, picture_rng
 from agevlm.data.report import Report
 from agevlm.data.schema import AnnotatedImage, ImageSource, Instance, Sample
-from agevlm.files import write_beside
 
 _SKIP = "--skip-broken (skip_broken=True) leaves such things out and counts them"
-_OWN_ID = "agevlm_id"  # extra keys of what `write_coco` writes; other readers pass over them
-_OWN_COLOUR = "agevlm_colour"
 _TYPES = {"id": int | str, "image_id": int | str, "name": str, "file_name": str, "height": int, "width": int}
 
 
@@ -95,76 +93,6 @@ def convert_coco(
     name = Path(out).name
     summary = write_parquet(out, records, name=name, vocabulary=report.vocabulary, embed_images=options.embed_images)
     return report, summary
-
-
-def write_coco(
-    directory: str | Path,
-    pictures: Iterable[tuple[AnnotatedImage, bytes]],
-    vocabulary: Sequence[str] | None = None,
-) -> Path:
-    """Write annotated pictures and their encoded files as `DIR/instances.json` and `DIR/images`; returns the first.
-
-    pycocotools' COCO class and `read_coco` open it; ids and colours ride along under keys of our own. Masks are RLEs.
-    `vocabulary` (None: the categories met, in alphabetical order) becomes the categories, numbered from 1; a category
-    outside it, two pictures of one id and no pictures at all are ValueErrors. Written whole or not at all.
-    """
-    directory = Path(directory)
-    listed: list[dict[str, Any]] = []
-    annotations: list[dict[str, Any]] = []
-    with write_beside(directory) as beside:
-        (beside / "images").mkdir(parents=True)
-        for number, (annotated, data) in enumerate(pictures, start=1):
-            image = annotated.image
-            suffix = "png" if data.startswith(b"\x89PNG") else "jpg"
-            entry = {"id": number, "file_name": f"{number:012d}.{suffix}", "height": image.height, "width": image.width}
-            (beside / "images" / str(entry["file_name"])).write_bytes(data)
-            listed.append({**entry, _OWN_ID: image.id})
-            annotations += [_annotation(instance, number) for instance in annotated.instances]
-        names = _check_written(directory, listed, annotations, vocabulary)
-        numbers = {name: number for number, name in enumerate(names, start=1)}
-        for number, annotation in enumerate(annotations, start=1):
-            annotation.update(id=number, category_id=numbers[annotation.pop("category")])
-        categories = [{"id": number, "name": name, "supercategory": name} for name, number in numbers.items()]
-        content = {
-            "info": {"description": f"{directory.name}, written by agevlm"},
-            "licenses": [],
-            "images": listed,
-            "annotations": annotations,
-            "categories": categories,
-        }
-        (beside / "instances.json").write_text(json.dumps(content), "utf-8")
-    return directory / "instances.json"
-
-
-def _annotation(instance: Instance, image: int) -> dict[str, Any]:
-    colour = {_OWN_COLOUR: instance.colour} if instance.colour else {}
-    return {
-        "image_id": image,
-        "category": instance.category,
-        "segmentation": dict(instance.mask),
-        "area": instance.area,
-        "bbox": list(instance.box),
-        "iscrowd": int(instance.crowd),
-        **colour,
-    }
-
-
-def _check_written(
-    directory: Path,
-    listed: Sequence[Mapping[str, Any]],
-    annotations: Sequence[Mapping[str, Any]],
-    vocabulary: Sequence[str] | None,
-) -> list[str]:
-    if not listed:
-        raise ValueError(f"{directory}: no pictures to write; an empty dataset is of no use")
-    twice = [identity for identity, number in Counter(image[_OWN_ID] for image in listed).items() if number > 1]
-    if twice:
-        raise ValueError(f"two pictures have the id {twice[0]!r}; ids must be unique in a dataset")
-    met = sorted({annotation["category"] for annotation in annotations})
-    unknown = sorted(set(met) - set(vocabulary or met))
-    if unknown:
-        raise ValueError(f"category {unknown[0]!r} of the instances is not in the vocabulary; add it there")
-    return list(vocabulary or met)
 
 
 def _records(annotated: Sequence[AnnotatedImage], report: Report, options: CocoOptions) -> Iterator[Record]:
@@ -252,7 +180,7 @@ class _Reader:
             _get(entry, key, f"image {number}", self.path) for key in ("file_name", "height", "width")
         )
         path = self.images / name
-        source = ImageSource(str(entry.get(_OWN_ID, number)), height, width, path=path)
+        source = ImageSource(str(entry.get(OWN_ID, number)), height, width, path=path)
         if not path.is_file():
             if not self.skip_missing:
                 raise ValueError(
@@ -358,7 +286,7 @@ def _instance(
     mask = segmentation_to_rle(entry.get("segmentation"), (source.height, source.width), mended)
     box = _box(entry.get("bbox"), source) or rle_box(mask)
     crowd = bool(entry.get("iscrowd", 0))
-    return Instance(categories[number], mask, box, rle_area(mask), colour=entry.get(_OWN_COLOUR), crowd=crowd)
+    return Instance(categories[number], mask, box, rle_area(mask), colour=entry.get(OWN_COLOUR), crowd=crowd)
 
 
 def _box(box: Any, source: ImageSource) -> tuple[float, float, float, float] | None:

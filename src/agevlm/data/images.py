@@ -72,6 +72,19 @@ def read_bytes(source: ImageSource | str | Path | bytes) -> bytes:
     return data
 
 
+def upright_bytes(source: ImageSource | str | Path | bytes) -> bytes:
+    """The encoded bytes of a picture that every reader sees upright: one that EXIF turns is written anew as PNG."""
+    data = read_bytes(source)
+    image = _open(name_of(source), io.BytesIO(data))
+    with _decoding(name_of(source)):
+        turned = image.getexif().get(_ORIENTATION, 1) != 1
+    if not turned:
+        return data
+    encoded = io.BytesIO()
+    open_image(source).save(encoded, "PNG")
+    return encoded.getvalue()
+
+
 def name_of(source: ImageSource | str | Path | bytes) -> str:
     """What to call a picture in an error: its file, its id, or its number of bytes."""
     if isinstance(source, ImageSource):

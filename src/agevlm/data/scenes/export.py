@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from agevlm.data.coco import write_coco
+from agevlm.data.coco_export import write_coco
 from agevlm.data.language import make_conversations
 from agevlm.data.parquet import Summary, write_parquet
 from agevlm.data.pope import picture_rng, pope_conversations
