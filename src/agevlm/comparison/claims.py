@@ -14,6 +14,7 @@ from agevlm.comparison.readings import Nested, Reading, percent, read, reading, 
 
 GUIDED = {"age": "AGE", "age_plus": "AGE +"}
 UNGUIDED = "cross_attention"
+GUIDED_CONCAT = "concat_guided"
 ADVERSARIAL = "pope.adversarial.accuracy"
 MAX_ERROR_RATIO_UNGUIDED, MAX_ERROR_RATIO_CONCAT = 0.35, 0.5
 MIN_POINTING, MAX_POINTING_UNGUIDED = 0.96, 0.6
@@ -52,10 +53,12 @@ def claims(content: Nested) -> list[Claim]:
     return found
 
 
-def best_concatenation(content: Nested) -> str | None:
-    """The concatenation arm with the highest adversarial accuracy."""
+def best_concatenation(content: Nested, *, guided: bool = True) -> str | None:
+    """The concatenation arm with the highest adversarial accuracy, of all or of those without guidance."""
     found = {arm: reading(content, f"arms.{arm}.{ADVERSARIAL}") for arm in section(content, "arms")}
     scores = {arm: score.mean for arm, score in found.items() if score and arm.startswith("concat")}
+    if not guided:
+        scores.pop(GUIDED_CONCAT, None)
     return max(scores, key=scores.__getitem__) if scores else None
 
 
@@ -74,6 +77,8 @@ def _of_guided(content: Nested, arm: str) -> Iterator[Claim]:
     best = best_concatenation(content)
     yield _ratio(content, arm, UNGUIDED, MAX_ERROR_RATIO_UNGUIDED, "unguided cross-attention")
     yield _ratio(content, arm, best, MAX_ERROR_RATIO_CONCAT, "the best concatenation")
+    if best == GUIDED_CONCAT and (unguided := best_concatenation(content, guided=False)):
+        yield _ratio(content, arm, unguided, MAX_ERROR_RATIO_CONCAT, "the best concatenation without guidance")
     yield _no_worse(equal_time, arm, UNGUIDED, "unguided cross-attention")
     yield _no_worse(equal_time, arm, best_concatenation(equal_time), "the best concatenation")
     pointing = reading(content, f"arms.{arm}.pointing.accuracy")

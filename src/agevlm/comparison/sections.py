@@ -64,13 +64,14 @@ def verdict(content: Nested) -> str:
     found = claims(content)
     known = [claim for claim in found if claim.holds is not None]
     guided = next((arm for arm in GUIDED if error_ratio(content, arm, UNGUIDED)), None)
-    best = best_concatenation(content)
     parts = []
     if guided:
         against = [f"{percent(error_ratio(content, guided, UNGUIDED))} of that of unguided cross-attention"]
-        if best and (ratio := error_ratio(content, guided, best)):
-            against.append(f"{percent(ratio)} of that of the best concatenation")
-        parts.append(f"**The adversarial error of {GUIDED[guided]} is {' and '.join(against)}.**")
+        arms = {best_concatenation(content, guided=True), best_concatenation(content, guided=False)}
+        for arm in sorted(arm for arm in arms if arm):
+            if ratio := error_ratio(content, guided, arm):
+                against.append(f"{percent(ratio)} of that of {titles(content)[arm]}")
+        parts.append(f"**The adversarial error of {GUIDED[guided]} is {', '.join(against)}.**")
     else:
         parts.append("No verdict: the file does not set a guided arm against unguided cross-attention.")
     if known:
