@@ -63,6 +63,10 @@ data_app.command(
 data_app.command(
     "convert", epilog="Example: agevlm data convert llava.json --from llava --images coco/train2017 --out data/llava"
 )(data.convert)
+data_app.command(
+    "refer",
+    epilog="Example: agevlm data refer 'refs(unc).p' --instances instances.json --images train2014 --out data/refcoco",
+)(data.refer)
 data_app.command("export", epilog="Example: agevlm data export data/grounded --out data/grounded-coco")(data.export)
 data_app.command("inspect", epilog="Example: agevlm data inspect data/coco")(data.inspect)
 

@@ -88,6 +88,33 @@ def convert(
     typer.echo(f"{out}: {summary.num_samples} samples, {summary.num_conversations} conversations")
 
 
+def refer(
+    refs: Annotated[Path, typer.Argument(help="The referring expressions: a refs(...).p, or the same as JSON.")],
+    instances: Annotated[Path, typer.Option(help="The COCO instances that they refer to.")],
+    images: Annotated[Path, typer.Option(help="The directory of the pictures.")],
+    out: OutDir,
+    split: Annotated[str | None, typer.Option(help="Only those of this split: train, val, testA, ...")] = None,
+    skip_missing: Annotated[
+        bool, typer.Option("--skip-missing", help="Leave out pictures that are not there, and count them.")
+    ] = False,
+    skip_broken: Annotated[
+        bool, typer.Option("--skip-broken", help="Leave out expressions that are broken, and count them.")
+    ] = False,
+    embed_images: Annotated[bool, typer.Option(help="Hold the pictures, or the paths of their files.")] = True,
+) -> None:
+    """Turn referring expressions into a dataset.
+
+    RefCOCO, RefCOCO+ and RefCOCOg: each expression with the mask of what it means.
+    """
+    from agevlm.data.refer import convert_refer
+
+    check_replaceable(out, "dataset.json")
+    skips = {"skip_missing": skip_missing, "skip_broken": skip_broken}
+    report, summary = convert_refer(refs, instances, images, out, split=split, **skips, embed_images=embed_images)
+    print_table(("", "what", "number"), report.rows())
+    typer.echo(f"{out}: {summary.num_samples} samples, {summary.num_conversations} conversations")
+
+
 def export(
     directory: Annotated[Path, typer.Argument(help="The directory of a dataset.")],
     out: OutDir,

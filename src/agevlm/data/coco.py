@@ -131,7 +131,7 @@ class _Reader:
     def read(self, limit: int | None) -> list[AnnotatedImage]:
         if limit is not None and limit < 1:
             raise ValueError(f"the limit of pictures must be at least 1, got {limit}")
-        content = _load(self.path)
+        content = load_instances(self.path)
         if not self.images.is_dir():
             raise ValueError(f"{self.images}: no such directory of pictures; give the one of {self.path.name}")
         categories = self._categories(content["categories"])
@@ -237,7 +237,7 @@ class _Reader:
         name: str,
     ) -> None:
         try:
-            instances.append(_instance(entry, categories, source, self.report.mended))
+            instances.append(to_instance(entry, categories, source, self.report.mended))
         except BrokenAnnotationError as error:
             self._broken(f"annotations: {error.reason}", f"{name}: {error}; correct it")
             self.doubtful.add(entry["image_id"])
@@ -251,8 +251,8 @@ class _Reader:
         return ", ".join(f"{reason}: {number}" for reason, number in self.report.left_out.items()) or "it lists none"
 
 
-def _load(path: Path) -> dict[str, Any]:
-    """The content of an instances file, its three lists checked."""
+def load_instances(path: Path) -> dict[str, Any]:
+    """The content of an instances file, its three lists checked; anything else is a ValueError that names it."""
     if not path.is_file():
         raise ValueError(f"{path}: no such annotation file; give an instances_*.json of COCO")
     try:
@@ -277,9 +277,10 @@ def _get(entry: Mapping[str, Any], key: str, what: str, path: Path) -> Any:
     return value
 
 
-def _instance(
+def to_instance(
     entry: Mapping[str, Any], categories: Mapping[Any, str], source: ImageSource, mended: Counter[str]
 ) -> Instance:
+    """An annotation of a picture as an instance; `mended` counts what was. Else BrokenAnnotationError."""
     number = entry.get("category_id")
     if not isinstance(number, int | str) or number not in categories:
         raise BrokenAnnotationError("unknown category", f"category {number} is none of the {len(categories)} listed")

@@ -296,14 +296,17 @@ def _opposite(side: str) -> str:
     raise AssertionError(side)
 
 
+def corner_of(instance: Instance, size: tuple[int, int]) -> str | None:
+    """Where in a picture of `size` (height, width) a thing lies: "top left" and so on, None near the middle lines."""
+    y, x = instance.centre[0] / size[0] - 0.5, instance.centre[1] / size[1] - 0.5
+    if min(abs(y), abs(x)) < MIN_QUADRANT_RATIO:
+        return None
+    return f"{'top' if y < 0 else 'bottom'} {'left' if x < 0 else 'right'}"
+
+
 def _location(picture: _Picture, rng: np.random.Generator) -> _Exchange | None:
     """In which quarter of the picture a single thing lies; things near the middle lines are not asked."""
-    height, width = picture.size
-    clear = []
-    for instance in picture.single:
-        y, x = instance.centre[0] / height - 0.5, instance.centre[1] / width - 0.5
-        if min(abs(y), abs(x)) >= MIN_QUADRANT_RATIO:
-            clear.append((instance, f"{'top' if y < 0 else 'bottom'} {'left' if x < 0 else 'right'}"))
+    clear = [(instance, corner) for instance in picture.single if (corner := corner_of(instance, picture.size))]
     if not clear:
         return None
     instance, corner = clear[int(rng.integers(len(clear)))]
