@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from agevlm.data.coco import read_coco
+from agevlm.data.formats.coco import read_coco
 from agevlm.data.images import open_image
 from agevlm.data.masks import decode_mask
 from agevlm.data.parquet import read_parquet

@@ -31,7 +31,7 @@ def coco(
 
     Captions, questions and POPE questions, each object word with its masks.
     """
-    from agevlm.data.coco import CocoOptions, convert_coco
+    from agevlm.data.formats.coco import CocoOptions, convert_coco
 
     options = CocoOptions(
         seed=seed,
@@ -48,7 +48,7 @@ def coco(
 
 
 class Source(StrEnum):
-    """How others store pictures with text; see agevlm.data.dialogues."""
+    """How others store pictures with text; see agevlm.data.formats.dialogues."""
 
     LLAVA = "llava"
     MESSAGES = "messages"
@@ -79,7 +79,7 @@ def convert(
 
     Its phrases have no masks yet: agevlm ground finds them.
     """
-    from agevlm.data.dialogues import DialogueOptions, convert_dialogues
+    from agevlm.data.formats.dialogues import DialogueOptions, convert_dialogues
 
     check_replaceable(out, "dataset.json")
     options = DialogueOptions(limit, skip_missing, skip_broken, embed_images)
@@ -106,7 +106,7 @@ def refer(
 
     RefCOCO, RefCOCO+ and RefCOCOg: each expression with the mask of what it means.
     """
-    from agevlm.data.refer import convert_refer
+    from agevlm.data.formats.refer import convert_refer
 
     check_replaceable(out, "dataset.json")
     skips = {"skip_missing": skip_missing, "skip_broken": skip_broken}
@@ -123,7 +123,7 @@ def export(
 
     Pictures and instances.json with RLEs: the annotated instances, or where there are none the masks of phrases.
     """
-    from agevlm.data.coco_export import export_coco
+    from agevlm.data.formats.coco_export import export_coco
     from agevlm.data.parquet import read_parquet
 
     check_replaceable(out, "instances.json")

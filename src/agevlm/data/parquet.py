@@ -8,7 +8,7 @@ all annotated instances of the picture. pandas, pyarrow and `datasets.load_datas
     DIR/dataset.json                    schema version, name, shards, counts, vocabulary
     DIR/README.md                       the card
 
-What is in the rows is decided elsewhere (`coco.py`, `scenes`); how a record becomes a row is in `rows.py`.
+What is in the rows is decided elsewhere (`formats`, `scenes`); how a record becomes a row is in `rows.py`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The embedded world as files: COCO instances for other tools, or the project's own Parquet with its text.
 
-Draws and hands over; the formats themselves are in `data/coco.py` and `data/parquet.py`.
+Draws and hands over; the files themselves are written by `data/formats/coco_export.py` and `data/parquet.py`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from agevlm.data.coco_export import write_coco
+from agevlm.data.formats.coco_export import write_coco
 from agevlm.data.language import make_conversations
 from agevlm.data.parquet import Summary, write_parquet
 from agevlm.data.pope import picture_rng, pope_conversations

@@ -13,8 +13,8 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from agevlm.data.coco import CocoOptions, convert_coco, read_coco
-from agevlm.data.coco_export import write_coco
+from agevlm.data.formats.coco import CocoOptions, convert_coco, read_coco
+from agevlm.data.formats.coco_export import write_coco
 from agevlm.data.masks import decode_mask, encode_mask
 from agevlm.data.parquet import read_parquet
 from agevlm.data.schema import AnnotatedImage, ImageSource, Instance

@@ -12,9 +12,9 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from agevlm.cli import app
+from agevlm.data.formats.refer import convert_refer
 from agevlm.data.masks import decode_mask
 from agevlm.data.parquet import read_parquet
-from agevlm.data.refer import convert_refer
 
 
 class Harmful:

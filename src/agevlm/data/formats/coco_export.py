@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from agevlm.data.coco_masks import rle_area, rle_box
+from agevlm.data.formats.coco_masks import rle_area, rle_box
 from agevlm.data.images import upright_bytes
 from agevlm.data.rows import Record
 from agevlm.data.schema import RLE, AnnotatedImage, Instance

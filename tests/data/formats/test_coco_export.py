@@ -11,7 +11,7 @@ from pycocotools.coco import COCO
 from typer.testing import CliRunner
 
 from agevlm.cli import app
-from agevlm.data.coco import read_coco
+from agevlm.data.formats.coco import read_coco
 from agevlm.data.masks import decode_mask, encode_mask
 from agevlm.data.parquet import Record, write_parquet
 from agevlm.data.schema import RLE, Conversation, Grounding, ImageSource, Message, Sample

@@ -14,13 +14,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from agevlm.data.coco_export import OWN_COLOUR, OWN_ID
-from agevlm.data.coco_masks import BrokenAnnotationError, rle_area, rle_box, segmentation_to_rle
+from agevlm.data.formats.coco_export import OWN_COLOUR, OWN_ID
+from agevlm.data.formats.coco_masks import BrokenAnnotationError, rle_area, rle_box, segmentation_to_rle
+from agevlm.data.formats.report import Report
 from agevlm.data.images import image_size, open_image, read_bytes
 from agevlm.data.language import check_kinds, make_conversations
 from agevlm.data.parquet import Record, Summary, write_parquet
 from agevlm.data.pope import Statistics, ask_pope, picture_rng
-from agevlm.data.report import Report
 from agevlm.data.schema import AnnotatedImage, ImageSource, Instance, Sample
 
 _SKIP = "--skip-broken (skip_broken=True) leaves such things out and counts them"

@@ -13,12 +13,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from agevlm.data.coco import load_instances, to_instance
-from agevlm.data.coco_masks import BrokenAnnotationError
+from agevlm.data.formats.coco import load_instances, to_instance
+from agevlm.data.formats.coco_masks import BrokenAnnotationError
+from agevlm.data.formats.report import Report
 from agevlm.data.images import image_size
 from agevlm.data.language import CAPTION_REQUESTS, corner_of
 from agevlm.data.parquet import Record, Summary, write_parquet
-from agevlm.data.report import Report
 from agevlm.data.schema import Conversation, Grounding, ImageSource, Instance, Message, Sample
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from agevlm.cli import app
-from agevlm.data.dialogues import DialogueOptions, convert_dialogues
+from agevlm.data.formats.dialogues import DialogueOptions, convert_dialogues
 from agevlm.data.parquet import Record, read_parquet
 from agevlm.data.schema import Message
 

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from pycocotools.coco import COCO
 
-from agevlm.data.coco import convert_coco, read_coco
+from agevlm.data.formats.coco import convert_coco, read_coco
 from agevlm.data.images import open_image
 from agevlm.data.masks import decode_mask
 from agevlm.data.parquet import read_parquet
 from agevlm.data.pope import POPE_KINDS
 
-COCO_MINI = Path(__file__).parents[3] / "shared" / "coco_mini"
+COCO_MINI = Path(__file__).parents[4] / "shared" / "coco_mini"
 SPLITS = {"train2017": (80, 739, 8), "val2017": (79, 624, 5)}
 
 pytestmark = pytest.mark.skipif(not COCO_MINI.is_dir(), reason="no photographs at ../shared/coco_mini")

@@ -22,10 +22,10 @@ from typing import Any, Literal
 
 import pyarrow.parquet as pq
 
+from agevlm.data.formats.report import Report
 from agevlm.data.images import image_size
 from agevlm.data.language import CAPTION_REQUESTS, CONVERSATION
 from agevlm.data.parquet import Record, Summary, write_parquet
-from agevlm.data.report import Report
 from agevlm.data.schema import Conversation, ImageSource, Message, Role, Sample
 
 Format = Literal["llava", "messages", "captions", "folder"]
