@@ -206,7 +206,7 @@ def test_the_recipe_in_the_package_has_the_arms_of_the_claim() -> None:
     assert [stage.guidance is not None for stage in age.stages] == [False, False, True, False]
     assert [stage.guidance is not None for stage in plus.stages] == [False, False, True, True]
     assert recipe.recipe_of("concat_pooled", 1).model.pool_size == 2
-    assert {recipe.recipe_of(arm, 0).stages[3].steps for arm in recipe.arms} == {1100}
+    assert {recipe.recipe_of(arm, 0).stages[3].steps for arm in recipe.arms} == {950}
     quick = load_comparison(ROOT / "recipes" / "comparison.yaml", quick=True)
     assert quick.trained == recipe.trained and quick.foundations is None
     assert quick.recipe_of("age", 0).stages[3].steps < 400
