@@ -84,7 +84,12 @@ def test_the_verbs_are_those_of_the_documentation() -> None:
         "scenes draw",
         "scenes export",
         "scenes foundation",
+        "scenes teachers",
+        "ground",
         "data coco",
+        "data convert",
+        "data refer",
+        "data export",
         "data inspect",
     }
 

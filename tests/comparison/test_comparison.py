@@ -92,7 +92,7 @@ def test_the_command_writes_figures_and_page_and_trains_nothing_again(
     recipe, out = done
     before = {path: path.stat().st_mtime_ns for path in out.rglob("model.safetensors")}
     file, figures = tmp_path / "small.yaml", tmp_path / "small.json"
-    file.write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
+    file.write_text(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
     outcome = CliRunner().invoke(app, ["compare", str(file), "--out", str(out), "--json", str(figures)])
     assert outcome.exit_code == 0, outcome.output
     assert {path: path.stat().st_mtime_ns for path in out.rglob("model.safetensors")} == before
