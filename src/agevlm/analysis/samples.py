@@ -91,5 +91,5 @@ def _spans(conversation: Conversation, message: int, colours: Mapping[str, str])
     for known in sorted(conversation.groundings, key=lambda known: known.start):
         if known.message == message and (not spans or known.start >= spans[-1][1]):
             plain = _UNKNOWN if known.present is None else _ABSENT
-            spans.append((known.start, known.end, colours.get(known.phrase, plain) if known.masks else plain))
+            spans.append((known.start, known.end, colours[known.phrase] if known.masks else plain))
     return spans

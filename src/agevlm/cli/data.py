@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from agevlm.cli.options import OutDir, Seed, check_replaceable
 from agevlm.cli.show import print_table
+
+if TYPE_CHECKING:
+    from agevlm.data.formats.report import Report
+    from agevlm.data.parquet import Summary
+
+EmbedImages = Annotated[bool, typer.Option(help="Hold the pictures, or the paths of their files.")]
 
 
 def coco(
@@ -43,8 +49,7 @@ def coco(
     )
     check_replaceable(out, "dataset.json")
     report, summary = convert_coco(instances, images, out, options)
-    print_table(("", "what", "number"), report.rows())
-    typer.echo(f"{out}: {summary.num_samples} samples, {summary.num_conversations} conversations")
+    _print_outcome(out, report, summary)
 
 
 class Source(StrEnum):
@@ -73,7 +78,7 @@ def convert(
     skip_broken: Annotated[
         bool, typer.Option("--skip-broken", help="Leave out samples that are broken, and count them.")
     ] = False,
-    embed_images: Annotated[bool, typer.Option(help="Hold the pictures, or the paths of their files.")] = True,
+    embed_images: EmbedImages = True,
 ) -> None:
     """Turn pictures with text into a dataset.
 
@@ -84,8 +89,7 @@ def convert(
     check_replaceable(out, "dataset.json")
     options = DialogueOptions(limit, skip_missing, skip_broken, embed_images)
     report, summary = convert_dialogues(format.value, source, images, out, options)
-    print_table(("", "what", "number"), report.rows())
-    typer.echo(f"{out}: {summary.num_samples} samples, {summary.num_conversations} conversations")
+    _print_outcome(out, report, summary)
 
 
 def refer(
@@ -100,7 +104,7 @@ def refer(
     skip_broken: Annotated[
         bool, typer.Option("--skip-broken", help="Leave out expressions that are broken, and count them.")
     ] = False,
-    embed_images: Annotated[bool, typer.Option(help="Hold the pictures, or the paths of their files.")] = True,
+    embed_images: EmbedImages = True,
 ) -> None:
     """Turn referring expressions into a dataset.
 
@@ -111,8 +115,7 @@ def refer(
     check_replaceable(out, "dataset.json")
     skips = {"skip_missing": skip_missing, "skip_broken": skip_broken}
     report, summary = convert_refer(refs, instances, images, out, split=split, **skips, embed_images=embed_images)
-    print_table(("", "what", "number"), report.rows())
-    typer.echo(f"{out}: {summary.num_samples} samples, {summary.num_conversations} conversations")
+    _print_outcome(out, report, summary)
 
 
 def export(
@@ -166,3 +169,9 @@ def inspect(
         typer.echo(f"samples: {save_figure(samples_figure(drawn), figure)}")
     if faults.counts:
         raise typer.Exit(1)
+
+
+def _print_outcome(out: Path, report: Report, summary: Summary) -> None:
+    """What became of a source, and what the dataset made of it holds."""
+    print_table(("", "what", "number"), report.rows())
+    typer.echo(f"{out}: {summary.num_samples} samples, {summary.num_conversations} conversations")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -15,6 +15,10 @@ CoOccurrence = Annotated[
     float, typer.Option(min=0, max=1, help="How often things come with their partners: 0 never more than by chance.")
 ]
 ImageSize = Annotated[int, typer.Option(min=96, help="Height and width in pixels.")]
+SettingsFile = Annotated[
+    Path | None, typer.Option(help="A YAML file of settings; those of the package where none is given.")
+]
+OwnSeed = Annotated[int | None, typer.Option(min=0, help="The seed, in place of the recipe's.")]
 
 
 class Format(StrEnum):
@@ -68,46 +72,34 @@ def export(
         typer.echo(f"{num} scenes with {summary.num_conversations} conversations: {out}")
 
 
-def foundation(
-    out: OutDir,
-    recipe: Annotated[
-        Path | None, typer.Option(help="A YAML file of settings; those of the package where none is given.")
-    ] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="The seed, in place of the recipe's.")] = None,
-) -> None:
+def foundation(out: OutDir, recipe: SettingsFile = None, seed: OwnSeed = None) -> None:
     """Make tiny-convnext and tiny-llama again.
 
     The vision and the language model of the embedded world, from nothing, in about 45 minutes on two cores.
     """
-    import yaml
-
     from agevlm.training.foundation import FoundationSpec, console_progress, train_foundation
 
     quiet_transformers()
-    content = yaml.safe_load(recipe.read_text(encoding="utf-8")) if recipe is not None else {}
-    spec = FoundationSpec.model_validate(content if seed is None else {**content, "seed": seed})
-    train_foundation(out, spec, console_progress())
+    train_foundation(out, FoundationSpec.model_validate(_settings(recipe, seed)), console_progress())
     typer.echo(f"models: {out / 'tiny-convnext'} {out / 'tiny-llama'}")
 
 
-def teachers(
-    out: OutDir,
-    recipe: Annotated[
-        Path | None, typer.Option(help="A YAML file of settings; those of the package where none is given.")
-    ] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="The seed, in place of the recipe's.")] = None,
-) -> None:
+def teachers(out: OutDir, recipe: SettingsFile = None, seed: OwnSeed = None) -> None:
     """Make teachers for the embedded world.
 
     A small OWLv2 and a small SAM, from nothing, in the formats of the large ones: agevlm ground reads them.
     """
-    import yaml
-
     from agevlm.training.foundation import console_progress
     from agevlm.training.teachers import TeacherSpec, train_teachers
 
     quiet_transformers()
-    content = yaml.safe_load(recipe.read_text(encoding="utf-8")) if recipe is not None else {}
-    spec = TeacherSpec.model_validate(content if seed is None else {**content, "seed": seed})
-    train_teachers(out, spec, console_progress())
+    train_teachers(out, TeacherSpec.model_validate(_settings(recipe, seed)), console_progress())
     typer.echo(f"teachers: {out / 'owlv2'} {out / 'sam'}")
+
+
+def _settings(recipe: Path | None, seed: int | None) -> dict[str, Any]:
+    """What a file of settings holds, with another seed where one is given."""
+    import yaml
+
+    content = yaml.safe_load(recipe.read_text(encoding="utf-8")) if recipe is not None else {}
+    return content if seed is None else {**content, "seed": seed}

@@ -45,23 +45,11 @@ class Sam:
         inputs = self.processor.image_processor(list(images), return_tensors="pt")
         pixels = inputs["pixel_values"].to(self.model.device, self.model.dtype)
         embeddings = self.model.get_image_embeddings(pixels)
-        found = []
+        side, found = self.model.config.vision_config.image_size, []
         for number, image in enumerate(images):
-            height, width = (int(side) for side in inputs["reshaped_input_sizes"][number])
-            masks, scores = [], []
-            for part in _parts(boxes[number]):
-                scaled = torch.from_numpy(part) * torch.tensor([width / image.width, height / image.height]).repeat(2)
-                outputs = self.model(
-                    image_embeddings=embeddings[number : number + 1],
-                    input_boxes=scaled[None].to(self.model.device, self.model.dtype),
-                    multimask_output=False,
-                )
-                logits = outputs.pred_masks[0].float()
-                side = self.model.config.vision_config.image_size
-                square = F.interpolate(logits, (side, side), mode="bilinear", align_corners=False)
-                masks.append(_to_picture(square[..., :height, :width], image))
-                scores.append(outputs.iou_scores[0, :, 0].float().cpu().numpy())
-            found.append(_join(masks, scores, image))
+            height, width = (int(length) for length in inputs["reshaped_input_sizes"][number])
+            own = embeddings[number : number + 1]
+            found.append(_segment(self.model, own, boxes[number], image, (height, width), side))
         return found
 
 
@@ -81,18 +69,36 @@ class Sam2:
         embeddings = self.model.get_image_embeddings(pixels)
         found = []
         for number, image in enumerate(images):
-            masks, scores = [], []
-            for part in _parts(boxes[number]):
-                scaled = torch.from_numpy(part) * torch.tensor([side / image.width, side / image.height]).repeat(2)
-                outputs = self.model(
-                    image_embeddings=[level[number : number + 1] for level in embeddings],
-                    input_boxes=scaled[None].to(self.model.device, self.model.dtype),
-                    multimask_output=False,
-                )
-                masks.append(_to_picture(outputs.pred_masks[0].float(), image))
-                scores.append(outputs.iou_scores[0, :, 0].float().cpu().numpy())
-            found.append(_join(masks, scores, image))
+            own = [level[number : number + 1] for level in embeddings]
+            found.append(_segment(self.model, own, boxes[number], image, (side, side)))
         return found
+
+
+def _segment(
+    model: Any, embedding: Any, boxes: Boxes, image: Image.Image, size: tuple[int, int], padded: int | None = None
+) -> tuple[Masks, Scores]:
+    """Masks and scores of the boxes in one picture, which the model sees as `size` (height, width).
+
+    A model that pads pictures to a square of side `padded` has masks of that square: what lies beside is cut off.
+    """
+    masks: list[Masks] = [np.zeros((0, image.height, image.width), dtype=bool)]
+    scores: list[Scores] = [np.zeros(0, dtype=np.float32)]
+    scale = torch.tensor([size[1] / image.width, size[0] / image.height]).repeat(2)
+    for start in range(0, len(boxes), _BOXES_AT_ONCE):
+        scaled = torch.from_numpy(boxes[start : start + _BOXES_AT_ONCE]) * scale
+        outputs = model(
+            image_embeddings=embedding,
+            input_boxes=scaled[None].to(model.device, model.dtype),
+            multimask_output=False,
+        )
+        logits = outputs.pred_masks[0].float()
+        if padded is not None:
+            logits = F.interpolate(logits, (padded, padded), mode="bilinear", align_corners=False)
+            logits = logits[..., : size[0], : size[1]]
+        full = F.interpolate(logits, (image.height, image.width), mode="bilinear", align_corners=False)
+        masks.append((full[:, 0] > 0).cpu().numpy())
+        scores.append(outputs.iou_scores[0, :, 0].float().cpu().numpy())
+    return np.concatenate(masks), np.clip(np.concatenate(scores), 0, 1)
 
 
 def normalised_pixels(
@@ -105,19 +111,3 @@ def normalised_pixels(
         square = F.interpolate(values, (side, side), mode="bilinear", align_corners=False, antialias=True)
         squares.append((square - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1))
     return torch.cat(squares)
-
-
-def _parts(boxes: Boxes) -> list[Boxes]:
-    return [boxes[start : start + _BOXES_AT_ONCE] for start in range(0, len(boxes), _BOXES_AT_ONCE)]
-
-
-def _to_picture(logits: Tensor, image: Image.Image) -> Masks:
-    """Logits (n, 1, h, w) → masks (n, height, width) of the picture."""
-    full = F.interpolate(logits, (image.height, image.width), mode="bilinear", align_corners=False)
-    return (full[:, 0] > 0).cpu().numpy()
-
-
-def _join(masks: Sequence[Masks], scores: Sequence[Scores], image: Image.Image) -> tuple[Any, Any]:
-    if not masks:
-        return np.zeros((0, image.height, image.width), dtype=bool), np.zeros(0, dtype=np.float32)
-    return np.concatenate(masks), np.clip(np.concatenate(scores), 0, 1)

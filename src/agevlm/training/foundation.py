@@ -243,8 +243,7 @@ def train_vision(spec: FoundationSpec, pixels: Tensor, targets: Tensor, report: 
     reset_parameters(model)
     contrast = WordContrast(settings.hidden_sizes[-1])
     parameters = [*model.parameters(), *contrast.parameters()]
-    optimizer = torch.optim.AdamW(parameters, settings.learning_rate, weight_decay=settings.weight_decay)
-    schedule = get_cosine_schedule_with_warmup(optimizer, settings.steps // 20, settings.steps)
+    optimizer, schedule = make_optimizer(parameters, settings, weight_decay=settings.weight_decay)
     order = endless_order(len(pixels), settings.batch_size, spec.seed)
     for step in range(settings.steps):
         chosen = next(order)
@@ -271,6 +270,12 @@ def endless_order(size: int, batch_size: int, seed: int) -> Iterator[Tensor]:
     generator = torch.Generator().manual_seed(seed)
     while True:
         yield from torch.randperm(size, generator=generator).split(batch_size)
+
+
+def make_optimizer(parameters: Sequence[Tensor], settings: Any, **options: Any) -> tuple[torch.optim.AdamW, Any]:
+    """AdamW of these `options`, and its cosine schedule over `settings.steps` after a twentieth of them to warm up."""
+    optimizer = torch.optim.AdamW(parameters, settings.learning_rate, **options)
+    return optimizer, get_cosine_schedule_with_warmup(optimizer, settings.steps // 20, settings.steps)
 
 
 def optimise(loss: Tensor, parameters: Sequence[Tensor], optimizer: torch.optim.Optimizer, schedule: Any) -> None:
@@ -303,8 +308,7 @@ def train_language(
     model = LlamaForCausalLM(_llama_config(settings, tokenizer))
     model.set_attn_implementation("eager")  # at this size faster than the fused kernel on a CPU
     coded = _tokenise_all(tokenizer, conversations)
-    optimizer = torch.optim.AdamW(model.parameters(), settings.learning_rate, weight_decay=0.01, betas=(0.9, 0.98))
-    schedule = get_cosine_schedule_with_warmup(optimizer, settings.steps // 20, settings.steps)
+    optimizer, schedule = make_optimizer(list(model.parameters()), settings, weight_decay=0.01, betas=(0.9, 0.98))
     order = _by_length(endless_order(len(coded), 16 * settings.batch_size, spec.seed), coded, settings.batch_size)
     for step in range(settings.steps):
         ids = nn.utils.rnn.pad_sequence([coded[i] for i in next(order)], True, tokenizer.pad_token_id)

@@ -29,13 +29,12 @@ from transformers import (
     SamImageProcessorPil,
     SamModel,
     SamProcessor,
-    get_cosine_schedule_with_warmup,
 )
 
 from agevlm.data.masks import decode_mask
 from agevlm.data.scenes import CATEGORIES, WorldSpec, draw_scene
 from agevlm.files import write_beside
-from agevlm.training.foundation import Progress, Strict, endless_order, optimise
+from agevlm.training.foundation import Progress, Strict, endless_order, make_optimizer, optimise
 
 # Shapes: B pictures, N patches, Q words asked, K things of a picture (padded), M pixels of a mask's side.
 
@@ -187,8 +186,7 @@ def train_detector(spec: TeacherSpec, pool: Pool, report: Progress) -> tuple[Owl
     settings = spec.detector
     model, processor = make_detector(spec)
     words = processor.tokenizer(list(CATEGORIES), return_tensors="pt", padding="max_length", max_length=16)
-    optimizer = torch.optim.AdamW(model.parameters(), settings.learning_rate, weight_decay=0.05)
-    schedule = get_cosine_schedule_with_warmup(optimizer, settings.steps // 20, settings.steps)
+    optimizer, schedule = make_optimizer(list(model.parameters()), settings, weight_decay=0.05)
     order = endless_order(len(pool), settings.batch_size, spec.seed)
     for step in range(settings.steps):
         chosen = next(order)
@@ -277,8 +275,7 @@ def train_segmenter(spec: TeacherSpec, pool: Pool, report: Progress) -> tuple[Sa
     settings = spec.segmenter
     model, processor = make_segmenter(spec)
     rng = np.random.default_rng(spec.seed)
-    optimizer = torch.optim.AdamW(model.parameters(), settings.learning_rate, weight_decay=0.05)
-    schedule = get_cosine_schedule_with_warmup(optimizer, settings.steps // 20, settings.steps)
+    optimizer, schedule = make_optimizer(list(model.parameters()), settings, weight_decay=0.05)
     order = endless_order(len(pool), settings.batch_size, spec.seed)
     for step in range(settings.steps):
         chosen = next(order)
