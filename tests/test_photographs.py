@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from tiny_teachers import save_owlv2, save_sam
 
 from agevlm.cli import main
+from agevlm.data.masks import decode_mask
 from agevlm.data.parquet import read_parquet
 
 ROOT = Path(__file__).parents[1]
@@ -31,6 +33,30 @@ def convert(monkeypatch: pytest.MonkeyPatch, split: str, out: Path) -> Path:
     images = COCO_MINI / split
     assert run(monkeypatch, "data", "coco", "--instances", instances, "--images", images, "--out", out) == 0
     return out
+
+
+def test_teachers_ground_photographs(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, exact, found = (tmp_path / name for name in ("data", "exact", "found"))
+    instances, images = COCO_MINI / "annotations" / "instances_val2017.json", COCO_MINI / "val2017"
+    limit = ("--instances", instances, "--images", images, "--limit", 6)
+    assert run(monkeypatch, "data", "coco", *limit, "--out", data) == 0
+    assert run(monkeypatch, "ground", data, "--teacher", "annotations", "--out", exact) == 0
+    networks = ("--detector", "owlv2", "--detector-weights", save_owlv2(tmp_path / "owlv2"))
+    networks += ("--segmenter-weights", save_sam(tmp_path / "sam"), "--present", 0, "--absent", 0)
+    assert run(monkeypatch, "ground", data, *networks, "--out", found) == 0
+    assert "picture too thin" not in capsys.readouterr().out
+    for before, told, seen in zip(*map(read_parquet, (data, exact, found)), strict=True):
+        assert told.sample == before.sample  # what was annotated, word for word
+        (picture,) = seen.sample.images
+        for conversation, known in zip(seen.sample.conversations, before.sample.conversations, strict=True):
+            assert [(g.start, g.phrase) for g in conversation.groundings] == [
+                (g.start, g.phrase) for g in known.groundings
+            ]
+            sizes = {decode_mask(mask).shape for g in conversation.groundings for mask in g.masks}
+            assert sizes <= {(picture.height, picture.width)}
+    assert run(monkeypatch, "data", "inspect", found) == 0
 
 
 def small_recipe(directory: Path, train: Path, val: Path) -> Path:

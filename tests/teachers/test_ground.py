@@ -6,6 +6,7 @@ import errno
 import io
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from agevlm.data.images import open_image
 from agevlm.data.masks import decode_mask, encode_mask
 from agevlm.data.parquet import Record, read_parquet, write_parquet
 from agevlm.data.phrases import Vocabulary
@@ -214,6 +216,60 @@ def test_pictures_that_cannot_be_read_are_left_out_and_counted(tmp_path: Path) -
     none.run(Corner(), FINDER)
     with pytest.raises(ValueError, match=r"no picture of the dataset could be read.*not an image"):
         none.finish()
+
+
+class White:
+    """A teacher that finds what is white."""
+
+    def ground(self, requests: Sequence[Request]) -> list[list[Verdict]]:
+        masks = [np.asarray(request.image).min(axis=2) > 200 for request in requests]
+        return [
+            [Verdict(True, "found", (encode_mask(mask),), (1.0,)) for _ in request.phrases]
+            for request, mask in zip(requests, masks, strict=True)
+        ]
+
+
+def odd_pictures() -> dict[str, bytes]:
+    """Pictures of 24 × 16 pixels, as they are seen, whose left upper quarter is white, and a line of one pixel."""
+    seen = np.zeros((24, 16), np.uint8)
+    seen[:12, :8] = 255
+    rgb = Image.fromarray(seen).convert("RGB")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned: seen after a quarter turn clockwise
+    saved: dict[str, tuple[Image.Image, dict[str, Any]]] = {
+        "turned": (rgb.transpose(Image.Transpose.ROTATE_90), {"format": "JPEG", "quality": 95, "exif": exif}),
+        "cmyk": (rgb.convert("CMYK"), {"format": "JPEG", "quality": 95}),
+        "deep": (Image.fromarray(seen.astype(np.uint16) * 257), {"format": "PNG"}),
+        "moving": (rgb, {"format": "GIF", "save_all": True, "append_images": [Image.new("RGB", (16, 24), "red")]}),
+        "line": (Image.new("RGB", (1, 24), "white"), {"format": "PNG"}),
+    }
+    encoded = {}
+    for name, (picture, options) in saved.items():
+        data = io.BytesIO()
+        picture.save(data, **options)
+        encoded[name] = data.getvalue()
+    return encoded
+
+
+@pytest.mark.parametrize("embed", [True, False])
+def test_masks_lie_on_the_picture_that_a_model_sees(embed: bool, tmp_path: Path) -> None:
+    pictures, samples = odd_pictures(), []
+    for name, data in pictures.items():
+        (tmp_path / name).write_bytes(data)
+        width = 1 if name == "line" else 16
+        samples.append(replace(make_sample(0), id=name, images=(ImageSource(name, 24, width, tmp_path / name),)))
+    source = tmp_path / "data"
+    write_parquet(source, map(Record, samples), embed_images=embed)
+    run = GroundingRun(source, tmp_path / "out", {}, GroundOptions(embed_images=embed))
+    run.run(White(), FINDER)
+    assert run.finish() is not None
+    found = {record.sample.id: record.sample for record in read_parquet(tmp_path / "out")}
+    assert list(found) == list(pictures)
+    for name, sample in found.items():
+        (mask,) = sample.conversations[0].groundings[0].masks
+        seen = np.asarray(open_image(sample.images[0])).min(axis=2) > 200
+        np.testing.assert_array_equal(decode_mask(mask), seen)
+        assert seen.all() if name == "line" else seen[:11, :7].all() and not seen[13:].any() and not seen[:, 9:].any()
 
 
 def test_directories_of_something_else_are_refused(dataset: Path, tmp_path: Path) -> None:

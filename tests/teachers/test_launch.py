@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +18,7 @@ from agevlm.cli import app
 from agevlm.data.parquet import read_parquet
 from agevlm.data.phrases import Vocabulary
 from agevlm.teachers.ground import GroundOptions
-from agevlm.teachers.launch import choose_finder, ground
+from agevlm.teachers.launch import Task, choose_finder, ground
 from agevlm.teachers.registry import TeacherOptions
 
 RUNNER = CliRunner()
@@ -54,7 +56,7 @@ def test_exact_masks_come_back_as_they_were(scenes: Path, tmp_path: Path) -> Non
 def test_a_teacher_of_two_networks_grounds_a_dataset(scenes: Path, tmp_path: Path) -> None:
     weights = [str(save(tmp_path / name)) for name, save in (("owlv2", save_owlv2), ("sam", save_sam))]
     options = TeacherOptions("owlv2", *weights, present=0.0, absent=0.0, max_area_ratio=1.0)
-    outcome = ground(scenes, tmp_path / "out", "grounded-sam", options, GroundOptions(samples_per_shard=4))
+    outcome = ground(Task(scenes, tmp_path / "out", "grounded-sam", options, GroundOptions(samples_per_shard=4)))
     assert outcome is not None
     summary, counts = outcome
     assert summary.num_samples == 9 and len(summary.shards) == 3
@@ -78,6 +80,60 @@ def test_a_killed_run_goes_on_to_the_same_files(scenes: Path, tmp_path: Path) ->
         assert not (tmp_path / "out" / "dataset.json").exists()
     assert start("out").wait() == 0
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+@pytest.fixture(scope="module")
+def small_shards(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], Path]:
+    """Arguments, but for where to write, and what one process makes of them."""
+    arguments = ["ground", str(scenes), "--teacher", "scenes", "--samples-per-shard", "2"]
+    whole = tmp_path_factory.mktemp("small") / "whole"
+    done = RUNNER.invoke(app, [*arguments, "--out", str(whole)])
+    assert done.exit_code == 0, done.output
+    return arguments, whole
+
+
+@pytest.mark.slow
+def test_processes_of_accelerate_make_the_same_files_as_one(
+    small_shards: tuple[list[str], Path], tmp_path: Path
+) -> None:
+    arguments, whole = small_shards
+    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--main_process_port", "0"]
+    command = [
+        sys.executable,
+        *launch,
+        "-m",
+        "agevlm.cli",
+        *arguments,
+        "--device",
+        "cpu",
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert contents(tmp_path / "out") == contents(whole)
+    rates = re.search(r"decode +(\d+)", done.stdout)
+    assert rates is not None and rates[1] == "9", done.stdout  # of both processes, told once
+    assert done.stdout.count("9 samples") == 1
+
+
+@pytest.mark.slow
+def test_workers_of_ray_make_the_same_files_and_go_on(
+    small_shards: tuple[list[str], Path], scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    arguments, whole = small_shards
+    out = tmp_path / "out"
+    shutil.copytree(whole, out)  # as if stopped after three of five shards
+    for number in (1, 4):
+        (out / f"data-{number:05d}-of-00005.parquet").unlink()
+    (out / "dataset.json").unlink()
+    done = RUNNER.invoke(app, [*arguments, "--ray-workers", "2", "--out", str(out)])
+    assert done.exit_code == 0, done.output
+    assert contents(out) == contents(whole)
+    rates = re.search(r"decode +(\d+)", done.stdout)
+    assert rates is not None and rates[1] == "3", done.stdout  # two samples and the last one
 
 
 @pytest.mark.parametrize(

@@ -42,25 +42,34 @@ def ground(
     samples_per_shard: Annotated[int, typer.Option(min=1, help="What is done at once, and lost by a stop.")] = 512,
     num_workers: Annotated[int, typer.Option(min=0, help="Processes that decode pictures.")] = 0,
     embed_images: Annotated[bool, typer.Option(help="Hold the pictures, or the paths of their files.")] = True,
+    ray_workers: Annotated[
+        int,
+        typer.Option(
+            min=0, help="Ground by this many workers of the Ray cluster of RAY_ADDRESS, else of this machine."
+        ),
+    ] = 0,
     device: Device = "auto",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
 ) -> None:
     """Let a teacher find the phrases of a dataset.
 
     Writes the dataset again with a mask for each phrase that was found. Stopped, it goes on with the same command;
-    accelerate launch spreads it over several GPUs.
+    accelerate launch spreads it over several GPUs, Ray over several machines.
     """
     from agevlm.teachers.ground import GroundOptions
+    from agevlm.teachers.launch import Task
     from agevlm.teachers.launch import ground as run
+    from agevlm.teachers.on_ray import ground_on_ray
     from agevlm.teachers.registry import TeacherOptions
     from agevlm.teachers.stopwatch import Stopwatch
 
     quiet_transformers()
     told = TeacherOptions(detector, detector_weights, segmenter_weights, dtype, device, present, absent, max_area_ratio)
     options = GroundOptions(batch_size, samples_per_shard, num_workers, embed_images)
-    stopwatch = Stopwatch()
+    task, stopwatch = Task(dataset, out, teacher, told, options, vocabulary), Stopwatch()
     with bars() as progress:
-        outcome = run(dataset, out, teacher, told, options, vocabulary, stopwatch, partial(progress, "samples"))
+        show = partial(progress, "samples")
+        outcome = ground_on_ray(task, ray_workers, stopwatch, show) if ray_workers else run(task, stopwatch, show)
     if outcome is None:
         return
     summary, counts = outcome

@@ -8,7 +8,7 @@ import numpy as np
 
 from agevlm.data.masks import encode_mask
 from agevlm.data.schema import RLE, Instance
-from agevlm.teachers.base import Request, Verdict
+from agevlm.teachers.base import Request, Verdict, is_thin
 from agevlm.teachers.segmenters import Segmenter
 
 
@@ -17,7 +17,7 @@ class Annotations:
 
     A category of `vocabulary` without instances is surely absent, for all of the vocabulary was annotated; of any other
     phrase, and of pictures without annotations, nothing is known. With a `segmenter` each instance's box is segmented
-    anew, which makes masks of datasets that have boxes alone; crowds keep what they have.
+    anew, which makes masks of datasets that have boxes alone; crowds and pictures too thin for it keep what they have.
     """
 
     def __init__(self, vocabulary: Collection[str], segmenter: Segmenter | None = None) -> None:
@@ -49,15 +49,21 @@ class Annotations:
         self, requests: Sequence[Request], meant: Sequence[Sequence[Instance]]
     ) -> list[list[tuple[str, RLE]]]:
         assert self.segmenter is not None
-        single = [[instance for instance in instances if not instance.crowd] for instances in meant]
+        pairs = list(zip(requests, meant, strict=True))
+        single = [[one for one in instances if not _stays(one, request)] for request, instances in pairs]
         asked = [number for number, instances in enumerate(single) if instances]
         boxes = [np.array([_corners(i.box) for i in single[number]], dtype=np.float32) for number in asked]
         found = self.segmenter.segment([requests[n].image for n in asked], boxes) if asked else []
-        masks = [_own([instance for instance in instances if instance.crowd]) for instances in meant]
+        masks = [_own([one for one in instances if _stays(one, request)]) for request, instances in pairs]
         for number, (sharp, _) in zip(asked, found, strict=True):
             for instance, mask in zip(single[number], sharp, strict=True):  # where SAM finds nothing, what was known
                 masks[number].append((instance.category, encode_mask(mask) if mask.any() else instance.mask))
         return masks
+
+
+def _stays(instance: Instance, request: Request) -> bool:
+    """Whether an instance keeps the mask that it has."""
+    return instance.crowd or is_thin(request.image)
 
 
 def _own(instances: Sequence[Instance]) -> list[tuple[str, RLE]]:

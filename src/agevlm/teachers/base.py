@@ -6,8 +6,8 @@ surely absent, and unknown, which nothing is trained on.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 import numpy as np
@@ -17,7 +17,11 @@ from PIL import Image
 from agevlm.data.masks import encode_mask
 from agevlm.data.schema import RLE, AnnotatedImage
 
-Reason = Literal["found", "absent", "uncertain", "too large", "empty mask", "not annotated"]
+MAX_ASPECT_RATIO = 32  # a longer side that is more times the shorter one leaves nothing of it when a network resizes
+
+Reason = Literal[
+    "found", "absent", "uncertain", "too large", "empty mask", "not annotated", "picture too thin", "phrase too long"
+]
 Masks = NDArray[np.bool_]  # (n, height, width)
 Boxes = NDArray[np.float32]  # (n, 4): left, top, right, bottom in pixels of the picture
 Scores = NDArray[np.float32]  # (n,), in [0, 1]
@@ -66,6 +70,31 @@ class Thresholds:
             )
         if not 0 < self.max_area_ratio <= 1:
             raise ValueError(f"max_area_ratio must lie in (0, 1], got {self.max_area_ratio}")
+
+
+def is_thin(image: Image.Image) -> bool:
+    """Whether a picture is of a shape that networks cannot read."""
+    return max(image.size) > MAX_ASPECT_RATIO * min(image.size)
+
+
+def ground_readable(
+    requests: Sequence[Request],
+    reads: Callable[[str], bool],
+    ground: Callable[[Sequence[Request]], list[list[Verdict]]],
+) -> list[list[Verdict]]:
+    """What `ground` says where a network can read the picture and `reads` the phrase; the rest is unknown."""
+    asked = [
+        replace(request, phrases=() if is_thin(request.image) else tuple(filter(reads, request.phrases)))
+        for request in requests
+    ]
+    readable = [request for request in asked if request.phrases]
+    answers = iter(ground(readable) if readable else ())
+    verdicts = []
+    for request, part in zip(requests, asked, strict=True):
+        known = dict(zip(part.phrases, next(answers) if part.phrases else (), strict=True))
+        unread = Verdict(None, "picture too thin" if is_thin(request.image) else "phrase too long")
+        verdicts.append([known.get(phrase, unread) for phrase in request.phrases])
+    return verdicts
 
 
 def judge(masks: Masks, scores: Scores, best: float, thresholds: Thresholds) -> Verdict:

@@ -43,6 +43,10 @@ class Detector(Protocol):
         """A detection of each phrase in each picture, with boxes of scores from `floor`."""
         ...
 
+    def reads(self, phrase: str) -> bool:
+        """Whether it can read the whole of a phrase."""
+        ...
+
 
 class GroundingDino:
     """Grounding DINO (Liu et al. 2023, arXiv 2303.05499) and MM Grounding DINO."""
@@ -60,7 +64,7 @@ class GroundingDino:
     def detect(
         self, images: Sequence[Image.Image], phrases: Sequence[Sequence[str]], floor: float
     ) -> list[list[Detection]]:
-        """As `Detector` says. A phrase that alone is longer than the model reads is a ValueError."""
+        """As `Detector` says."""
         found: list[list[Detection]] = [[] for _ in images]
         parts = [list(self._sentences(names)) for names in phrases]
         for turn in range(max(map(len, parts), default=0)):
@@ -70,6 +74,10 @@ class GroundingDino:
                 found[number] += detections
         return found
 
+    def reads(self, phrase: str) -> bool:
+        """As `Detector` says."""
+        return self._num_tokens([_lower(phrase)]) <= self.max_tokens
+
     def _sentences(self, names: Sequence[str]) -> Iterator[list[str]]:
         """The phrases, parted so that each part is a sentence that the model can read."""
         part: list[str] = []
@@ -77,10 +85,6 @@ class GroundingDino:
             if part and self._num_tokens([*part, name]) > self.max_tokens:
                 yield part
                 part = []
-            if not part and self._num_tokens([name]) > self.max_tokens:
-                raise ValueError(
-                    f"the phrase {name[:40]!r}… is longer than the {self.max_tokens} tokens of the teacher"
-                )
             part.append(name)
         if part:
             yield part
@@ -130,14 +134,12 @@ class Owlv2:
     def detect(
         self, images: Sequence[Image.Image], phrases: Sequence[Sequence[str]], floor: float
     ) -> list[list[Detection]]:
-        """As `Detector` says; a phrase is cut off after the tokens that the model reads."""
+        """As `Detector` says."""
         num_queries = max(map(len, phrases), default=0)
         if not num_queries:
             return [[] for _ in images]
         queries = [name for names in phrases for name in [*map(_lower, names), *[""] * (num_queries - len(names))]]
-        text = self.processor.tokenizer(
-            queries, return_tensors="pt", padding="max_length", truncation=True, max_length=self.max_tokens
-        )
+        text = self.processor.tokenizer(queries, return_tensors="pt", padding="max_length", max_length=self.max_tokens)
         pixels = self.processor.image_processor(list(images), return_tensors="pt").pixel_values
         outputs = self.model(
             input_ids=text.input_ids.to(self.model.device),
@@ -154,6 +156,10 @@ class Owlv2:
                 [select(boxes, probabilities[number][:, query], floor, image.size) for query in range(len(names))]
             )
         return detections
+
+    def reads(self, phrase: str) -> bool:
+        """As `Detector` says."""
+        return len(self.processor.tokenizer(_lower(phrase)).input_ids) <= self.max_tokens
 
 
 def select(boxes: Boxes, scores: Scores, floor: float, size: tuple[int, int]) -> Detection:

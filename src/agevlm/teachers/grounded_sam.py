@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from agevlm.teachers.base import Request, Thresholds, Verdict, judge
+from agevlm.teachers.base import Request, Thresholds, Verdict, ground_readable, judge
 from agevlm.teachers.detectors import Detection, Detector
 from agevlm.teachers.segmenters import Segmenter
 from agevlm.teachers.stopwatch import Stopwatch
@@ -24,6 +24,9 @@ class GroundedSam:
 
     def ground(self, requests: Sequence[Request]) -> list[list[Verdict]]:
         """As `Teacher` says. Pictures without any box are not segmented."""
+        return ground_readable(requests, self.detector.reads, self._ground)
+
+    def _ground(self, requests: Sequence[Request]) -> list[list[Verdict]]:
         images = [request.image for request in requests]
         phrases = [request.phrases for request in requests]
         with self.stopwatch("detect", sum(map(len, phrases))):

@@ -4,46 +4,63 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from accelerate import PartialState
+from accelerate.utils import gather_object
 
 from agevlm.data.noun_chunks import NounChunks
 from agevlm.data.parquet import ParquetDataset, Summary
 from agevlm.data.phrases import PhraseFinder, Vocabulary, coco_vocabulary, read_vocabulary
+from agevlm.teachers.base import Teacher
 from agevlm.teachers.ground import Counts, GroundingRun, GroundOptions
 from agevlm.teachers.registry import TeacherOptions, load_teacher
 from agevlm.teachers.stopwatch import Stopwatch
 
 Outcome = tuple[Summary, Counts]
+Show = Callable[[int, int], None]  # is told of samples done and in all
 
 
-def ground(
-    source: str | Path,
-    out: str | Path,
-    teacher: str,
-    teacher_options: TeacherOptions,
-    options: GroundOptions,
-    vocabulary: str | None = None,
-    stopwatch: Stopwatch | None = None,
-    show: Callable[[int, int], None] = lambda done, total: None,
-) -> Outcome | None:
-    """Ground the dataset `source` into `out` by the teacher of this name (`registry.TEACHERS`).
+@dataclass(frozen=True)
+class Task:
+    """All that a process must be told to take part: the dataset `source` is grounded into `out`.
 
-    `vocabulary` is what `choose_finder` takes. `show` is told of samples done and in all, of this process. None in all
-    processes but the main one. Errors are those of `GroundingRun`, of the teacher and of the vocabulary.
+    `teacher` is one of `registry.TEACHERS`, `vocabulary` what `choose_finder` takes.
     """
-    stopwatch, state = stopwatch or Stopwatch(), PartialState(cpu=teacher_options.device == "cpu")
-    if teacher_options.device == "auto":
-        teacher_options = replace(teacher_options, device=str(state.device))
-    dataset = ParquetDataset(source)
-    finder = choose_finder(vocabulary, dataset.vocabulary)
-    loaded = load_teacher(teacher, teacher_options, dataset.vocabulary, stopwatch)  # before anything is written
-    identity = {"teacher": teacher, "vocabulary": _digest(vocabulary, finder), **asdict(teacher_options)}
-    identity.pop("device")
+
+    source: str | Path
+    out: str | Path
+    teacher: str
+    teacher_options: TeacherOptions
+    options: GroundOptions
+    vocabulary: str | None = None
+
+    def load(self, device: str, stopwatch: Stopwatch) -> tuple[Teacher, PhraseFinder]:
+        """The teacher on its device, and what finds the phrases."""
+        categories = ParquetDataset(self.source).vocabulary
+        options = replace(self.teacher_options, device=device)
+        return load_teacher(self.teacher, options, categories, stopwatch), choose_finder(self.vocabulary, categories)
+
+    def open(self, finder: PhraseFinder) -> GroundingRun:
+        """The run, begun or gone on with."""
+        settings = asdict(self.teacher_options)
+        settings.pop("device")
+        identity = {"teacher": self.teacher, "vocabulary": _digest(self.vocabulary, finder), **settings}
+        return GroundingRun(self.source, self.out, identity, self.options)
+
+
+def ground(task: Task, stopwatch: Stopwatch | None = None, show: Show = lambda done, total: None) -> Outcome | None:
+    """Do a task; None in all processes but the main one, whose stopwatch has the times of all.
+
+    `show` is told of the samples of this process. Errors are those of `GroundingRun`, of the teacher and of the
+    vocabulary; nothing is written before all of these are there.
+    """
+    own_watch, device = Stopwatch(), task.teacher_options.device
+    state = PartialState(cpu=device == "cpu")
+    teacher, finder = task.load(str(state.device) if device == "auto" else device, own_watch)
     with state.main_process_first():
-        run = GroundingRun(source, out, identity, options)
+        run = task.open(finder)
     if state.is_main_process:
         run.remove_leftovers()
     own = run.todo[state.process_index :: state.num_processes]
@@ -56,8 +73,11 @@ def ground(
         show(done, total)
 
     if own:
-        run.run(loaded, finder, own, stopwatch, advance)
+        run.run(teacher, finder, own, own_watch, advance)
     state.wait_for_everyone()
+    for watch in gather_object([own_watch]):
+        if stopwatch is not None:
+            stopwatch.add(watch)
     return run.finish() if state.is_main_process else None
 
 

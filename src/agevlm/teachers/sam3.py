@@ -10,14 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch.nn import functional as F
 from transformers import AutoTokenizer
 
-from agevlm.teachers.base import Masks, Request, Thresholds, Verdict, judge
+from agevlm.teachers.base import Request, Thresholds, Verdict, ground_readable, judge
 from agevlm.teachers.loading import load_model
-from agevlm.teachers.segmenters import normalised_pixels
+from agevlm.teachers.segmenters import masks_of_picture, normalised_pixels
 from agevlm.teachers.stopwatch import Stopwatch
 
 _PHRASES_AT_ONCE = 16
@@ -45,21 +43,27 @@ class Sam3:
 
     @torch.inference_mode()
     def ground(self, requests: Sequence[Request]) -> list[list[Verdict]]:
-        """As `Teacher` says; a phrase is cut off after the tokens that the model reads."""
+        """As `Teacher` says."""
+        return ground_readable(requests, self.reads, self._ground)
+
+    def reads(self, phrase: str) -> bool:
+        """Whether it can read the whole of a phrase."""
+        return len(self.tokenizer(phrase).input_ids) <= self.model.config.text_config.max_position_embeddings
+
+    def _ground(self, requests: Sequence[Request]) -> list[list[Verdict]]:
         side = self.model.config.vision_config.image_size
         pixels = normalised_pixels([request.image for request in requests], side, _MEAN, _STD)
         with self.stopwatch("segment", sum(len(request.phrases) for request in requests)):
             embeddings = self.model.get_vision_features(pixels.to(self.model.device, self.model.dtype))
-            return [self._ground(request, _picture(embeddings, number)) for number, request in enumerate(requests)]
+            return [self._answer(request, _picture(embeddings, number)) for number, request in enumerate(requests)]
 
-    def _ground(self, request: Request, embeddings: Any) -> list[Verdict]:
+    def _answer(self, request: Request, embeddings: Any) -> list[Verdict]:
         verdicts = []
         for start in range(0, len(request.phrases), _PHRASES_AT_ONCE):
             names = list(request.phrases[start : start + _PHRASES_AT_ONCE])
             length = self.model.config.text_config.max_position_embeddings
-            text = self.tokenizer(
-                names, return_tensors="pt", padding="max_length", max_length=length, truncation=True
-            ).to(self.model.device)
+            text = self.tokenizer(names, return_tensors="pt", padding="max_length", max_length=length)
+            text = text.to(self.model.device)
             outputs = self.model(
                 vision_embeds=_repeated(embeddings, len(names)),
                 input_ids=text.input_ids,
@@ -70,18 +74,10 @@ class Sam3:
                 scores = scores * outputs.presence_logits.float().sigmoid()
             for number in range(len(names)):
                 likely = scores[number] >= self.thresholds.present
-                masks, best = outputs.pred_masks[number][likely].float(), float(scores[number].max())
+                masks, best = outputs.pred_masks[number][likely].float().sigmoid(), float(scores[number].max())
                 own = scores[number][likely].cpu().numpy()
-                verdicts.append(judge(_to_picture(masks, request), own, best, self.thresholds))
+                verdicts.append(judge(masks_of_picture(masks, request.image, 0.5), own, best, self.thresholds))
         return verdicts
-
-
-def _to_picture(logits: torch.Tensor, request: Request) -> Masks:
-    height, width = request.image.height, request.image.width
-    if not len(logits):
-        return np.zeros((0, height, width), dtype=bool)
-    full = F.interpolate(logits[None].sigmoid(), (height, width), mode="bilinear", align_corners=False)[0]
-    return (full > 0.5).cpu().numpy()
 
 
 def _picture(embeddings: Any, number: int) -> Any:

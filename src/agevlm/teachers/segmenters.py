@@ -20,6 +20,7 @@ from agevlm.teachers.base import Boxes, Masks, Scores
 from agevlm.teachers.loading import load, load_model
 
 _BOXES_AT_ONCE = 64
+_PIXELS_AT_ONCE = 2**26  # of masks in the making: a quarter of a GiB
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as SAM 2 was trained
 
 
@@ -95,10 +96,18 @@ def _segment(
         if padded is not None:
             logits = F.interpolate(logits, (padded, padded), mode="bilinear", align_corners=False)
             logits = logits[..., : size[0], : size[1]]
-        full = F.interpolate(logits, (image.height, image.width), mode="bilinear", align_corners=False)
-        masks.append((full[:, 0] > 0).cpu().numpy())
+        masks.append(masks_of_picture(logits[:, 0], image, 0.0))
         scores.append(outputs.iou_scores[0, :, 0].float().cpu().numpy())
     return np.concatenate(masks), np.clip(np.concatenate(scores), 0, 1)
+
+
+def masks_of_picture(values: Tensor, image: Image.Image, threshold: float) -> Masks:
+    """Small maps (n, h, w) → masks (n, height, width) of the picture where they exceed `threshold`, a few at once."""
+    masks: list[Masks] = [np.zeros((0, image.height, image.width), dtype=bool)]
+    for few in values.split(max(1, _PIXELS_AT_ONCE // (image.width * image.height))) if len(values) else ():
+        full = F.interpolate(few[:, None], (image.height, image.width), mode="bilinear", align_corners=False)
+        masks.append((full[:, 0] > threshold).cpu().numpy())
+    return np.concatenate(masks)
 
 
 def normalised_pixels(

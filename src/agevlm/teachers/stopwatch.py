@@ -1,4 +1,4 @@
-"""Where the time goes: seconds by step, and what was done in them."""
+"""Where the time goes: seconds by step, and what was done in them. Of several processes the seconds add up."""
 
 from __future__ import annotations
 
@@ -25,6 +25,11 @@ class Stopwatch:
         finally:
             self.seconds[step] += time.perf_counter() - start  # type: ignore[assignment]
             self.handled[step] += number
+
+    def add(self, other: Stopwatch) -> None:
+        """Add what was measured elsewhere, such as in a process beside."""
+        self.seconds.update(other.seconds)
+        self.handled.update(other.handled)
 
     def rows(self) -> list[tuple[str, int, str, str]]:
         """(step, number, seconds, number a second) for a table, in the order of first use."""
