@@ -68,6 +68,7 @@ data_app.command(
     epilog="Example: agevlm data refer 'refs(unc).p' --instances instances.json --images train2014 --out data/refcoco",
 )(data.refer)
 data_app.command("export", epilog="Example: agevlm data export data/grounded --out data/grounded-coco")(data.export)
+data_app.command("agree", epilog="Example: agevlm data agree data/grounded data/truth --out agreement.json")(data.agree)
 data_app.command("inspect", epilog="Example: agevlm data inspect data/coco")(data.inspect)
 
 

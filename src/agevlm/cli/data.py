@@ -133,6 +133,29 @@ def export(
     typer.echo(f"masks: {export_coco(out, read_parquet(directory))}")
 
 
+def agree(
+    found: Annotated[Path, typer.Argument(help="The directory of a dataset that a teacher has grounded.")],
+    truth: Annotated[Path, typer.Argument(help="That of the same conversations, with groundings to measure it by.")],
+    out: Annotated[Path | None, typer.Option(help="Write the figures to this file (.json).")] = None,
+) -> None:
+    """Measure a teacher by the truth.
+
+    The IoU of its masks, and how often it is wrong about what is there.
+    """
+    import json
+
+    from agevlm.evaluation.agreement import compare_groundings
+    from agevlm.files import write_beside
+
+    agreement = compare_groundings(found, truth)
+    rows = [(name, f"{e.mean:.3f}", f"{e.low:.3f} to {e.high:.3f}") for name, e in agreement.figures.items()]
+    print_table(("figure", "mean", "95 % interval"), rows)
+    typer.echo(f"{agreement.num_phrases} phrases of {agreement.num_samples} samples, {agreement.num_present} present")
+    if out is not None:
+        with write_beside(out) as beside:
+            beside.write_text(json.dumps(agreement.record(), indent=1) + "\n", "utf-8")
+
+
 def inspect(
     directory: Annotated[Path, typer.Argument(help="The directory of a dataset.")],
     figure: Annotated[

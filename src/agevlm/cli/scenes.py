@@ -55,6 +55,9 @@ def export(
     seed: Seed = 0,
     co_occurrence: CoOccurrence = 0.8,
     image_size: ImageSize = 96,
+    num_per_image: Annotated[
+        int, typer.Option(min=0, help="Of parquet, conversations on each picture beside POPE's questions.")
+    ] = 6,
 ) -> None:
     """Export scenes as COCO or Parquet.
 
@@ -68,7 +71,7 @@ def export(
     if format is Format.COCO:
         typer.echo(f"{num} scenes: {export_coco(out, spec, seed, num)}")
     else:
-        summary = export_parquet(out, spec, seed, num)
+        summary = export_parquet(out, spec, seed, num, num_per_image)
         typer.echo(f"{num} scenes with {summary.num_conversations} conversations: {out}")
 
 
