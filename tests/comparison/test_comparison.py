@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from agevlm.cli import app
 from agevlm.comparison.jobs import Job, run_jobs
 from agevlm.comparison.recipe import ComparisonRecipe, load_comparison
-from agevlm.comparison.run import compare, equal_time_factors, stepping_seconds, training_jobs
+from agevlm.comparison.run import compare, equal_time_factors, training_jobs
 from agevlm.comparison.summary import summarise
 from agevlm.training.recipe import load_recipe
 
@@ -39,7 +39,7 @@ def content(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "concat": {"title": "in front", "num_seeds": 1, "set": {"model.architecture": "concat", **concat}},
     }
     common["snapshot_steps"] = 2
-    settings = {"num_seeds": 2, "equal_time": {"reference": "age", "num_seeds": 1}}
+    settings = {"num_seeds": 2, "equal_time": {"reference": "age", "num_seeds": 1}, "costs": [144]}
     return {"name": "small", **settings, "common": common, "arms": arms}
 
 
@@ -47,10 +47,10 @@ def content(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def done(content: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> tuple[ComparisonRecipe, Path]:
     out = tmp_path_factory.mktemp("comparison") / "out"
     recipe = ComparisonRecipe.model_validate(content)
-    factors = out / "equal_time" / "small.json"  # as measured: no figure of this machine may decide what is tested
-    factors.parent.mkdir(parents=True)
-    (out / "recipes").mkdir()
-    factors.write_text(json.dumps({"age": 1.0, "concat": 0.67}))
+    (out / "recipes").mkdir(parents=True)
+    (out / "costs.json").write_text(
+        costs_of(age=0.2, concat=0.3)
+    )  # no figure of this machine may decide what is tested
     compare(recipe, out, num_parallel=2, console=QUIET)
     return recipe, out
 
@@ -159,25 +159,18 @@ def test_runs_at_equal_time_have_their_own_steps(done: tuple[ComparisonRecipe, P
     assert equal_time["error_ratios"]["age"]["concat"]["mean"] > 0
 
 
-def write_log(directory: Path, *steps: float) -> None:
-    """The log of a run of two stages, each with steps that take so many seconds."""
-    lines = []
-    for stage in (0, 1):
-        ends = [sum(steps[: number + 1]) for number in range(len(steps))]
-        lines += [{"stage_index": stage, "step": number, "time_s": end} for number, end in enumerate(ends, 1)]
-    directory.mkdir(parents=True)
-    (directory / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+def costs_of(**seconds: float) -> str:
+    """What `agevlm costs` writes, of arms whose step of the last stage takes so many seconds."""
+    steps = {arm: {"instruct": {"seconds_per_step": {"median": time}}} for arm, time in seconds.items()}
+    return json.dumps({"costs": {arm: {"144": {"train": known}} for arm, known in steps.items()}, "reference": "age"})
 
 
-def test_equal_time_goes_by_median_steps_and_is_measured_once(content: dict[str, Any], tmp_path: Path) -> None:
+def test_equal_time_goes_by_the_costs_of_a_step(content: dict[str, Any], tmp_path: Path) -> None:
     recipe = ComparisonRecipe.model_validate(content)
-    for seed in range(2):
-        write_log(tmp_path / "age" / str(seed), 0.2, 0.2, 3.0)  # a step that something else on the machine stretched
-    write_log(tmp_path / "concat" / "0", 0.4, 0.4, 0.4)
-    assert stepping_seconds(tmp_path / "age" / "0") == pytest.approx(2 * 3 * 0.2)
+    (tmp_path / "costs.json").write_text(costs_of(age=0.2, concat=0.4))
     assert equal_time_factors(recipe, tmp_path) == {"age": 1.0, "concat": 0.5}
-    (tmp_path / "concat" / "0" / "log.jsonl").unlink()
-    assert equal_time_factors(recipe, tmp_path) == {"age": 1.0, "concat": 0.5}
+    (tmp_path / "costs.json").write_text(costs_of(age=0.2, concat=0.205))
+    assert equal_time_factors(recipe, tmp_path) == {"age": 1.0, "concat": 1.0}
 
 
 def test_another_recipe_does_not_go_into_the_same_directory(done: tuple[ComparisonRecipe, Path]) -> None:
@@ -193,7 +186,7 @@ def test_another_recipe_does_not_go_into_the_same_directory(done: tuple[Comparis
 def test_comparisons_of_one_directory_share_the_runs_that_are_the_same(done: tuple[ComparisonRecipe, Path]) -> None:
     recipe, out = done
     before = {path: path.stat().st_mtime_ns for path in out.rglob("model.safetensors")}
-    fewer = recipe.model_copy(update={"name": "fewer", "num_seeds": 1, "equal_time": None})
+    fewer = recipe.model_copy(update={"name": "fewer", "num_seeds": 1, "equal_time": None, "costs": []})
     compare(fewer, out, console=QUIET)
     assert {path: path.stat().st_mtime_ns for path in out.rglob("model.safetensors")} == before
     assert summarise(fewer, out)["runs"] == {"age": [0], "concat": [0]}
@@ -253,6 +246,7 @@ def test_an_arm_like_another_one_adds_to_its_changes(content: dict[str, Any], tm
         ({"groups": {"weights": ["age", "plus"]}}, "group 'weights' names the arm 'plus'"),
         ({"chosen": ["plus"]}, "chosen names the arm 'plus'"),
         ({"equal_time": {"reference": "plus"}}, "equal_time names the arm 'plus'"),
+        ({"costs": []}, "equal_time needs costs at its num_tokens, 144"),
         ({"arms": {"age": {"title": "x", "like": "age"}}}, "'age' is like 'age', which must come before it"),
     ],
 )
@@ -273,7 +267,7 @@ def test_a_stop_ends_the_jobs_that_run(content: dict[str, Any], tmp_path: Path) 
     common = {**content["common"], "snapshot_steps": None, "evaluation": None}
     common["stages"] = [{**stage, "steps": 100_000} for stage in common["stages"]]
     file = tmp_path / "comparison.yaml"
-    file.write_text(yaml.safe_dump({**content, "common": common, "num_seeds": 1, "equal_time": None}))
+    file.write_text(yaml.safe_dump({**content, "common": common, "num_seeds": 1, "equal_time": None, "costs": []}))
     out = tmp_path / "out"
     command = [sys.executable, "-m", "agevlm.cli", "compare", str(file), "--out", str(out), "--jobs", "2"]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as comparison:

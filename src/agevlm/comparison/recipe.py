@@ -47,10 +47,12 @@ class FoundationsRecipe(Strict):
 class EqualTimeRecipe(Strict):
     """Once more at equal time: every arm for as many steps as fit into the time that `reference` takes for its own.
 
-    An arm whose time for a step is within `tolerance` of the reference's is at equal time already.
+    Times of steps are those of `costs` at `num_tokens` image tokens, which should be those of the recipe's pictures. An
+    arm whose time is within `tolerance` of the reference's is at equal time already.
     """
 
     reference: str
+    num_tokens: int = Field(144, ge=1)
     num_seeds: int = Field(3, ge=1)
     tolerance: float = Field(0.05, ge=0)
 
@@ -83,6 +85,8 @@ class ComparisonRecipe(Strict):
             self._position(arm, "chosen")
         if self.equal_time is not None:
             self._position(self.equal_time.reference, "equal_time")
+            if self.equal_time.num_tokens not in self.costs:
+                raise ValueError(f"equal_time needs costs at its num_tokens, {self.equal_time.num_tokens}")
         for arm in self.trained:
             self.recipe_of(arm, 0)
         return self

@@ -4,7 +4,8 @@ The directory of comparisons:
     NAME.yaml                the resolved recipe; comparisons of other names may share the directory, and runs
     foundations/K/           the foundations
     ARM/SEED/                the runs, each as `agevlm train` leaves it, trajectory.json and similarity.json
-    equal_time/ARM/SEED/     those at equal time, where the steps of an arm are others; their factors in NAME.json
+    equal_time/ARM/SEED/     those at equal time, where the steps of an arm are others
+    costs.json               what a step and an answer cost
     recipes/ logs/           what the runs were told and what they said
 
 A run that is there is not trained again, one that was stopped goes on; one of another recipe is an error.
@@ -14,7 +15,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,7 +26,6 @@ from agevlm.comparison.pooling import SIMILARITY_FILE
 from agevlm.comparison.recipe import ComparisonRecipe, scaled
 from agevlm.files import write_beside
 from agevlm.training.recipe import Recipe, dump_recipe, load_recipe
-from agevlm.training.trainer import read_log
 from agevlm.training.trajectory import FILE as TRAJECTORY
 
 EQUAL_TIME = "equal_time"
@@ -51,6 +50,8 @@ def compare(
     run_jobs(foundation_jobs(recipe, out), num_parallel, console)
     jobs = training_jobs(recipe, out, chosen)
     run_jobs(jobs, num_parallel, console)
+    if recipe.costs and not arms:
+        run_jobs([costs_job(recipe, out)], 1, console)  # alone on the machine
     if recipe.equal_time is not None and not arms:
         jobs += equal_time_jobs(recipe, out)
         run_jobs(jobs, num_parallel, console)
@@ -58,8 +59,6 @@ def compare(
         shutil.rmtree(out / "cache", ignore_errors=True)
     if recipe.analyse:
         run_jobs([job for run in jobs for job in analysis_jobs(run)], num_parallel, console)
-    if recipe.costs and not arms:
-        run_jobs([costs_job(recipe, out)], 1, console)  # alone on the machine
     return out
 
 
@@ -118,41 +117,20 @@ def equal_time_jobs(recipe: ComparisonRecipe, out: Path) -> list[Job]:
 def equal_time_factors(recipe: ComparisonRecipe, out: Path) -> dict[str, float]:
     """Arm → by how much its steps are multiplied to take the time of the reference; 1 within the tolerance.
 
-    Measured once, when the runs at equal steps are done, as the median over seeds of the paired ratio of the time of a
-    median step, stage by stage; and written down, so that a comparison that goes on keeps them.
+    By the times of a step in the costs, where arms take turns alone on the machine: runs beside others tell less.
     """
     settings = recipe.equal_time
     assert settings is not None
-    file = out / EQUAL_TIME / f"{recipe.name}.json"
-    if not file.exists():
-        factors = {}
-        for arm in recipe.trained:
-            seeds = set(recipe.seeds_of(arm)) & set(recipe.seeds_of(settings.reference))
-            ratios = [
-                stepping_seconds(run_directory(out, settings.reference, seed))
-                / stepping_seconds(run_directory(out, arm, seed))
-                for seed in seeds
-            ]
-            factor = round(statistics.median(ratios), 3)
-            factors[arm] = 1.0 if abs(factor - 1) <= settings.tolerance else factor
-        _write(file, json.dumps(factors, indent=1))
-    found: dict[str, float] = json.loads(file.read_text(encoding="utf-8"))
-    return found
+    costs = json.loads((out / COSTS).read_text(encoding="utf-8"))["costs"]
 
+    def stepping_seconds(arm: str) -> float:
+        steps = {stage.name: stage.steps for stage in recipe.recipe_of(arm, 0).stages}
+        measured = costs[arm][str(settings.num_tokens)]["train"]
+        return sum(steps[stage] * figures["seconds_per_step"]["median"] for stage, figures in measured.items())
 
-def stepping_seconds(directory: Path) -> float:
-    """Seconds that the steps of a run take: stage by stage the median step, times their number.
-
-    Medians, because other work on the machine and the saving of checkpoints stretch single steps.
-    """
-    by_stage: dict[int, list[float]] = {}
-    for line in read_log(directory / "log.jsonl"):
-        by_stage.setdefault(line["stage_index"], []).append(line["time_s"])
-    total = 0.0
-    for ends in by_stage.values():
-        steps = [after - before for before, after in zip([0.0, *ends], ends, strict=False)]
-        total += statistics.median(steps) * len(steps)
-    return total
+    reference = stepping_seconds(settings.reference)
+    factors = {arm: round(reference / stepping_seconds(arm), 3) for arm in recipe.trained}
+    return {arm: 1.0 if abs(factor - 1) <= settings.tolerance else factor for arm, factor in factors.items()}
 
 
 def analysis_jobs(run: Job) -> list[Job]:

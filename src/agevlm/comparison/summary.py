@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import statistics
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +16,8 @@ from typing import Any
 
 from agevlm.comparison.pooling import pool_similarity, read_similarity
 from agevlm.comparison.recipe import ComparisonRecipe
-from agevlm.comparison.run import COSTS, EQUAL_TIME, equal_time_factors, run_directory, stepping_seconds
+from agevlm.comparison.run import COSTS, EQUAL_TIME, equal_time_factors, run_directory
+from agevlm.evaluation.benchmarks import SCENES
 from agevlm.evaluation.breakdown import breakdown, pope_answers, scenes_facts
 from agevlm.evaluation.detection import detect
 from agevlm.evaluation.statistics import (
@@ -30,6 +32,7 @@ from agevlm.evaluation.statistics import (
 )
 from agevlm.files import write_beside
 from agevlm.training.recipe import ScenesSource, load_recipe
+from agevlm.training.trainer import read_log
 from agevlm.training.trajectory import FILE as TRAJECTORY
 
 ANSWER_FIGURES = (
@@ -123,7 +126,7 @@ def summarise(recipe: ComparisonRecipe, out: Path) -> Nested:
         raise ValueError(f"{out} holds no finished run of {', '.join(recipe.trained)}")
     groups = recipe.groups or {"": tuple(recipe.trained)}
     facts = _Facts()
-    summary = {
+    summary: Nested = {
         "name": recipe.name,
         "titles": {arm: recipe.arms[arm].title for arm in arms},
         "settings": {arm: recipe.changes_of(arm) for arm in arms},
@@ -132,7 +135,7 @@ def summarise(recipe: ComparisonRecipe, out: Path) -> Nested:
         "runs": {arm: sorted(runs.directories) for arm, runs in arms.items()},
         "arms": {arm: estimates(runs) for arm, runs in arms.items()},
         **_between(arms, _pairs(groups.values())),
-        "breakdown": {arm: _breakdown(runs, facts) for arm, runs in arms.items()},
+        "breakdown": {arm: found for arm, runs in arms.items() if (found := _breakdown(runs, facts))},
         "detection": {arm: _detection(runs) for arm, runs in arms.items()},
         "curves": {arm: curve for arm, runs in arms.items() if (curve := _curve(runs))},
         "similarity": {
@@ -140,7 +143,7 @@ def summarise(recipe: ComparisonRecipe, out: Path) -> Nested:
         },
         "environment": json.loads((_first_run(arms) / "environment.json").read_text(encoding="utf-8")),
     }
-    if recipe.equal_time is not None and (out / EQUAL_TIME / f"{recipe.name}.json").exists():
+    if recipe.equal_time is not None and (out / COSTS).exists():
         summary["equal_time"] = _equal_time(recipe, out, arms)
     if recipe.costs and (out / COSTS).exists():
         measured = json.loads((out / COSTS).read_text(encoding="utf-8"))
@@ -245,7 +248,7 @@ def _curve(runs: ArmRuns) -> list[Nested]:
 
 
 class _Facts:
-    """What is there in the pictures of a test world, drawn once for all arms."""
+    """What is there in the pictures of a test world, drawn once for all arms; None of another benchmark's."""
 
     def __init__(self) -> None:
         self.drawn: dict[str, Any] = {}
@@ -254,7 +257,10 @@ class _Facts:
         recipe = load_recipe(directory / "recipe.yaml")
         asked = recipe.evaluation
         assert asked is not None
-        source = next(source for source in recipe.data.values() if isinstance(source, ScenesSource))
+        if asked.benchmark != SCENES:
+            return None
+        drawn = (source for source in recipe.data.values() if isinstance(source, ScenesSource))
+        source = next(drawn, ScenesSource())  # as the benchmark has it
         key = json.dumps([source.scenes.model_dump(mode="json"), asked.seed, asked.num_images, asked.split])
         if key not in self.drawn:
             self.drawn[key] = scenes_facts(source.scenes, asked.seed, asked.num_images, split=asked.split)
@@ -262,7 +268,10 @@ class _Facts:
 
 
 def _breakdown(runs: ArmRuns, facts: _Facts) -> Nested:
-    answers = {seed: pope_answers(runs.predictions[seed], facts.of(path)) for seed, path in runs.directories.items()}
+    known = {seed: facts.of(path) for seed, path in runs.directories.items()}
+    if any(found is None for found in known.values()):
+        return {}
+    answers = {seed: pope_answers(runs.predictions[seed], known[seed]) for seed in known}
     tables = breakdown(answers)
     return {
         rate: {situation: [cell.record() for cell in cells] for situation, cells in by_situation.items()}
@@ -304,8 +313,23 @@ def _numbers(directory: Path) -> dict[str, float]:
         points = json.loads((directory / TRAJECTORY).read_text(encoding="utf-8"))
         ends = [point for point in points if point["ends_stage"]][:-1]  # the last stage's is "after"
         found |= {f"text_perplexity.{point['stage']}": point["metrics"]["text_perplexity"] for point in ends}
-    seconds, steps = stepping_seconds(directory), sum(stage["steps"] for stage in stages)
+    seconds, steps = _stepping_seconds(directory), sum(stage["steps"] for stage in stages)
     return {**found, "train.seconds": seconds, "train.seconds_per_step": seconds / steps}
+
+
+def _stepping_seconds(directory: Path) -> float:
+    """Seconds that the steps of a run take: stage by stage the median step, times their number.
+
+    Medians, because other work on the machine and the saving of checkpoints stretch single steps.
+    """
+    by_stage: dict[int, list[float]] = {}
+    for line in read_log(directory / "log.jsonl"):
+        by_stage.setdefault(line["stage_index"], []).append(line["time_s"])
+    total = 0.0
+    for ends in by_stage.values():
+        steps = [after - before for before, after in zip([0.0, *ends], ends, strict=False)]
+        total += statistics.median(steps) * len(steps)
+    return total
 
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:
