@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 from transformers import (
-    BertTokenizerFast,
     CLIPTextConfig,
+    CLIPTokenizerFast,
     GroundingDinoConfig,
     GroundingDinoForObjectDetection,
     GroundingDinoImageProcessorPil,
@@ -27,22 +27,28 @@ from transformers import (
     SwinConfig,
 )
 
-from agevlm.training.teachers import make_tokenizer
+from agevlm.training.teachers import make_tokenizer as make_bert_tokenizer
 
-WORDS = "boat fish house dog cat hot dining table".split()
+_LETTERS = "abcdefghijklmnopqrstuvwxyz"
+
+
+def make_tokenizer() -> CLIPTokenizerFast:
+    """CLIP's kind of tokenizer, of single letters: it can spell any word."""
+    tokens = ["!", *_LETTERS, *(f"{letter}</w>" for letter in _LETTERS), "<|startoftext|>", "<|endoftext|>"]
+    vocabulary = {token: number for number, token in enumerate(tokens)}
+    return CLIPTokenizerFast(vocab=vocabulary, merges=[], pad_token="!", unk_token="<|endoftext|>")
 
 
 def save_grounding_dino(directory: Path) -> Path:
     torch.manual_seed(0)
-    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", "?", *WORDS, "##s"]
-    tokenizer = BertTokenizerFast(vocab={word: number for number, word in enumerate(vocabulary)}, do_lower_case=True)
+    tokenizer = make_bert_tokenizer()
     config = GroundingDinoConfig(
         backbone_config=SwinConfig(
             image_size=64, embed_dim=16, depths=[1, 1, 1], num_heads=[2, 2, 2], out_features=["stage2", "stage3"]
         ),
         text_config={
             "model_type": "bert",
-            "vocab_size": len(vocabulary),
+            "vocab_size": len(tokenizer),
             "hidden_size": 32,
             "num_hidden_layers": 1,
             "num_attention_heads": 2,

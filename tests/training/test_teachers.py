@@ -11,7 +11,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 from agevlm.data.scenes import WorldSpec, draw_scene
-from agevlm.teachers.detectors import Owlv2
+from agevlm.teachers.detectors import GroundingDino
 from agevlm.teachers.segmenters import Sam
 from agevlm.training.teachers import (
     MAX_THINGS,
@@ -19,11 +19,13 @@ from agevlm.training.teachers import (
     SegmenterSpec,
     TeacherSpec,
     boxes_of,
-    detector_loss,
+    cells_loss,
     draw_pool,
     make_detector,
     make_segmenter,
     normalised,
+    of_asked,
+    queries_loss,
     segmenter_loss,
     train_teachers,
 )
@@ -31,9 +33,7 @@ from agevlm.training.teachers import (
 TINY = TeacherSpec(
     num_scenes=8,
     num_workers=0,
-    detector=DetectorSpec(
-        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, text_hidden_size=16, steps=2, batch_size=2
-    ),
+    detector=DetectorSpec(hidden_size=32, num_attention_heads=2, text_hidden_size=16, steps=2, batch_size=2),
     segmenter=SegmenterSpec(
         hidden_size=16, num_hidden_layers=1, num_attention_heads=2, decoder_hidden_size=16, steps=2, batch_size=2
     ),
@@ -52,7 +52,7 @@ def test_boxes_lie_around_masks() -> None:
     assert (boxes_of(make_masks())[0] * 32).tolist() == [[8, 0, 16, 16], [3, 20, 5, 22], [0, 0, 0, 0]]
 
 
-def test_patches_on_things_say_their_words_and_boxes() -> None:
+def test_cells_on_things_say_their_words_and_boxes() -> None:
     masks, categories = make_masks(), torch.tensor([[2, 1, -1]])
     logits = torch.full((1, 16, 4), -20.0)
     logits[0, [1, 5], 2] = 20  # the two cells of the first thing
@@ -60,14 +60,43 @@ def test_patches_on_things_say_their_words_and_boxes() -> None:
     boxes = torch.zeros(1, 16, 4)
     boxes[0, [1, 5]] = torch.tensor([12.0, 8, 8, 16]) / 32
     boxes[0, 8] = torch.tensor([4.0, 21, 2, 2]) / 32
-    assert detector_loss(logits, boxes, categories, masks, 8) < 1e-5
+    assert cells_loss(logits, boxes, categories, masks) < 1e-5
     for change in ((0, 1, 2), (0, 8, 1)):
         worse = logits.clone()
         worse[change] = -20
-        assert detector_loss(worse, boxes, categories, masks, 8) > 5
+        assert cells_loss(worse, boxes, categories, masks) > 5
     moved = boxes.clone()
     moved[0, 5, 0] += 0.2
-    assert detector_loss(logits, moved, categories, masks, 8) > 0.5
+    assert cells_loss(logits, moved, categories, masks) > 0.5
+
+
+def test_queries_that_start_on_things_say_their_words_and_boxes() -> None:
+    masks, categories = make_masks(), torch.tensor([[2, 1, -1]])
+    truth = torch.tensor([12.0, 8, 8, 16]) / 32  # centre and sides of the first thing
+    starts = torch.stack([truth, truth * torch.tensor([1, 1, 1, 0.4]), torch.tensor([0.9, 0.9, 0.1, 0.1])])[None]
+    logits = torch.full((1, 3, 4), -20.0)
+    logits[0, 0, 2] = 20
+    boxes = truth.expand(1, 3, 4)
+    assert queries_loss(logits, boxes, starts, categories, masks) < 1e-5
+    for query, word, wrong in (
+        (0, 2, True),
+        (1, 2, False),
+        (2, 3, True),
+    ):  # the second starts between thing and nothing
+        worse = logits.clone()
+        worse[0, query, word] *= -1
+        assert (queries_loss(worse, boxes, starts, categories, masks) > 5) == wrong
+    assert queries_loss(logits, boxes * 0.9, starts, categories, masks) > 0.3
+
+
+def test_a_picture_without_what_is_asked_has_a_loss() -> None:
+    categories, masks = of_asked(torch.tensor([[2, 1, -1]]), make_masks(), np.array([1, 5]))
+    assert categories.tolist() == [[-1, 0, -1]] and masks.flatten(2).sum(-1).tolist() == [[0, 4, 0]]
+    categories, masks = of_asked(torch.tensor([[2, 1, -1]]), make_masks(), np.array([7, 5]))
+    logits, boxes = torch.zeros(1, 16, 2, requires_grad=True), torch.full((1, 16, 4), 0.5)
+    cells_loss(logits, boxes, categories, masks).backward()
+    queries_loss(logits, boxes, boxes, categories, masks).backward()
+    assert torch.isfinite(logits.grad).all()
 
 
 def test_masks_and_their_scores_are_learned() -> None:
@@ -103,9 +132,9 @@ def test_the_pool_holds_what_was_drawn() -> None:
 def test_what_is_trained_is_loaded_as_the_large_ones_are(tmp_path: Path) -> None:
     steps: list[tuple[str, int]] = []
     train_teachers(tmp_path, TINY, lambda name, step, total, loss: steps.append((name, step)))
-    assert steps == [("owlv2", 1), ("owlv2", 2), ("sam", 1), ("sam", 2)]
+    assert steps == [("grounding-dino", 1), ("grounding-dino", 2), ("sam", 1), ("sam", 2)]
     image = Image.fromarray(draw_scene(TINY.world, 0, 1).image)
-    ((fish, boat),) = Owlv2(tmp_path / "owlv2").detect([image], [["fish", "red boat"]], 0.0)
+    ((fish, boat),) = GroundingDino(tmp_path / "grounding-dino").detect([image], [["fish", "red boat"]], 0.0)
     assert fish.best > 0 and boat.best > 0 and fish.best != boat.best
     ((masks, scores),) = Sam(tmp_path / "sam").segment([image], [np.array([[10, 10, 50, 50]], dtype=np.float32)])
     assert masks.shape == (1, 96, 96) and scores.shape == (1,)

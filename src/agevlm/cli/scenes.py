@@ -90,14 +90,14 @@ def foundation(out: OutDir, recipe: SettingsFile = None, seed: OwnSeed = None) -
 def teachers(out: OutDir, recipe: SettingsFile = None, seed: OwnSeed = None) -> None:
     """Make teachers for the embedded world.
 
-    A small OWLv2 and a small SAM, from nothing, in the formats of the large ones: agevlm ground reads them.
+    A small Grounding DINO and a small SAM, in the formats of the large ones: agevlm ground reads them.
     """
     from agevlm.training.foundation import console_progress
     from agevlm.training.teachers import TeacherSpec, train_teachers
 
     quiet_transformers()
     train_teachers(out, TeacherSpec.model_validate(_settings(recipe, seed)), console_progress())
-    typer.echo(f"teachers: {out / 'owlv2'} {out / 'sam'}")
+    typer.echo(f"teachers: {out / 'grounding-dino'} {out / 'sam'}")
 
 
 def _settings(recipe: Path | None, seed: int | None) -> dict[str, Any]:

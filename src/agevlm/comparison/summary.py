@@ -135,7 +135,7 @@ def summarise(recipe: ComparisonRecipe, out: Path) -> Nested:
         "runs": {arm: sorted(runs.directories) for arm, runs in arms.items()},
         "arms": {arm: estimates(runs) for arm, runs in arms.items()},
         **_between(arms, _pairs(groups.values())),
-        "breakdown": {arm: found for arm, runs in arms.items() if (found := _breakdown(runs, facts))},
+        "breakdown": {arm: cells for arm, runs in arms.items() if (cells := _breakdown(runs, facts))},
         "detection": {arm: _detection(runs) for arm, runs in arms.items()},
         "curves": {arm: curve for arm, runs in arms.items() if (curve := _curve(runs))},
         "similarity": {

@@ -1,13 +1,16 @@
-"""Teachers of the embedded world, made from nothing: a small OWLv2 that turns words into boxes, a small SAM.
+"""Teachers of the embedded world: a small Grounding DINO that turns words into boxes, a small SAM for their masks.
 
 They stand for the large ones, are saved in their formats and loaded by their classes, and are good: the whole path of
-photographs (`agevlm ground`, then training on what it found) runs and is measured with them. The OWLv2 learns densely:
-each patch on a thing says its word and its box. The SAM learns to mask the thing in a box or under a point.
+photographs (`agevlm ground`, then training on what it found) runs and is measured with them. The Grounding DINO stands
+on a frozen `tiny-convnext` and learns densely, in minutes: each cell on a thing says its word and its box, so does each
+query that starts on one, and nothing is matched. The SAM learns from nothing to mask what is in a box or under a point.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,39 +23,41 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 from transformers import (
-    CLIPTokenizerFast,
-    Owlv2Config,
-    Owlv2ForObjectDetection,
-    Owlv2ImageProcessorPil,
-    Owlv2Processor,
+    BertTokenizerFast,
+    GroundingDinoConfig,
+    GroundingDinoForObjectDetection,
+    GroundingDinoImageProcessorPil,
+    GroundingDinoProcessor,
     SamConfig,
     SamImageProcessorPil,
     SamModel,
     SamProcessor,
 )
 
+from agevlm.checkpoints import resolve_model
 from agevlm.data.masks import decode_mask
 from agevlm.data.scenes import CATEGORIES, WorldSpec, draw_scene
 from agevlm.files import write_beside
+from agevlm.modeling.vision import load_backbone
 from agevlm.training.foundation import Progress, Strict, endless_order, make_optimizer, optimise
 
-# Shapes: B pictures, N patches, Q words asked, K things of a picture (padded), M pixels of a mask's side.
+# Shapes: B pictures, N cells or queries, Q queries, W words asked, K things of a picture (padded), M a mask's side.
 
-MIN_COVERAGE_RATIO = 0.3  # of a patch: from here on it lies on a thing
+MIN_COVERAGE_RATIO = 0.3  # of a cell: from here on it lies on a thing
 MAX_THINGS = 8
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
 class DetectorSpec(Strict):
-    """The OWLv2 and how it is trained."""
+    """The Grounding DINO and how it is trained."""
 
-    hidden_size: int = Field(128, ge=8)
-    num_hidden_layers: int = Field(4, ge=1)
+    backbone: str = "tiny-convnext"  # a name of the package, a directory or a hub id; frozen
+    hidden_size: int = Field(128, ge=32, multiple_of=32)
     num_attention_heads: int = Field(4, ge=1)
     text_hidden_size: int = Field(64, ge=8)
-    patch_size: int = Field(8, ge=1)
-    steps: int = Field(4000, ge=1)
-    batch_size: int = Field(32, ge=1)
+    num_queries: int = Field(24, ge=1)
+    steps: int = Field(2500, ge=1)
+    batch_size: int = Field(16, ge=1)
     learning_rate: float = Field(1e-3, gt=0)
 
 
@@ -64,12 +69,12 @@ class SegmenterSpec(Strict):
     num_attention_heads: int = Field(4, ge=1)
     decoder_hidden_size: int = Field(64, ge=8)
     patch_size: int = Field(8, ge=1)
-    steps: int = Field(2000, ge=1)
+    steps: int = Field(2500, ge=1)
     batch_size: int = Field(16, ge=1)
     prompts_per_image: int = Field(3, ge=1)
     point_ratio: float = Field(0.25, ge=0, le=1)  # of batches whose prompts are points; the others' are boxes
     jitter_ratio: float = Field(0.08, ge=0)  # of a box's sides: how far its edges are off
-    learning_rate: float = Field(1e-3, gt=0)
+    learning_rate: float = Field(2e-3, gt=0)
 
 
 class TeacherSpec(Strict):
@@ -84,10 +89,10 @@ class TeacherSpec(Strict):
 
 
 def train_teachers(out: str | Path, spec: TeacherSpec, progress: Progress | None = None) -> None:
-    """Train both and write them to `out/owlv2` and `out/sam`, each with its recipe."""
+    """Train both and write them to `out/grounding-dino` and `out/sam`, each with its recipe."""
     report = progress or (lambda *_: None)
     pool = draw_pool(spec)
-    for name, train in (("owlv2", train_detector), ("sam", train_segmenter)):
+    for name, train in (("grounding-dino", train_detector), ("sam", train_segmenter)):
         model, processor = train(spec, pool, report)
         with write_beside(Path(out) / name) as beside:
             model.save_pretrained(beside)
@@ -154,73 +159,124 @@ def boxes_of(masks_BKHW: Tensor) -> Tensor:
 # ---------------------------------------------------------------------------------------------------------- detector
 
 
-def make_tokenizer() -> CLIPTokenizerFast:
-    """CLIP's kind of tokenizer, of single letters: it can spell any word."""
-    tokens = ["!", *_LETTERS, *(f"{letter}</w>" for letter in _LETTERS), "<|startoftext|>", "<|endoftext|>"]
-    vocabulary = {token: number for number, token in enumerate(tokens)}
-    return CLIPTokenizerFast(vocab=vocabulary, merges=[], pad_token="!", unk_token="<|endoftext|>")
+def make_tokenizer() -> BertTokenizerFast:
+    """BERT's kind of tokenizer: the world's words whole, any other one in letters.
+
+    Grounding DINO knows the ends of phrases by the numbers that BERT has for its marks, so they have them here.
+    """
+    marks = {0: "[PAD]", 100: "[UNK]", 101: "[CLS]", 102: "[SEP]", 103: "[MASK]", 1012: ".", 1029: "?"}
+    tokens = [marks.get(number, f"[unused{number}]") for number in range(1030)]
+    tokens += [*CATEGORIES, *_LETTERS, *(f"##{letter}" for letter in _LETTERS)]
+    return BertTokenizerFast(vocab={token: number for number, token in enumerate(tokens)}, do_lower_case=True)
 
 
-def make_detector(spec: TeacherSpec) -> tuple[Owlv2ForObjectDetection, Owlv2Processor]:
-    """The OWLv2 before training, and its processor."""
+def make_detector(spec: TeacherSpec) -> tuple[GroundingDinoForObjectDetection, GroundingDinoProcessor]:
+    """The Grounding DINO before training, upon its frozen backbone, and its processor."""
     settings, tokenizer = spec.detector, make_tokenizer()
-    size, layers = spec.world.image_size, {"num_hidden_layers": settings.num_hidden_layers}
-    vision = {"hidden_size": settings.hidden_size, "intermediate_size": 4 * settings.hidden_size, **layers}
-    vision |= {"num_attention_heads": settings.num_attention_heads}
-    text = {"hidden_size": settings.text_hidden_size, "intermediate_size": 2 * settings.text_hidden_size}
-    text |= {"num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 16}
-    text |= {"vocab_size": len(tokenizer), "pad_token_id": 0}
-    text |= {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
-    config = Owlv2Config(
+    backbone = load_backbone(resolve_model(settings.backbone))
+    num_heads, wide = settings.num_attention_heads, 2 * settings.hidden_size
+    text = {"model_type": "bert", "vocab_size": len(tokenizer), "hidden_size": settings.text_hidden_size}
+    text |= {
+        "num_hidden_layers": 1,
+        "num_attention_heads": num_heads,
+        "intermediate_size": 2 * settings.text_hidden_size,
+    }
+    config = GroundingDinoConfig(
+        backbone_config=backbone.config,
         text_config=text,
-        vision_config=vision | {"image_size": size, "patch_size": settings.patch_size},
-        projection_dim=settings.text_hidden_size,
+        num_queries=settings.num_queries,
+        d_model=settings.hidden_size,
+        encoder_layers=1,
+        decoder_layers=1,
+        decoder_bbox_embed_share=False,
+        encoder_ffn_dim=wide,
+        decoder_ffn_dim=wide,
+        encoder_attention_heads=num_heads,
+        decoder_attention_heads=num_heads,
+        num_feature_levels=1,
+        max_text_len=64,
+        dropout=0.0,
+        fusion_dropout=0.0,
+        fusion_droppath=0.0,
+        text_enhancer_dropout=0.0,
     )
-    processor = Owlv2Processor(Owlv2ImageProcessorPil(size={"height": size, "width": size}), tokenizer)
-    return Owlv2ForObjectDetection(config), processor
+    model = GroundingDinoForObjectDetection(config)
+    model.model.backbone.conv_encoder.model.load_state_dict(backbone.state_dict())
+    model.model.freeze_backbone()
+    size = {"shortest_edge": spec.world.image_size, "longest_edge": spec.world.image_size}
+    pictures = GroundingDinoImageProcessorPil(size=size, image_mean=[0.5] * 3, image_std=[0.5] * 3)
+    return model, GroundingDinoProcessor(pictures, tokenizer)
 
 
-def train_detector(spec: TeacherSpec, pool: Pool, report: Progress) -> tuple[Owlv2ForObjectDetection, Owlv2Processor]:
-    """Train the OWLv2: every patch on a thing says its category and its box, the others say nothing."""
+def train_detector(
+    spec: TeacherSpec, pool: Pool, report: Progress
+) -> tuple[GroundingDinoForObjectDetection, GroundingDinoProcessor]:
+    """Train the Grounding DINO to find some of the words, others each time: by each cell, and by each query."""
     torch.manual_seed(spec.seed)
     settings = spec.detector
     model, processor = make_detector(spec)
-    words = processor.tokenizer(list(CATEGORIES), return_tensors="pt", padding="max_length", max_length=16)
-    optimizer, schedule = make_optimizer(list(model.parameters()), settings, weight_decay=0.05)
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    rng = np.random.default_rng(spec.seed)
+    optimizer, schedule = make_optimizer(parameters, settings, weight_decay=0.05)
     order = endless_order(len(pool), settings.batch_size, spec.seed)
     for step in range(settings.steps):
         chosen = next(order)
         pixels, masks = pool.pixels[chosen], pool.masks(chosen)
         if step % 2:
             pixels, masks = pixels.flip(-1), masks.flip(-1)
+        asked = rng.permutation(len(CATEGORIES))[: rng.integers(2, len(CATEGORIES), endpoint=True)]
+        categories, masks = of_asked(pool.categories[chosen], masks, asked)
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            logits, boxes = _detect(model, normalised(pixels, processor.image_processor), words)
-        loss = detector_loss(logits.float(), boxes.float(), pool.categories[chosen], masks, settings.patch_size)
-        optimise(loss, list(model.parameters()), optimizer, schedule)
-        report("owlv2", step + 1, settings.steps, loss.item())
+            inputs = normalised(pixels, processor.image_processor)
+            found = _detect(model, processor.tokenizer, inputs, [CATEGORIES[number] for number in asked])
+        loss = cells_loss(found.cell_logits, found.cell_boxes, categories, masks)
+        loss = loss + queries_loss(found.logits, found.boxes, found.references, categories, masks)
+        optimise(loss, parameters, optimizer, schedule)
+        report("grounding-dino", step + 1, settings.steps, loss.item())
     return model.eval(), processor
 
 
-def _detect(model: Any, pixels: Tensor, words: Any) -> tuple[Tensor, Tensor]:
-    """Logits (B, N, Q) of words and boxes (B, N, 4) of patches, the words read once for all pictures."""
-    grid, _ = model.image_embedder(pixels)
-    patches = grid.flatten(1, 2)
-    text = model.owlv2.get_text_features(words.input_ids, words.attention_mask)
-    text = getattr(text, "pooler_output", text)
-    queries = F.normalize(text, dim=-1)[None].expand(len(pixels), -1, -1)
-    logits, _ = model.class_predictor(patches, queries, torch.ones(queries.shape[:2], dtype=torch.bool))
-    return logits, model.box_predictor(patches, grid)
+def of_asked(categories_BK: Tensor, masks_BKHW: Tensor, asked: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+    """Categories as their places among those asked, and the masks; of things that are not asked, -1 and nothing."""
+    places = torch.full((len(CATEGORIES) + 1,), -1)  # the last one is for -1
+    places[torch.from_numpy(asked)] = torch.arange(len(asked))
+    categories = places[categories_BK]
+    return categories, masks_BKHW * (categories >= 0)[..., None, None]
 
 
-def detector_loss(
-    logits_BNQ: Tensor, boxes_BN4: Tensor, categories_BK: Tensor, masks_BKHW: Tensor, patch_size: int
-) -> Tensor:
-    """Cross-entropy of each word at each patch, and L1 and overlap of the boxes of patches that lie on things.
+@dataclass(frozen=True)
+class _Found:
+    """What the cells of the feature map say, and the queries. Boxes are (centre x, centre y, width, height)."""
 
-    The thing that covers most of a patch owns it; each thing owns the patch that it covers best. A patch that things
-    cover a little says what it likes. `boxes_BN4` are (centre x, centre y, width, height).
+    cell_logits: Tensor  # (B, N, W)
+    cell_boxes: Tensor  # (B, N, 4)
+    logits: Tensor  # (B, Q, W)
+    boxes: Tensor  # (B, Q, 4)
+    references: Tensor  # (B, Q, 4), where queries start from
+
+
+def _detect(model: Any, tokenizer: Any, pixels: Tensor, words: Sequence[str]) -> _Found:
+    text = tokenizer(". ".join(words) + ".", return_tensors="pt")
+    places = [int((text.input_ids[0] == tokenizer.convert_tokens_to_ids(word)).nonzero()) for word in words]
+    sentence = {key: value.expand(len(pixels), -1) for key, value in text.items()}
+    outputs = model(pixel_values=pixels, pixel_mask=torch.ones_like(pixels[:, 0], dtype=torch.long), **sentence)
+    return _Found(
+        outputs.enc_outputs_class[..., places].float(),
+        outputs.enc_outputs_coord_logits.float().sigmoid(),
+        outputs.logits[..., places].float(),
+        outputs.pred_boxes.float(),
+        outputs.init_reference_points.float().detach(),
+    )
+
+
+def cells_loss(logits_BNW: Tensor, boxes_BN4: Tensor, categories_BK: Tensor, masks_BKHW: Tensor) -> Tensor:
+    """What cells of a square grid say of words, and the boxes of those that lie on things.
+
+    The thing that covers most of a cell owns it; each thing owns the cell that it covers best. A cell of which things
+    cover a little says what it likes.
     """
-    shares_BKN = F.avg_pool2d(masks_BKHW, patch_size).flatten(2)
+    cell = masks_BKHW.shape[-1] // math.isqrt(logits_BNW.shape[1])
+    shares_BKN = F.avg_pool2d(masks_BKHW, cell).flatten(2)
     best_BN, owner_BN = shares_BKN.max(dim=1)
     on_thing_BN = best_BN >= MIN_COVERAGE_RATIO
     peak_BK = shares_BKN.argmax(dim=2)
@@ -228,22 +284,61 @@ def detector_loss(
     batch_BK = torch.arange(len(peak_BK))[:, None].expand_as(peak_BK)
     on_thing_BN[batch_BK[there_BK], peak_BK[there_BK]] = True
     free_BN = ~on_thing_BN & (best_BN > 0.05)
+    return _loss(logits_BNW, boxes_BN4, categories_BK, boxes_of(masks_BKHW), owner_BN, on_thing_BN, free_BN)
+
+
+def queries_loss(
+    logits_BQW: Tensor, boxes_BQ4: Tensor, references_BQ4: Tensor, categories_BK: Tensor, masks_BKHW: Tensor
+) -> Tensor:
+    """What queries say of words, and the boxes of those that start on a thing, with an IoU of at least half.
+
+    One that starts between things and nothing says what it likes.
+    """
+    truth_BK4 = boxes_of(masks_BKHW)
+    iou_BQK, _ = _overlaps(_corners(references_BQ4)[:, :, None], truth_BK4[:, None])
+    best_BQ, owner_BQ = iou_BQK.max(dim=2)
+    on_thing_BQ, free_BQ = best_BQ >= 0.5, (best_BQ >= 0.3) & (best_BQ < 0.5)
+    return _loss(logits_BQW, boxes_BQ4, categories_BK, truth_BK4, owner_BQ, on_thing_BQ, free_BQ)
+
+
+def _loss(
+    logits_BNW: Tensor,
+    boxes_BN4: Tensor,
+    categories_BK: Tensor,
+    truth_BK4: Tensor,
+    owner_BN: Tensor,
+    on_thing_BN: Tensor,
+    free_BN: Tensor,
+) -> Tensor:
+    """Cross-entropy of words of all but the free, L1 and overlap of boxes of those on things; per one of these."""
+    number = on_thing_BN.sum().clamp(min=1)
     category_BN = categories_BK.gather(1, owner_BN)
-    targets = F.one_hot(category_BN.clamp(min=0), logits_BNQ.shape[-1]) * on_thing_BN[..., None]
-    each = F.binary_cross_entropy_with_logits(logits_BNQ, targets.float(), reduction="none").sum(-1)
-    said = each[~free_BN].sum() / on_thing_BN.sum().clamp(min=1)
-    truth_BN4 = boxes_of(masks_BKHW).gather(1, owner_BN[..., None].expand(-1, -1, 4))
-    truth, found = truth_BN4[on_thing_BN], boxes_BN4[on_thing_BN]
-    corners = torch.cat([found[:, :2] - found[:, 2:] / 2, found[:, :2] + found[:, 2:] / 2], dim=1)
-    return said + 5 * F.l1_loss(corners, truth) * 4 + 2 * (1 - _generalised_iou(corners, truth)).mean()
+    targets = F.one_hot(category_BN.clamp(min=0), logits_BNW.shape[-1]) * on_thing_BN[..., None]
+    each = F.binary_cross_entropy_with_logits(logits_BNW, targets.float(), reduction="none").sum(-1)
+    truth = truth_BK4.gather(1, owner_BN[..., None].expand(-1, -1, 4))[on_thing_BN]
+    found = _corners(boxes_BN4[on_thing_BN])
+    overlap, around = _overlaps(found, truth)
+    generalised = overlap - around  # of Rezatofighi et al. 2019, arXiv 1902.09630
+    off = 5 * (found - truth).abs().sum(-1) + 2 * (1 - generalised)
+    return (each[~free_BN].sum() + off.sum()) / number
 
 
-def _generalised_iou(one: Tensor, two: Tensor) -> Tensor:
-    """Of boxes (n, 4) pairwise (Rezatofighi et al. 2019, arXiv 1902.09630)."""
-    shared = (torch.minimum(one[:, 2:], two[:, 2:]) - torch.maximum(one[:, :2], two[:, :2])).clamp(min=0).prod(1)
-    around = (torch.maximum(one[:, 2:], two[:, 2:]) - torch.minimum(one[:, :2], two[:, :2])).clamp(min=0).prod(1)
-    union = sum((box[:, 2:] - box[:, :2]).clamp(min=0).prod(1) for box in (one, two)) - shared
-    return shared / union.clamp(min=1e-6) - (around - union) / around.clamp(min=1e-6)
+def _corners(boxes: Tensor) -> Tensor:
+    """(centre x, centre y, width, height) → (left, top, right, bottom)."""
+    return torch.cat([boxes[..., :2] - boxes[..., 2:] / 2, boxes[..., :2] + boxes[..., 2:] / 2], dim=-1)
+
+
+def _overlaps(one: Tensor, two: Tensor) -> tuple[Tensor, Tensor]:
+    """IoU of boxes (…, 4) pairwise, and the share of the box around both that neither covers."""
+    shared = (
+        (torch.minimum(one[..., 2:], two[..., 2:]) - torch.maximum(one[..., :2], two[..., :2])).clamp(min=0).prod(-1)
+    )
+    around = (
+        (torch.maximum(one[..., 2:], two[..., 2:]) - torch.minimum(one[..., :2], two[..., :2])).clamp(min=0).prod(-1)
+    )
+    areas = [(box[..., 2:] - box[..., :2]).clamp(min=0).prod(-1) for box in (one, two)]
+    union = areas[0] + areas[1] - shared
+    return shared / union.clamp(min=1e-6), (around - union) / around.clamp(min=1e-6)
 
 
 # --------------------------------------------------------------------------------------------------------- segmenter
@@ -255,18 +350,24 @@ def make_segmenter(spec: TeacherSpec) -> tuple[SamModel, SamProcessor]:
     shared = {"image_size": size, "patch_size": settings.patch_size}
     vision: dict[str, Any] = {"hidden_size": settings.hidden_size, **shared}
     vision |= {"num_hidden_layers": settings.num_hidden_layers}
-    vision |= {"num_attention_heads": settings.num_attention_heads, "initializer_range": 0.02}
+    vision |= {"num_attention_heads": settings.num_attention_heads, "initializer_range": 0.1}
     vision |= {"output_channels": settings.decoder_hidden_size, "num_pos_feats": settings.decoder_hidden_size // 2}
     vision |= {"global_attn_indexes": list(range(settings.num_hidden_layers))}
     decoder = {"hidden_size": settings.decoder_hidden_size, "mlp_dim": 4 * settings.decoder_hidden_size}
     decoder |= {"num_attention_heads": 4, "iou_head_hidden_dim": settings.decoder_hidden_size}
     config = SamConfig(
+        initializer_range=0.1,  # 0.02 is for wide layers; narrow ones pass hardly anything on with it
         vision_config=vision,
         prompt_encoder_config={"hidden_size": settings.decoder_hidden_size, **shared},
         mask_decoder_config=decoder,
     )
     pad = {"height": size, "width": size}
-    return SamModel(config), SamProcessor(SamImageProcessorPil(size={"longest_edge": size}, pad_size=pad))
+    model = SamModel(config)
+    with torch.no_grad():  # transformers draws frequencies so high that neighbours have nothing in common
+        model.shared_image_embedding.positional_embedding.normal_()
+        shared = model.prompt_encoder.shared_embedding.positional_embedding
+        shared.copy_(model.shared_image_embedding.positional_embedding)
+    return model, SamProcessor(SamImageProcessorPil(size={"longest_edge": size}, pad_size=pad))
 
 
 def train_segmenter(spec: TeacherSpec, pool: Pool, report: Progress) -> tuple[SamModel, SamProcessor]:
