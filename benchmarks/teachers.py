@@ -67,8 +67,9 @@ def page(result: Mapping[str, Any]) -> str:
     lines = [
         "# A learned teacher in place of exact masks",
         "",
-        "A small Grounding DINO and a small SAM learn the embedded world, ground scenes that they have never seen as they",
-        "would ground photographs, and AGE + trains on what they say. [The commands](../teachers.md#the-loop-closed)",
+        "A small Grounding DINO and a small SAM learn the embedded world and ground scenes that they have never seen,",
+        "as the large ones would ground photographs; AGE + trains on what they say: [the commands]"
+        "(../teachers.md#the-loop-closed).",
         "",
         f"**Mean IoU {result['mean_iou']:.3f}** ({_range(result['mean_iou_interval'])}), wanted: at least 0.75. "
         f"**Share of the gain kept {result['gain_ratio']:.3f}** ({_range(result['gain_ratio_interval'])}), wanted: at "
