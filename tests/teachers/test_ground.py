@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -18,6 +20,7 @@ from agevlm.data.images import open_image
 from agevlm.data.masks import decode_mask, encode_mask
 from agevlm.data.parquet import Record, read_parquet, write_parquet
 from agevlm.data.phrases import Vocabulary
+from agevlm.data.rows import arrow_schema
 from agevlm.data.schema import Conversation, Grounding, ImageSource, Message, Sample
 from agevlm.teachers import ground as module
 from agevlm.teachers.base import Request, Verdict
@@ -210,12 +213,41 @@ def test_pictures_that_cannot_be_read_are_left_out_and_counted(tmp_path: Path) -
     run.run(Corner(), FINDER)
     finished = run.finish()
     assert finished is not None
-    assert finished[1].unreadable == {"not an image": 1, "truncated or damaged": 1, "its record says": 1}
+    kinds = ("not an image", "truncated or damaged", "its record says")
+    assert finished[1].left_out.counts == {f"picture {kind}": 1 for kind in kinds}
+    assert "sample 4" in finished[1].left_out.first["picture its record says"]
     assert [record.sample.id for record in read_parquet(tmp_path / "out")] == ["0", "3"]
     none = GroundingRun(write(tmp_path / "bad", [make_sample(0, data=b"x")]), tmp_path / "none", {})
     none.run(Corner(), FINDER)
-    with pytest.raises(ValueError, match=r"no picture of the dataset could be read.*not an image"):
+    with pytest.raises(ValueError, match=r"no sample of the dataset could be read.*not an image"):
         none.finish()
+
+
+def test_rows_that_other_tools_broke_are_left_out_and_counted(tmp_path: Path) -> None:
+    source = write(tmp_path / "data", [make_sample(number) for number in range(6)])
+    rows = list(read_parquet(source).rows())
+    mask, wide = (encode_mask(np.ones(shape, dtype=bool)) for shape in ((8, 10), (10, 8)))
+    known = {"message": 0, "start": 11, "end": 14, "phrase": "dog", "present": True, "masks": [wide], "image": 0}
+    rows[1]["id"] = "0"
+    rows[2]["conversations"][0]["groundings"] = [known]
+    rows[3]["conversations"][0]["groundings"] = [{**known, "start": 12, "masks": [mask]}]
+    rows[4]["instances"] = [
+        {"category": "gnu", "mask": mask, "box": [0, 0, 10, 8], "area": 80.0, "colour": None, "crowd": False}
+    ]
+    rows[5]["conversations"] = []
+    (shard,) = source.glob("data-*")
+    pq.write_table(pa.Table.from_pylist(rows, schema=arrow_schema()), shard)
+    run = GroundingRun(source, tmp_path / "out", {}, GroundOptions(samples_per_shard=4))
+    run.run(Corner(), FINDER)
+    finished = run.finish()
+    assert finished is not None and finished[0].num_samples == 2
+    assert finished[1].left_out.counts == {
+        "id used before": 1,
+        "mask of another size than its picture": 1,
+        "span that is not its phrase": 1,
+        "category outside the vocabulary": 1,
+    }
+    assert "sample 4, 'gnu'" in finished[1].left_out.first["category outside the vocabulary"]
 
 
 class White:

@@ -88,13 +88,22 @@ def _groups(metrics: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, di
 
 @contextmanager
 def bars() -> Iterator[Callable[[str, int, int], None]]:
-    """Give a function that shows how far each named part is: its name, what is done, what there is in all."""
+    """Give a function that shows how far each named part is: its name, what is done, what there is in all.
+
+    With the rate and the time that is left.
+    """
     from rich.console import Console
-    from rich.progress import Progress, TaskID
+    from rich.progress import Progress, ProgressColumn, Task, TaskID
+    from rich.text import Text
+
+    class Rate(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            return Text(f"{task.finished_speed or task.speed or 0:.1f} a second")
 
     console = Console(stderr=True)
     tasks: dict[str, TaskID] = {}
-    with Progress(console=console, disable=not console.is_terminal) as progress:
+    columns = (*Progress.get_default_columns(), Rate())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
 
         def show(name: str, done: int, total: int) -> None:
             if name not in tasks:

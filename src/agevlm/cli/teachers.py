@@ -73,6 +73,6 @@ def ground(
     if outcome is None:
         return
     summary, counts = outcome
-    print_table(("what", "number"), counts.rows())
+    print_table(("what", "number", "first"), counts.rows())
     print_table(("step", "number", "seconds", "a second"), stopwatch.rows())
     typer.echo(f"{out}: {summary.num_samples} samples, {summary.num_groundings} groundings")

@@ -6,15 +6,19 @@ The package's own writers cannot write such rows; other tools, and disks, can.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from agevlm.data.images import open_image
 from agevlm.data.masks import decode_mask
-from agevlm.data.parquet import ParquetDataset, read_parquet
+from agevlm.data.parquet import read_parquet
 from agevlm.data.schema import ImageSource
+
+USED_BEFORE = "id used before"
+NO_CONVERSATION = "sample without a conversation"
+NO_ANSWER = "conversation without an answer"
 
 
 @dataclass
@@ -23,6 +27,16 @@ class Faults:
 
     counts: Counter[str] = field(default_factory=Counter)
     first: dict[str, str] = field(default_factory=dict)
+
+    def add(self, kind: str, place: str) -> None:
+        """Count one."""
+        self.counts[kind] += 1
+        self.first.setdefault(kind, place)
+
+    def merge(self, other: Faults) -> None:
+        """Add what was found later."""
+        self.counts.update(other.counts)
+        self.first = {**other.first, **self.first}
 
     def rows(self) -> list[tuple[str, int, str]]:
         """(kind, number, first place) for a table."""
@@ -40,37 +54,31 @@ def check_dataset(directory: str | Path, *, decode: bool = True) -> Faults:
     for row in dataset.rows():
         name = f"sample {row['id']}"
         if row["id"] in samples:
-            _add(faults, "id used before", name)
+            faults.add(USED_BEFORE, name)
         samples.add(row["id"])
-        for kind, place in _row_faults(row, pictures, dataset, decode):
-            _add(faults, kind, f"{name}{place}")
+        for info in row["image_info"] or []:
+            if info["id"] in pictures:
+                faults.add("picture's id used before", f"{name}, picture {info['id']}")
+            pictures.add(info["id"])
+        for image, info in zip(row["images"] or [], row["image_info"] or [], strict=False):
+            if decode and (reason := _unreadable(image, info)):
+                faults.add("picture that cannot be read", f"{name}, {reason}")
+        for kind, place in row_faults(row, dataset.vocabulary):
+            faults.add(kind, f"{name}{place}")
     return faults
 
 
-def _add(faults: Faults, kind: str, place: str) -> None:
-    faults.counts[kind] += 1
-    faults.first.setdefault(kind, place)
-
-
-def _row_faults(
-    row: Mapping[str, Any], pictures: set[str], dataset: ParquetDataset, decode: bool
-) -> Iterator[tuple[str, str]]:
-    sizes = []
-    for image, info in zip(row["images"] or [], row["image_info"] or [], strict=False):
-        if info["id"] in pictures:
-            yield "picture's id used before", f", picture {info['id']}"
-        pictures.add(info["id"])
-        sizes.append((info["height"], info["width"]))
-        if decode and (reason := _unreadable(image, info)):
-            yield "picture that cannot be read", f", {reason}"
+def row_faults(row: Mapping[str, Any], vocabulary: Collection[str]) -> Iterator[tuple[str, str]]:
+    """What is wrong with one row by itself, its pictures not decoded: (kind, place in the row)."""
+    sizes = [(info["height"], info["width"]) for info in row["image_info"] or []]
     if len(row["images"] or []) != len(row["image_info"] or []):
         yield "pictures without a size", ""
     for instance in row["instances"] or []:
-        if instance["category"] not in dataset.vocabulary:
+        if instance["category"] not in vocabulary:
             yield "category outside the vocabulary", f", {instance['category']!r}"
         yield from _mask_faults(instance["mask"], sizes[0] if sizes else None, f", instance {instance['category']!r}")
     if not row["conversations"]:
-        yield "sample without a conversation", ""
+        yield NO_CONVERSATION, ""
     for conversation in row["conversations"] or []:
         for kind, place in _conversation_faults(conversation, sizes):
             yield kind, f", conversation {conversation['id']}{place}"
@@ -79,7 +87,7 @@ def _row_faults(
 def _conversation_faults(conversation: Mapping[str, Any], sizes: list[tuple[int, int]]) -> Iterator[tuple[str, str]]:
     messages = conversation["messages"] or []
     if not any(message["role"] == "assistant" and (message["content"] or "").strip() for message in messages):
-        yield "conversation without an answer", ""
+        yield NO_ANSWER, ""
     if sum(message["num_images"] or 0 for message in messages) > len(sizes):
         yield "more pictures shown than there are", ""
     for grounding in conversation["groundings"] or []:

@@ -119,12 +119,20 @@ class ParquetDataset(Sequence[Record]):
         """The record at an index, counted from the end where negative; a list of records for a slice."""
         if isinstance(index, slice):
             return [self[position] for position in range(*index.indices(len(self)))]
+        return to_record(self.row(index))
+
+    def row(self, index: int) -> dict[str, Any]:
+        """The row at an index as it is on disk, column → value, whatever is in it."""
         position = index + len(self) if index < 0 else index
         if not 0 <= position < len(self):
             raise IndexError(f"{self.directory}: no record {index}, the dataset has {len(self)}")
         group = self._group_of(position)
-        row = position - self._layout()[group][2]
-        return to_record(self._table(group).slice(row, 1).to_pylist()[0])
+        row: dict[str, Any] = self._table(group).slice(position - self._layout()[group][2], 1).to_pylist()[0]
+        return row
+
+    def ids(self) -> list[str]:
+        """The ids of all samples in order; nothing else is read."""
+        return [name for shard in self.summary.shards for name in self._file(shard).read(["id"])["id"].to_pylist()]
 
     def __iter__(self) -> Iterator[Record]:
         return map(to_record, self.rows())

@@ -18,11 +18,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
+from agevlm.data.check import NO_ANSWER, NO_CONVERSATION, USED_BEFORE, Faults, row_faults
 from agevlm.data.images import open_image
 from agevlm.data.masks import union_mask
 from agevlm.data.parquet import (
@@ -36,6 +37,7 @@ from agevlm.data.parquet import (
     write_summary,
 )
 from agevlm.data.phrases import PhraseFinder
+from agevlm.data.rows import to_record
 from agevlm.files import write_beside
 from agevlm.teachers.base import Request, Teacher, Verdict
 from agevlm.teachers.phrasing import phrases_of, with_verdicts
@@ -57,30 +59,40 @@ class GroundOptions:
 
 @dataclass
 class Counts:
-    """What was found; `unreadable` by reason, `verdicts` on phrases by reason, `areas` of masks by `AREA_BINS`."""
+    """What was found: `verdicts` on phrases by reason, `areas` of masks by `AREA_BINS`, and samples `left_out`."""
 
     images: int = 0
     phrases: int = 0
     verdicts: Counter[str] = field(default_factory=Counter)
-    unreadable: Counter[str] = field(default_factory=Counter)
     areas: list[int] = field(default_factory=lambda: [0] * (len(AREA_BINS) - 1))
+    left_out: Faults = field(default_factory=Faults)
 
     def add(self, other: Counts) -> None:
         """Add what was found elsewhere."""
         self.images += other.images
         self.phrases += other.phrases
         self.verdicts.update(other.verdicts)
-        self.unreadable.update(other.unreadable)
+        self.left_out.merge(other.left_out)
         self.areas = [one + two for one, two in zip(self.areas, other.areas, strict=True)]
 
-    def rows(self) -> list[tuple[str, int]]:
-        """(what, number) for a table; only what occurred."""
+    def rows(self) -> list[tuple[str, int, str]]:
+        """(what, number, the first) for a table; only what occurred."""
         edges = zip(AREA_BINS[:-1], AREA_BINS[1:], self.areas, strict=True)
         rows = [("pictures", self.images), ("phrases", self.phrases)]
         rows += [(f"phrases {reason}", number) for reason, number in sorted(self.verdicts.items())]
-        rows += [(f"samples left out: picture {reason}", number) for reason, number in sorted(self.unreadable.items())]
         rows += [(f"masks of {100 * low:g} to {100 * high:g} % of the picture", n) for low, high, n in edges]
-        return [(what, number) for what, number in rows if number]
+        left_out = [(f"samples left out: {kind}", number, first) for kind, number, first in self.left_out.rows()]
+        return [*((what, number, "") for what, number in rows if number), *left_out]
+
+    def content(self) -> dict[str, Any]:
+        """As JSON."""
+        return {**vars(self), "left_out": vars(self.left_out)}
+
+    @classmethod
+    def of(cls, content: dict[str, Any]) -> Counts:
+        """From what `content` gave."""
+        left_out = Faults(Counter(content["left_out"]["counts"]), content["left_out"]["first"])
+        return cls(**{**content, "verdicts": Counter(content["verdicts"]), "left_out": left_out})
 
     def see(self, verdict: Verdict) -> None:
         """Count the verdict on one phrase."""
@@ -120,6 +132,9 @@ class GroundingRun:
             "embed_images": self.options.embed_images,
             **identity,
         }
+        ids = self.source.ids()
+        firsts = {name: number for number, name in reversed(list(enumerate(ids)))}
+        self.repeated = frozenset(number for number, name in enumerate(ids) if firsts[name] != number)
         self._open()
 
     def _open(self) -> None:
@@ -177,7 +192,7 @@ class GroundingRun:
             records = list(self._grounded(number, teacher, finder, counts, stopwatch, advance))
             with stopwatch("write", len(records)):
                 tally = write_shard(self._shard(number), records, embed_images=self.options.embed_images)
-                _write(self._counts(number), json.dumps({"tally": _portable(tally), "counts": vars(counts)}))
+                _write(self._counts(number), json.dumps({"tally": _portable(tally), "counts": counts.content()}))
 
     def _grounded(
         self,
@@ -188,20 +203,25 @@ class GroundingRun:
         stopwatch: Stopwatch,
         advance: Callable[[int], None],
     ) -> Iterator[Record]:
-        """The records of a shard with their groundings; those with a picture that cannot be read are left out."""
+        """The records of a shard with their groundings, without samples that have something wrong."""
         start = number * self.options.samples_per_shard
         indices = range(start, min(start + self.options.samples_per_shard, len(self.source)))
         size = self.options.batch_size
         batches = [indices[first : first + size] for first in range(0, len(indices), size)]
         loader = DataLoader(
-            _Decoded(self.source, batches), batch_size=None, num_workers=self.options.num_workers, shuffle=False
+            _Decoded(self.source, batches, self.repeated),
+            batch_size=None,
+            num_workers=self.options.num_workers,
+            shuffle=False,
         )
         decoded = iter(loader)
         for positions in batches:
             with stopwatch("decode", len(positions)):
                 batch = next(decoded)
-            readable = [(record, images) for record, images, reason in batch if reason is None]
-            counts.unreadable.update(reason for _, _, reason in batch if reason is not None)
+            for fault in batch:
+                if isinstance(fault, _Fault):
+                    counts.left_out.add(*fault)
+            readable = [decoded for decoded in batch if not isinstance(decoded, _Fault)]
             yield from self._answered(readable, teacher, finder, counts)
             advance(len(batch))
 
@@ -240,36 +260,49 @@ class GroundingRun:
             content = json.loads(self._counts(number).read_text("utf-8"))
             shards[shard_name(number, self.num_shards)] = content["tally"]["counts"].get("num_samples", 0)
             tally.merge(_tally(content["tally"]))
-            counts.add(_counts(content["counts"]))
+            counts.add(Counts.of(content["counts"]))
         if not tally.ids:
-            raise ValueError(f"{self.out}: no picture of the dataset could be read: {dict(counts.unreadable)}")
+            raise ValueError(f"{self.out}: no sample of the dataset could be read: {dict(counts.left_out.counts)}")
         summary = tally.summary(self.source.name, self.source.summary.vocabulary, shards)
-        _write(self.out / "grounding.json", json.dumps({"settings": self.identity, "counts": vars(counts)}, indent=1))
+        _write(
+            self.out / "grounding.json", json.dumps({"settings": self.identity, "counts": counts.content()}, indent=1)
+        )
         write_summary(self.out, summary)
         return summary, counts
 
 
-class _Decoded(Dataset[Any]):
-    """Batches of records with their pictures decoded, or the reason why they cannot be."""
+class _Fault(NamedTuple):
+    """Why a sample is left out, and which it is."""
 
-    def __init__(self, source: ParquetDataset, batches: Sequence[range]) -> None:
-        self.source, self.batches = source, batches
+    kind: str
+    place: str
+
+
+class _Decoded(Dataset[Any]):
+    """Batches of records with their pictures decoded, or what is wrong with them."""
+
+    def __init__(self, source: ParquetDataset, batches: Sequence[range], repeated: frozenset[int]) -> None:
+        self.source, self.batches, self.repeated = source, batches, repeated
 
     def __len__(self) -> int:
         return len(self.batches)
 
-    def __getitem__(self, index: int) -> list[tuple[Record, list[Image.Image], str | None]]:
-        return [_decode(self.source[position]) for position in self.batches[index]]
+    def __getitem__(self, index: int) -> list[tuple[Record, list[Image.Image]] | _Fault]:
+        return [self._decode(position) for position in self.batches[index]]
 
-
-def _decode(record: Record) -> tuple[Record, list[Image.Image], str | None]:
-    images = []
-    for source in record.sample.images:
+    def _decode(self, position: int) -> tuple[Record, list[Image.Image]] | _Fault:
+        row = self.source.row(position)
+        name = f"sample {row['id']}"
+        if position in self.repeated:
+            return _Fault(USED_BEFORE, name)
+        for kind, place in row_faults(row, self.source.vocabulary):
+            if kind not in (NO_CONVERSATION, NO_ANSWER):  # there is nothing to find then, and nothing in the way
+                return _Fault(kind, f"{name}{place}")
+        record = to_record(row)
         try:
-            images.append(open_image(source))
+            return record, [open_image(source) for source in record.sample.images]
         except ValueError as error:
-            return record, [], _reason(str(error))
-    return record, images, None
+            return _Fault(f"picture {_reason(str(error))}", f"{name}, {error}")
 
 
 _FAULTS = (
@@ -299,10 +332,6 @@ def _tally(content: dict[str, Any]) -> Tally:
     tally.ids = set(content["ids"])
     tally.counts, tally.kinds, tally.categories = (Counter(content[key]) for key in ("counts", "kinds", "categories"))
     return tally
-
-
-def _counts(content: dict[str, Any]) -> Counts:
-    return Counts(**{**content, "verdicts": Counter(content["verdicts"]), "unreadable": Counter(content["unreadable"])})
 
 
 def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:
