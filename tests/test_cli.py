@@ -90,6 +90,7 @@ def test_the_verbs_are_those_of_the_documentation() -> None:
         "data convert",
         "data refer",
         "data export",
+        "data agree",
         "data inspect",
     }
 
