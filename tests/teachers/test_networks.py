@@ -125,12 +125,12 @@ def test_pixels_are_normalised_as_documented() -> None:
 
 
 @pytest.mark.parametrize("name", ["grounded-sam", "sam2", "sam3"])
-@pytest.mark.parametrize("detector", ["grounding-dino", "owlv2"])
+@pytest.mark.parametrize(("detector", "dtype"), [("grounding-dino", "float32"), ("owlv2", "bfloat16")])
 def test_teachers_answer_every_phrase_with_masks_of_its_picture(
-    name: str, detector: str, weights: dict[str, Path]
+    name: str, detector: str, dtype: str, weights: dict[str, Path]
 ) -> None:
-    segmenter = weights[{"grounded-sam": "sam"}.get(name, name)]
-    options = TeacherOptions(detector, str(weights[detector]), str(segmenter), present=0.0, absent=0.0)
+    segmenter = str(weights[{"grounded-sam": "sam"}.get(name, name)])
+    options = TeacherOptions(detector, str(weights[detector]), segmenter, dtype, present=0.0, absent=0.0)
     teacher = load_teacher(name, options)
     requests = [Request(IMAGES[0], ("boat", "hot dog")), Request(IMAGES[1], ()), Request(IMAGES[2], ("cat",))]
     answers = teacher.ground(requests)
