@@ -63,25 +63,21 @@ def verdict(content: Nested) -> str:
     """What guidance does, in a sentence, and how much of what was claimed holds."""
     found = claims(content)
     known = [claim for claim in found if claim.holds is not None]
-    guided = next((arm for arm in GUIDED if error_ratio(content, arm, UNGUIDED)), None)
     parts = []
-    if guided:
+    for guided in (arm for arm in GUIDED if error_ratio(content, arm, UNGUIDED)):
         against = [f"{percent(error_ratio(content, guided, UNGUIDED))} of that of unguided cross-attention"]
         arms = {best_concatenation(content, guided=True), best_concatenation(content, guided=False)}
         for arm in sorted(arm for arm in arms if arm):
             if ratio := error_ratio(content, guided, arm):
                 against.append(f"{percent(ratio)} of that of {titles(content)[arm]}")
         parts.append(f"**The adversarial error of {GUIDED[guided]} is {', '.join(against)}.**")
-    else:
+    if not parts:
         parts.append("No verdict: the file does not set a guided arm against unguided cross-attention.")
     if known:
-        holding = sum(bool(claim.holds) for claim in known)
-        parts.append(f"Of the {len(known)} claims that were measured {holding} hold.")
-        parts += [
-            f"Does not hold: {claim.what}, {claim.measured}; wanted {claim.wanted}."
-            for claim in known
-            if not claim.holds
-        ]
+        failing = [claim.what for claim in known if not claim.holds]
+        parts.append(f"Of the {len(known)} claims that were measured {len(known) - len(failing)} hold.")
+        if failing:
+            parts.append(f"Do not hold: {'; '.join(failing)}.")
     if len(known) < len(found):
         parts.append(f"{len(found) - len(known)} claims were not measured.")
     return " ".join(parts)

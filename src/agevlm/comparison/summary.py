@@ -21,6 +21,7 @@ from agevlm.evaluation.benchmarks import SCENES
 from agevlm.evaluation.breakdown import breakdown, pope_answers, scenes_facts
 from agevlm.evaluation.detection import detect
 from agevlm.evaluation.statistics import (
+    UNBOUNDED,
     Estimate,
     Figure,
     difference,
@@ -168,7 +169,8 @@ def estimates(runs: ArmRuns) -> Nested:
         if figures := runs.figures(name):
             found[name] = estimate(figures, bounds=(0.0, 1.0))
     for name in runs.number_names:
-        found[name] = estimate_of_seeds(runs.values(name))
+        share = not name.startswith(("text_perplexity.", "train.", "counting.mean_absolute_error"))
+        found[name] = estimate_of_seeds(runs.values(name), bounds=(0.0, 1.0) if share else UNBOUNDED)
     return _nested({name: figure.record() for name, figure in found.items()})
 
 
