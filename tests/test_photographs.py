@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -57,6 +58,60 @@ def test_teachers_ground_photographs(
             sizes = {decode_mask(mask).shape for g in conversation.groundings for mask in g.masks}
             assert sizes <= {(picture.height, picture.width)}
     assert run(monkeypatch, "data", "inspect", found) == 0
+
+
+def sources_of_others(root: Path, images: list[dict[str, Any]], said: str) -> dict[str, Path]:
+    """The same photographs with one sentence each, as each of the formats has it, their pictures in place."""
+    folder = root / "folder"
+    folder.mkdir()
+    for image in images:
+        (folder / image["file_name"]).write_bytes((COCO_MINI / "val2017" / image["file_name"]).read_bytes())
+        (folder / image["file_name"]).with_suffix(".txt").write_text(said)
+    names = [image["file_name"] for image in images]
+    question = "<image>\nwhat is it?"
+    turns = [{"from": "human", "value": question}, {"from": "gpt", "value": said}]
+    parts = [{"type": "image"}, {"type": "text", "text": "what is it?"}]
+    chat = [{"role": "user", "content": parts}, {"role": "assistant", "content": said}]
+    captions = [{"id": image["id"], "image_id": image["id"], "caption": said} for image in images]
+    contents = {
+        "llava": json.dumps([{"id": name, "image": name, "conversations": turns} for name in names]),
+        "messages": "\n".join(json.dumps({"messages": chat, "images": [name]}) for name in names),
+        "captions": json.dumps({"images": images, "annotations": captions}),
+    }
+    files = {"folder": folder}
+    for kind, content in contents.items():
+        files[kind] = root / (kind + (".jsonl" if kind == "messages" else ".json"))
+        files[kind].write_text(content)
+    return files
+
+
+def test_every_reader_takes_photographs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    instances, images = COCO_MINI / "annotations" / "instances_val2017.json", COCO_MINI / "val2017"
+    annotations = json.loads(instances.read_text())
+    photographs, said = annotations["images"][:3], "Two dogs beside a dining table."
+    for kind, file in sources_of_others(tmp_path, photographs, said).items():
+        out, grounded = tmp_path / f"{kind}.data", tmp_path / f"{kind}.grounded"
+        there = () if kind == "folder" else ("--images", images)
+        assert run(monkeypatch, "data", "convert", file, "--from", kind, *there, "--out", out) == 0
+        assert run(monkeypatch, "ground", out, "--teacher", "annotations", "--out", grounded) == 0
+        assert json.loads((grounded / "grounding.json").read_text())["counts"]["verdicts"] == {"not annotated": 6}
+        for photograph, record in zip(photographs, read_parquet(grounded), strict=True):
+            (image,), (conversation,) = record.sample.images, record.sample.conversations
+            assert (image.height, image.width) == (photograph["height"], photograph["width"])
+            assert [g.phrase for g in conversation.groundings] == ["dogs", "dining table"]
+            assert all(g.present is None for g in conversation.groundings)  # nobody has annotated these datasets
+    thing = next(one for one in annotations["annotations"] if not one["iscrowd"])
+    sentence = {"sent": "the thing on the left", "sent_id": 1, "raw": "", "tokens": []}
+    ref = {"ref_id": 1, "ann_id": thing["id"], "image_id": thing["image_id"], "category_id": thing["category_id"]}
+    (tmp_path / "refs.json").write_text(json.dumps([{**ref, "split": "val", "sentences": [sentence]}]))
+    told = ("--instances", instances, "--images", images, "--out", tmp_path / "refer")
+    assert run(monkeypatch, "data", "refer", tmp_path / "refs.json", *told) == 0
+    (record,) = read_parquet(tmp_path / "refer")
+    (phrase,) = record.sample.conversations[0].groundings
+    assert decode_mask(phrase.masks[0]).sum() == pytest.approx(thing["area"], rel=0.05)
+    assert run(monkeypatch, "data", "export", tmp_path / "refer", "--out", tmp_path / "back") == 0
+    (exported,) = json.loads((tmp_path / "back" / "instances.json").read_text())["annotations"]
+    assert exported["area"] == pytest.approx(thing["area"], rel=0.05)
 
 
 def small_recipe(directory: Path, train: Path, val: Path) -> Path:
