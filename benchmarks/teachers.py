@@ -77,6 +77,8 @@ def page(result: Mapping[str, Any]) -> str:
         "",
         f"## The teacher on {counts['images']} scenes",
         "",
+        "![Scenes with the masks that the teacher gave for their words](teachers/samples.png)",
+        "",
         "| figure | mean | 95 % interval |",
         "|---|---|---|",
     ]
