@@ -124,6 +124,8 @@ def test_hugging_face_datasets_opens_it(tmp_path: Path) -> None:
         assert rows[1]["conversations"][0]["messages"][0]["role"] == "user"
         assert rows[1]["instances"][0]["mask"]["counts"] == records[1].annotated.instances[0].mask["counts"]
         assert rows[5]["conversations"][0]["groundings"][0]["present"] is None
+    streamed = datasets.load_dataset(str(tmp_path / "made"), split="train", streaming=True)
+    assert [row["id"] for row in streamed] == [record.sample.id for record in records]
 
 
 def test_paths_may_be_kept(tmp_path: Path) -> None:

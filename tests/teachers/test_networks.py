@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from tiny_teachers import save_grounding_dino, save_owlv2, save_sam, save_sam2, save_sam3
 from transformers import SamModel, SamProcessor
 
@@ -166,6 +169,29 @@ def test_masks_of_a_large_picture_are_made_a_few_at_once(monkeypatch: pytest.Mon
     np.testing.assert_array_equal(masks_of_picture(values, picture, 0.0), whole)
     assert whole.shape == (5, picture.height, picture.width) and 0.3 < whole.mean() < 0.7
     assert masks_of_picture(values[:0], picture, 0.0).shape == (0, picture.height, picture.width)
+
+
+def test_published_weights_are_those_of_video_models(weights: dict[str, Path], tmp_path: Path) -> None:
+    for name in ("sam2", "sam3"):
+        shutil.copytree(weights[name], tmp_path / name)
+        file = tmp_path / name / "config.json"
+        known = json.loads(file.read_text()) | {"model_type": f"{name}_video"}
+        file.write_text(json.dumps(known))
+    state = load_file(weights["sam3"] / "model.safetensors")
+    save_file({f"detector_model.{key}": value for key, value in state.items()}, tmp_path / "sam3" / "model.safetensors")
+    detector = json.loads((weights["sam3"] / "config.json").read_text())
+    (tmp_path / "sam3" / "config.json").write_text(
+        json.dumps({"model_type": "sam3_video", "detector_config": detector})
+    )
+    requests = [Request(IMAGES[0], ("boat", "cat"))]
+    for name in ("sam2", "sam3"):
+        found = []
+        for root in (weights[name], tmp_path / name):
+            options = TeacherOptions(
+                "owlv2", str(weights["owlv2"]), str(root), present=0.0, absent=0.0, max_area_ratio=1
+            )
+            found.append(load_teacher(name, options).ground(requests))
+        assert found[0] == found[1]
 
 
 def test_a_teacher_of_the_wrong_kind_is_named(weights: dict[str, Path], tmp_path: Path) -> None:

@@ -32,5 +32,5 @@ def load_model(
     config = transformers.AutoConfig.from_pretrained(weights)
     if config.model_type not in model_types:
         raise ValueError(f"{weights}: is a {config.model_type} model, this teacher needs {wanted}")
-    model = getattr(transformers, auto_class).from_pretrained(weights, config=config, dtype=dtype)
+    model = getattr(transformers, auto_class).from_pretrained(weights, dtype=dtype)
     return model.to(device).eval().requires_grad_(False)

@@ -25,7 +25,7 @@ _MEAN = _STD = (0.5, 0.5, 0.5)
 class Sam3:
     """SAM 3 as a teacher; a score is that of the instance times that of the phrase's presence in the picture."""
 
-    MODEL_TYPES = ("sam3",)
+    MODEL_TYPES = ("sam3", "sam3_video")  # the published weights are those of the video model
     THRESHOLDS = Thresholds(present=0.5, absent=0.1)
 
     def __init__(

@@ -57,7 +57,7 @@ class Sam:
 class Sam2:
     """SAM 2 (Ravi et al. 2024, arXiv 2408.00714), on single pictures."""
 
-    MODEL_TYPES = ("sam2", "sam2_video")
+    MODEL_TYPES = ("sam2", "sam2_video")  # the published weights are those of the video model
 
     def __init__(self, weights: str | Path, dtype: torch.dtype = torch.float32, device: str = "cpu") -> None:
         self.model = load_model(weights, "Sam2Model", self.MODEL_TYPES, dtype, device)
