@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from agevlm.comparison.readings import section
 from agevlm.evaluation.statistics import ratio_of_seeds
 from agevlm.files import write_beside
 
@@ -40,7 +41,7 @@ def summed_up(
     agreement: Mapping[str, Any], grounding: Mapping[str, Any], comparison: Mapping[str, Any]
 ) -> dict[str, Any]:
     """`mean_iou` and `gain_ratio` with their intervals, beside all that they stand on."""
-    arms = {arm: {name: _at(comparison["arms"][arm], name) for name in FIGURES} for arm in ARMS}
+    arms = {arm: {name: dict(section(comparison, f"arms.{arm}.{name}")) for name in FIGURES} for arm in ARMS}
     return {
         "mean_iou": agreement["mean_iou"]["mean"],
         "mean_iou_interval": [agreement["mean_iou"]["low"], agreement["mean_iou"]["high"]],
@@ -117,13 +118,6 @@ def page(result: Mapping[str, Any]) -> str:
 
 def _range(ends: list[float | None]) -> str:
     return " to ".join("∞" if end is None else f"{end:.3f}" for end in ends)
-
-
-def _at(nested: Mapping[str, Any], path: str) -> Any:
-    value: Any = nested
-    for key in path.split("."):
-        value = value[key]
-    return value
 
 
 def main() -> None:

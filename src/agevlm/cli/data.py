@@ -8,14 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from agevlm.cli.options import OutDir, Seed, check_replaceable
+from agevlm.cli.options import EmbedImages, OutDir, Seed, check_replaceable
 from agevlm.cli.show import print_table
 
 if TYPE_CHECKING:
     from agevlm.data.formats.report import Report
     from agevlm.data.parquet import Summary
-
-EmbedImages = Annotated[bool, typer.Option(help="Hold the pictures, or the paths of their files.")]
 
 
 def coco(

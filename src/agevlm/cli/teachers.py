@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from agevlm.cli.options import Device, OutDir
+from agevlm.cli.options import Device, EmbedImages, OutDir
 from agevlm.cli.show import bars, print_table, quiet_transformers
 
 
@@ -41,7 +41,7 @@ def ground(
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures before the teacher at once.")] = 8,
     samples_per_shard: Annotated[int, typer.Option(min=1, help="What is done at once, and lost by a stop.")] = 512,
     num_workers: Annotated[int, typer.Option(min=0, help="Processes that decode pictures.")] = 0,
-    embed_images: Annotated[bool, typer.Option(help="Hold the pictures, or the paths of their files.")] = True,
+    embed_images: EmbedImages = True,
     ray_workers: Annotated[
         int,
         typer.Option(

@@ -237,11 +237,8 @@ class GroundingRun:
             for record, images in batch
             for image, names in zip(images, phrases_of(record.sample, finder), strict=True)
         ]
-        asked = [request for request in requests if request.phrases]
-        answers = iter(teacher.ground(asked) if asked else ())
-        verdicts = [
-            dict(zip(request.phrases, next(answers) if request.phrases else (), strict=True)) for request in requests
-        ]
+        answers = zip(requests, teacher.ground(requests), strict=True)
+        verdicts = [dict(zip(request.phrases, known, strict=True)) for request, known in answers]
         counts.images += len(requests)
         for known in verdicts:
             for verdict in known.values():

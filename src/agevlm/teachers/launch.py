@@ -56,7 +56,7 @@ def ground(task: Task, stopwatch: Stopwatch | None = None, show: Show = lambda d
     `show` is told of the samples of this process. Errors are those of `GroundingRun`, of the teacher and of the
     vocabulary; nothing is written before all of these are there.
     """
-    own_watch, device = Stopwatch(), task.teacher_options.device
+    stopwatch, own_watch, device = stopwatch or Stopwatch(), Stopwatch(), task.teacher_options.device
     state = PartialState(cpu=device == "cpu")
     teacher, finder = task.load(str(state.device) if device == "auto" else device, own_watch)
     with state.main_process_first():
@@ -76,8 +76,7 @@ def ground(task: Task, stopwatch: Stopwatch | None = None, show: Show = lambda d
         run.run(teacher, finder, own, own_watch, advance)
     state.wait_for_everyone()
     for watch in gather_object([own_watch]):
-        if stopwatch is not None:
-            stopwatch.add(watch)
+        stopwatch.add(watch)
     return run.finish() if state.is_main_process else None
 
 

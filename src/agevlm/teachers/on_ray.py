@@ -52,7 +52,7 @@ def ground_on_ray(
         raise ValueError("Ray is not installed: pip install 'agevlm[ray]'")
     import ray
 
-    stopwatch = stopwatch if stopwatch is not None else Stopwatch()
+    stopwatch = stopwatch or Stopwatch()
     own = Path.cwd()
     _, finder = task.load("cpu", Stopwatch())  # what is wrong is told before anything is written
     run = task.open(finder)

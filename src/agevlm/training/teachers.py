@@ -364,9 +364,7 @@ def make_segmenter(spec: TeacherSpec) -> tuple[SamModel, SamProcessor]:
     pad = {"height": size, "width": size}
     model = SamModel(config)
     with torch.no_grad():  # transformers draws frequencies so high that neighbours have nothing in common
-        model.shared_image_embedding.positional_embedding.normal_()
-        shared = model.prompt_encoder.shared_embedding.positional_embedding
-        shared.copy_(model.shared_image_embedding.positional_embedding)
+        model.shared_image_embedding.positional_embedding.normal_()  # the prompt encoder's too: they are one
     return model, SamProcessor(SamImageProcessorPil(size={"longest_edge": size}, pad_size=pad))
 
 
