@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from launching import launch_command
 from tiny_teachers import save_owlv2, save_sam
 from typer.testing import CliRunner
 
@@ -97,19 +98,8 @@ def test_processes_of_accelerate_make_the_same_files_as_one(
     small_shards: tuple[list[str], Path], tmp_path: Path
 ) -> None:
     arguments, whole = small_shards
-    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--main_process_port", "0"]
-    command = [
-        sys.executable,
-        *launch,
-        "-m",
-        "agevlm.cli",
-        *arguments,
-        "--device",
-        "cpu",
-        "--out",
-        str(tmp_path / "out"),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    options = ["--device", "cpu", "--out", str(tmp_path / "out")]
+    done = subprocess.run(launch_command(2, *arguments, *options), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert contents(tmp_path / "out") == contents(whole)
     rates = re.search(r"decode +(\d+)", done.stdout)

@@ -24,13 +24,14 @@ def train(
     The outcome is evaluated and the report written, as the recipe says.
     """
     from agevlm.training.recipe_files import resolve_recipe
+    from agevlm.training.run import open_processes
     from agevlm.training.run import train as run_recipe
 
     path = resolve_recipe(recipe)
     quiet_transformers()
     out = out or Path("runs") / path.stem
     model = run_recipe(path, out, overrides=overrides or (), seed=seed, resume=resume, dry_run=dry_run)
-    if not dry_run:
+    if not dry_run and open_processes().is_main_process:
         typer.echo(f"model: {model}")
         if (out / "metrics.md").exists():
             print_metrics(out)

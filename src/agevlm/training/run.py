@@ -8,6 +8,8 @@ The directory of a run:
     snapshots/1-align-300/ …        the model every `snapshot_steps` steps, where the recipe asks for it
     model/                          the model at the end
     metrics.json, predictions.jsonl, metrics.md, report.html
+
+Under `accelerate launch` every process holds the whole model and takes its part of each batch; the main one writes.
 """
 
 from __future__ import annotations
@@ -18,11 +20,14 @@ import shutil
 import subprocess
 from collections import Counter
 from collections.abc import Sequence
+from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
 from rich.console import Console
 from transformers import AutoTokenizer, set_seed
 
@@ -41,10 +46,11 @@ from agevlm.training.recipe import ParquetSource as ParquetRecipe
 from agevlm.training.recipe import Recipe, StageRecipe, dump_recipe, load_recipe
 from agevlm.training.sources import ParquetSource, SceneSource, Source
 from agevlm.training.stages import describe, freeze_for_stage, merge_adapters
-from agevlm.training.trainer import StageTrainer, find_checkpoints, read_log, training_arguments
+from agevlm.training.trainer import StageTrainer, find_checkpoints, images_per_process, read_log, training_arguments
 
 TRAIN_SPLIT = "train"
 SNAPSHOTS = "snapshots"
+LONGEST_WAIT = timedelta(days=2)  # of the other processes, while the main one computes features
 
 
 def train(
@@ -61,7 +67,8 @@ def train(
 
     `resume` goes on after a kill: whole stages are kept, a stage in progress goes on from its newest checkpoint, with
     the losses of a run that was never killed. Without it an `out` that holds a run is a ValueError; nothing there is
-    touched. `dry_run` builds the model, prints what each stage would train, and stops.
+    touched. `dry_run` builds the model, prints what each stage would train, and stops. Launched in several processes,
+    it is the same run: they divide the pictures of each batch. A batch that they cannot divide is a ValueError.
     """
     resolved = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, overrides, seed)
     run = Run(resolved, Path(out), console or Console(stderr=True))
@@ -76,8 +83,12 @@ class Run:
     """One run in its directory."""
 
     def __init__(self, recipe: Recipe, out: Path, console: Console) -> None:
-        self.recipe, self.out, self.console = recipe, out, console
-        facts = {"seed": recipe.seed, **environment()}
+        self.processes = open_processes()
+        self.is_main = self.processes.is_main_process
+        self.recipe, self.out, self.console = recipe, out, console if self.is_main else Console(quiet=True)
+        for stage in recipe.stages:
+            images_per_process(stage, self.processes.num_processes)
+        facts = {"seed": recipe.seed, "processes": self.processes.num_processes, **environment()}
         self.files = {"recipe.yaml": dump_recipe(recipe), "environment.json": json.dumps(facts, indent=2)}
         self.dtype = torch.bfloat16 if recipe.dtype == "bfloat16" else torch.float32
 
@@ -89,6 +100,11 @@ class Run:
 
     def open(self, resume: bool) -> None:
         """Make the directory of the run, or check that the one that is there is this recipe's."""
+        if self.is_main:
+            self._open(resume)
+        self.processes.wait_for_everyone()
+
+    def _open(self, resume: bool) -> None:
         known = self.out / "recipe.yaml"
         if known.exists():
             if not resume:
@@ -125,14 +141,17 @@ class Run:
         cache = self.recipe.cache_dir or self.out / "cache"
         if first < len(self.recipe.stages):
             with RunProgress(self.console, self.recipe, self.out / "log.jsonl") as progress:
-                data = self._load_data(model, processor, cache, progress)
+                with self.processes.main_process_first():  # it writes the cache, the others read it
+                    data = self._load_data(model, processor, cache, progress)
                 for index in range(first, len(self.recipe.stages)):
                     self._train_stage(index, model, processor, data, progress)
-        if self.recipe.cache_dir is None:
-            shutil.rmtree(cache, ignore_errors=True)
+        self.processes.wait_for_everyone()
         final = self.out / "model"
-        self._save(final, model, processor)
-        self._measure(final)
+        if self.is_main:
+            if self.recipe.cache_dir is None:
+                shutil.rmtree(cache, ignore_errors=True)
+            self._save(final, model, processor)
+            self._measure(final)
         return final
 
     def _first_open_stage(self) -> int:
@@ -170,15 +189,18 @@ class Run:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         checkpoints = find_checkpoints(directory)
         resume_from = str(checkpoints[-1]) if checkpoints else None
-        progress.start_stage(index, int(checkpoints[-1].name.rsplit("-", 1)[1]) if checkpoints else 0)
+        self.processes.wait_for_everyone()  # all have read where the stage stands
+        if self.is_main:
+            progress.start_stage(index, int(checkpoints[-1].name.rsplit("-", 1)[1]) if checkpoints else 0)
         trainer = self._trainer(index, model, processor, data, progress)
         trainer.train(resume_from_checkpoint=resume_from)
         if stage.gradient_checkpointing:
             model.gradient_checkpointing_disable()
         if stage.lora:
             merge_adapters(model)
-        self._record(index, counts)
-        self._save(directory, model, processor)
+        if self.is_main:
+            self._record(index, counts)
+            self._save(directory, model, processor)
 
     def _trainer(
         self, index: int, model: Any, processor: Any, data: dict[str, SourceData], progress: RunProgress
@@ -191,9 +213,12 @@ class Run:
             dtype=settings.dtype,
             num_workers=settings.num_workers,
             save_steps=settings.save_steps,
+            num_processes=self.processes.num_processes,
         )
 
         def on_step(record: dict[str, Any]) -> None:
+            if not self.is_main:
+                return
             progress.step(record)
             if settings.snapshot_steps and record["step"] % settings.snapshot_steps == 0 < stage.steps - record["step"]:
                 self._save(self.snapshot_directory(index, record["step"]), model, processor)
@@ -252,6 +277,20 @@ class Run:
     def _write(self, name: str, text: str) -> None:
         with write_beside(self.out / name) as beside:
             beside.write_text(text, encoding="utf-8")
+
+
+def open_processes() -> PartialState:
+    """The processes that train together, as `accelerate launch` started them; one without it.
+
+    A launch that divides the model itself (FSDP, DeepSpeed) is a ValueError: checkpoints would hold a part of it.
+    """
+    for name in ("FSDP", "DEEPSPEED"):
+        if parse_flag_from_env(f"ACCELERATE_USE_{name}"):
+            raise ValueError(
+                f"accelerate is set to {name}, which divides a model over processes; here every process trains a whole "
+                f"one on its part of each batch: launch with --multi_gpu, or --cpu"
+            )
+    return PartialState(cpu=not torch.cuda.is_available(), timeout=LONGEST_WAIT)
 
 
 def build_model(recipe: Recipe) -> tuple[JoinedModel, AgeVlmProcessor]:

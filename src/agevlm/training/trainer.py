@@ -1,7 +1,7 @@
 """One stage of training: a transformers Trainer with two losses, each divided by its own count of supervised positions.
 
 Language modelling is divided by the supervised tokens, guidance by the guided rows, both summed over accumulation steps
-and ranks: so a loss does not depend on how a batch was cut up. Everything else (FSDP, DeepSpeed, mixed precision,
+and processes: so a loss does not depend on how a batch was cut up. Everything else (data parallelism, mixed precision,
 resume) is the Trainer's own.
 """
 
@@ -12,11 +12,12 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from torch import Tensor
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -125,17 +126,17 @@ class StageTrainer(Trainer):
 
     def take_record(self) -> dict[str, Any]:
         """The losses and counts of the step that just ended; the guidance loss is None where nothing was guided."""
-        losses = torch.tensor(self._losses, dtype=torch.float64)
+        parts = [(*self._losses, self._counts)]
         if self.args.world_size > 1:
-            losses = self.accelerator.reduce(losses.float().to(self.args.device), "sum")
-        language, guidance = losses.tolist()
+            parts = gather_object(parts)
+        language, guidance = (sum(part[number] for part in parts) for number in (0, 1))
         self._losses = [0.0, 0.0]
         weight = self.stage.guidance.weight if self.stage.guidance else 0.0
         return {
             "loss": language + weight * guidance,
             "lm_loss": language,
             "guidance_loss": guidance if self._guides and self._num_guided else None,
-            **self._counts,
+            **_summed([part[2] for part in parts]),
         }
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
@@ -160,6 +161,16 @@ class StageTrainer(Trainer):
             for checkpoint in older:
                 shutil.rmtree(checkpoint)
             shutil.rmtree(aside, ignore_errors=True)
+
+
+def _summed(counts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The counts of several processes in one: batches without masks, and what was left out by reason."""
+    total: dict[str, Any] = {}
+    if any("batches_without_masks" in count for count in counts):
+        total["batches_without_masks"] = sum(count["batches_without_masks"] for count in counts)
+    if left_out := sum((Counter(count.get("left_out")) for count in counts), Counter[str]()):
+        total["left_out"] = dict(left_out)
+    return total
 
 
 def find_checkpoints(directory: Path) -> list[Path]:
@@ -199,14 +210,35 @@ def _culprits(logits: Tensor, ids: list[str] | None) -> str:
     return ", ".join(named[:MAX_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
+def images_per_process(stage: StageRecipe, num_processes: int) -> int:
+    """Samples of a batch that each process takes: a recipe means the same batch on any number of them.
+
+    A batch that cannot be divided evenly is a ValueError.
+    """
+    images, left = divmod(stage.images_per_batch, num_processes)
+    if left:
+        raise ValueError(
+            f"stage {stage.name!r}: {num_processes} processes cannot divide images_per_batch = "
+            f"{stage.images_per_batch} among them; set a multiple of {num_processes}"
+        )
+    return images
+
+
 def training_arguments(
-    stage: StageRecipe, directory: Path, *, seed: int, dtype: str, num_workers: int, save_steps: int
+    stage: StageRecipe,
+    directory: Path,
+    *,
+    seed: int,
+    dtype: str,
+    num_workers: int,
+    save_steps: int,
+    num_processes: int = 1,
 ) -> TrainingArguments:
     """The Trainer's settings for a stage. It logs and reports through `on_step`, so its own logging is off."""
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(directory),
         max_steps=stage.steps,
-        per_device_train_batch_size=stage.images_per_batch,
+        per_device_train_batch_size=images_per_process(stage, num_processes),
         gradient_accumulation_steps=stage.gradient_accumulation_steps,
         learning_rate=stage.learning_rate,
         lr_scheduler_type=stage.lr_scheduler,
@@ -229,6 +261,8 @@ def training_arguments(
         report_to=[],
         use_cpu=not torch.cuda.is_available(),
     )
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # one process trains on one GPU: nn.DataParallel would change the batch
+    return arguments
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
