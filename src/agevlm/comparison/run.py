@@ -4,7 +4,7 @@ The directory of comparisons:
     NAME.yaml                the resolved recipe; comparisons of other names may share the directory, and runs
     foundations/K/           the foundations
     ARM/SEED/                the runs, each as `agevlm train` leaves it, trajectory.json and similarity.json
-    equal_time/ARM/SEED/     those at equal time, where the steps of an arm are others
+    equal_time/ARM/SEED/     those at equal time, where the steps of an arm are others; without the analyses
     costs.json               what a step and an answer cost
     recipes/ logs/           what the runs were told and what they said
 
@@ -52,10 +52,11 @@ def compare(
     run_jobs(jobs, num_parallel, console)
     if recipe.costs and not arms:
         run_jobs([costs_job(recipe, out)], 1, console)  # alone on the machine
+    at_equal_time: list[Job] = []
     if recipe.equal_time is not None and not arms:
-        jobs += equal_time_jobs(recipe, out)
-        run_jobs(jobs, num_parallel, console)
-    if all(job.done.exists() for job in [*jobs, *training_jobs(recipe, out, recipe.trained)]):
+        at_equal_time = equal_time_jobs(recipe, out)
+        run_jobs(at_equal_time, num_parallel, console)
+    if all(job.done.exists() for job in [*at_equal_time, *training_jobs(recipe, out, recipe.trained)]):
         shutil.rmtree(out / "cache", ignore_errors=True)
     if recipe.analyse:
         run_jobs([job for run in jobs for job in analysis_jobs(run)], num_parallel, console)
