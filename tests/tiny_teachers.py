@@ -27,7 +27,7 @@ from transformers import (
     SwinConfig,
 )
 
-from agevlm.training.teachers import make_tokenizer as make_bert_tokenizer
+from agevlm.training.teachers.detector import make_tokenizer as make_bert_tokenizer
 
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 

@@ -13,22 +13,10 @@ from torch.nn import functional as F
 from agevlm.data.scenes import WorldSpec, draw_scene
 from agevlm.teachers.detectors import GroundingDino
 from agevlm.teachers.segmenters import Sam
-from agevlm.training.teachers import (
-    MAX_THINGS,
-    DetectorSpec,
-    SegmenterSpec,
-    TeacherSpec,
-    boxes_of,
-    cells_loss,
-    draw_pool,
-    make_detector,
-    make_segmenter,
-    normalised,
-    of_asked,
-    queries_loss,
-    segmenter_loss,
-    train_teachers,
-)
+from agevlm.training.teachers import TeacherSpec, train_teachers
+from agevlm.training.teachers.detector import DetectorSpec, cells_loss, make_detector, of_asked, queries_loss
+from agevlm.training.teachers.pool import MAX_THINGS, boxes_of, draw_pool, normalised
+from agevlm.training.teachers.segmenter import SegmenterSpec, make_segmenter, segmenter_loss
 
 TINY = TeacherSpec(
     num_scenes=8,
@@ -60,14 +48,14 @@ def test_cells_on_things_say_their_words_and_boxes() -> None:
     boxes = torch.zeros(1, 16, 4)
     boxes[0, [1, 5]] = torch.tensor([12.0, 8, 8, 16]) / 32
     boxes[0, 8] = torch.tensor([4.0, 21, 2, 2]) / 32
-    assert cells_loss(logits, boxes, categories, masks) < 1e-5
+    assert cells_loss(logits, boxes, categories, boxes_of(masks), masks) < 1e-5
     for change in ((0, 1, 2), (0, 8, 1)):
         worse = logits.clone()
         worse[change] = -20
-        assert cells_loss(worse, boxes, categories, masks) > 5
+        assert cells_loss(worse, boxes, categories, boxes_of(masks), masks) > 5
     moved = boxes.clone()
     moved[0, 5, 0] += 0.2
-    assert cells_loss(logits, moved, categories, masks) > 0.5
+    assert cells_loss(logits, moved, categories, boxes_of(masks), masks) > 0.5
 
 
 def test_queries_that_start_on_things_say_their_words_and_boxes() -> None:
@@ -77,7 +65,7 @@ def test_queries_that_start_on_things_say_their_words_and_boxes() -> None:
     logits = torch.full((1, 3, 4), -20.0)
     logits[0, 0, 2] = 20
     boxes = truth.expand(1, 3, 4)
-    assert queries_loss(logits, boxes, starts, categories, masks) < 1e-5
+    assert queries_loss(logits, boxes, starts, categories, boxes_of(masks)) < 1e-5
     for query, word, wrong in (
         (0, 2, True),
         (1, 2, False),
@@ -85,8 +73,8 @@ def test_queries_that_start_on_things_say_their_words_and_boxes() -> None:
     ):  # the second starts between thing and nothing
         worse = logits.clone()
         worse[0, query, word] *= -1
-        assert (queries_loss(worse, boxes, starts, categories, masks) > 5) == wrong
-    assert queries_loss(logits, boxes * 0.9, starts, categories, masks) > 0.3
+        assert (queries_loss(worse, boxes, starts, categories, boxes_of(masks)) > 5) == wrong
+    assert queries_loss(logits, boxes * 0.9, starts, categories, boxes_of(masks)) > 0.3
 
 
 def test_a_picture_without_what_is_asked_has_a_loss() -> None:
@@ -94,8 +82,8 @@ def test_a_picture_without_what_is_asked_has_a_loss() -> None:
     assert categories.tolist() == [[-1, 0, -1]] and masks.flatten(2).sum(-1).tolist() == [[0, 4, 0]]
     categories, masks = of_asked(torch.tensor([[2, 1, -1]]), make_masks(), np.array([7, 5]))
     logits, boxes = torch.zeros(1, 16, 2, requires_grad=True), torch.full((1, 16, 4), 0.5)
-    cells_loss(logits, boxes, categories, masks).backward()
-    queries_loss(logits, boxes, boxes, categories, masks).backward()
+    cells_loss(logits, boxes, categories, boxes_of(masks), masks).backward()
+    queries_loss(logits, boxes, boxes, categories, boxes_of(masks)).backward()
     assert torch.isfinite(logits.grad).all()
 
 
@@ -111,14 +99,15 @@ def test_masks_and_their_scores_are_learned() -> None:
 def test_inputs_are_those_of_the_processors() -> None:
     scene = draw_scene(WorldSpec(), 0, 0)
     pixels = torch.from_numpy(scene.image.transpose(2, 0, 1))[None]
-    for make in (make_detector, make_segmenter):
-        processor = make(TINY)[1].image_processor
+    size = TINY.world.image_size
+    for _, processors in (make_detector(TINY.detector, size), make_segmenter(TINY.segmenter, size)):
+        processor = processors.image_processor
         expected = processor(Image.fromarray(scene.image), return_tensors="pt").pixel_values
         assert torch.allclose(normalised(pixels, processor), expected, atol=1e-4)
 
 
 def test_the_pool_holds_what_was_drawn() -> None:
-    pool = draw_pool(TINY)
+    pool = draw_pool(TINY.world, TINY.seed, TINY.num_scenes, num_workers=0)
     assert len(pool) == 8 and pool.categories.shape == (8, MAX_THINGS)
     masks = pool.masks(torch.tensor([3, 5]))
     scene = draw_scene(TINY.world, TINY.seed, 5)
