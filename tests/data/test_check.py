@@ -53,7 +53,7 @@ def grounding(rows: list[dict[str, Any]]) -> dict[str, Any]:
 FAULTS: dict[str, tuple[Callable[[list[dict[str, Any]]], Any], str]] = {
     "id used before": (lambda rows: rows[1].update(id="0"), "sample 0"),
     "picture's id used before": (lambda rows: rows[1]["image_info"][0].update(id="picture 0"), "picture 0"),
-    "picture that cannot be read": (lambda rows: rows[1]["images"][0].update(bytes=b"nothing"), "not an image"),
+    "file that is no picture": (lambda rows: rows[1]["images"][0].update(bytes=b"nothing"), "not an image"),
     "pictures without a size": (lambda rows: rows[1]["images"].append(rows[1]["images"][0]), "sample 1"),
     "category outside the vocabulary": (lambda rows: rows[1]["instances"][0].update(category="cat"), "'cat'"),
     "sample without a conversation": (lambda rows: rows[1].update(conversations=[]), "sample 1"),
@@ -102,9 +102,9 @@ def test_a_dataset_of_the_package_has_none_and_is_shown(tmp_path: Path) -> None:
 
 
 def test_the_command_ends_with_1_where_something_is_wrong(tmp_path: Path) -> None:
-    directory = write(tmp_path / "data", FAULTS["picture that cannot be read"][0])
+    directory = write(tmp_path / "data", FAULTS["file that is no picture"][0])
     done = CliRunner().invoke(app, ["data", "inspect", str(directory)])
-    assert done.exit_code == 1 and "picture that cannot be read" in done.output
+    assert done.exit_code == 1 and "file that is no picture" in done.output
     assert CliRunner().invoke(app, ["data", "inspect", str(directory), "--no-decode"]).exit_code == 0
     summary = json.loads((directory / "dataset.json").read_text())
     assert summary["num_samples"] == 2

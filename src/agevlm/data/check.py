@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from agevlm.data.images import open_image
+from agevlm.data.images import ImageError, open_image
 from agevlm.data.masks import decode_mask
 from agevlm.data.parquet import read_parquet
 from agevlm.data.schema import ImageSource
@@ -61,8 +61,8 @@ def check_dataset(directory: str | Path, *, decode: bool = True) -> Faults:
                 faults.add("picture's id used before", f"{name}, picture {info['id']}")
             pictures.add(info["id"])
         for image, info in zip(row["images"] or [], row["image_info"] or [], strict=False):
-            if decode and (reason := _unreadable(image, info)):
-                faults.add("picture that cannot be read", f"{name}, {reason}")
+            if decode and (error := _error_of(image, info)):
+                faults.add(error.kind, f"{name}, {error}")
         for kind, place in row_faults(row, dataset.vocabulary):
             faults.add(kind, f"{name}{place}")
     return faults
@@ -121,10 +121,10 @@ def _mask_faults(mask: Mapping[str, Any], size: tuple[int, int] | None, place: s
         yield "mask without a pixel", place
 
 
-def _unreadable(image: Mapping[str, Any], info: Mapping[str, Any]) -> str | None:
+def _error_of(image: Mapping[str, Any], info: Mapping[str, Any]) -> ImageError | None:
     path = None if image["path"] is None or image["bytes"] is not None else Path(image["path"])
     try:
         open_image(ImageSource(info["id"], info["height"], info["width"], path=path, data=image["bytes"]))
-    except ValueError as error:
-        return str(error)
+    except ImageError as error:
+        return error
     return None

@@ -1,4 +1,4 @@
-"""Picture files → upright RGB pictures. Whatever is wrong with a file ends in one ValueError that names it.
+"""Picture files → upright RGB pictures. Whatever is wrong with a file ends in one `ImageError` that names it.
 
 Nothing here resizes or normalises: that is the image processor's work.
 """
@@ -22,13 +22,24 @@ _QUARTER_TURNS = (5, 6, 7, 8)  # its values that swap height and width
 _ADVICE = "give a whole PNG or JPEG file, or take the picture out of the data"
 
 
+class ImageError(ValueError):
+    """A picture that cannot be read. `kind` says in a few words what is wrong with it, without naming it."""
+
+    def __init__(self, name: str, kind: str, message: str) -> None:
+        super().__init__(name, kind, message)  # all of them, so that it can be pickled
+        self.name, self.kind, self.message = name, kind, message
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.message}"
+
+
 def open_image(source: ImageSource | str | Path | bytes) -> Image.Image:
     """Decode a picture to 8-bit RGB, turned upright by its EXIF tag.
 
     Transparent pixels come out on white, an animation gives its first frame, 16-bit greys keep their upper 8 bits. An
     `ImageSource` with `data` is read from there, else from its path, and must have the height and width it states.
     A missing file, a directory, an empty file, one that is no image or is cut off, and a picture of more than
-    `MAX_PIXELS` are ValueErrors that name the file.
+    `MAX_PIXELS` are `ImageError`s, which are ValueErrors that name the file.
     """
     name = name_of(source)
     image = _open(name, io.BytesIO(read_bytes(source)))
@@ -36,9 +47,11 @@ def open_image(source: ImageSource | str | Path | bytes) -> Image.Image:
         image.load()
         picture = _to_rgb(ImageOps.exif_transpose(image))
     if isinstance(source, ImageSource) and (picture.height, picture.width) != (source.height, source.width):
-        raise ValueError(
-            f"{name}: the picture is {picture.height} × {picture.width} pixels (height × width), its record says "
-            f"{source.height} × {source.width}; masks would not fit: correct the record or the file"
+        raise ImageError(
+            name,
+            "picture of another size than its record says",
+            f"the picture is {picture.height} × {picture.width} pixels (height × width), its record says "
+            f"{source.height} × {source.width}; masks would not fit: correct the record or the file",
         )
     return picture
 
@@ -58,17 +71,18 @@ def image_size(source: ImageSource | str | Path | bytes) -> tuple[int, int]:
 
 
 def read_bytes(source: ImageSource | str | Path | bytes) -> bytes:
-    """The encoded bytes of a picture, not decoded. A missing, unreadable or empty file is a ValueError."""
+    """The encoded bytes of a picture, not decoded. A missing or empty file is an `ImageError`."""
     name, path = name_of(source), _path(source)
     if path is None:
         data = source.data if isinstance(source, ImageSource) else source
         if not isinstance(data, bytes):
-            raise ValueError(f"{name}: the picture has neither a file nor bytes; give it one of them")
+            message = "the picture has neither a file nor bytes; give it one of them"
+            raise ImageError(name, "picture of neither a file nor bytes", message)
     else:
         _check_file(name, path)
         data = path.read_bytes()
     if not data:
-        raise ValueError(f"{name}: the image holds no bytes; {_ADVICE}")
+        raise ImageError(name, "empty picture", f"the image holds no bytes; {_ADVICE}")
     return data
 
 
@@ -100,11 +114,11 @@ def _path(source: ImageSource | str | Path | bytes) -> Path | None:
 
 def _check_file(name: str, path: Path) -> None:
     if path.is_dir():
-        raise ValueError(f"{name}: is a directory; give one image file")
+        raise ImageError(name, "picture that is a directory", "is a directory; give one image file")
     if not path.is_file():
-        raise ValueError(f"{name}: no such file; check the path")
+        raise ImageError(name, "missing picture", "no such file; check the path")
     if path.stat().st_size == 0:
-        raise ValueError(f"{name}: the image file is empty (0 bytes); {_ADVICE}")
+        raise ImageError(name, "empty picture", f"the image file is empty (0 bytes); {_ADVICE}")
 
 
 def _open(name: str, stream: io.IOBase) -> Image.Image:
@@ -115,22 +129,23 @@ def _open(name: str, stream: io.IOBase) -> Image.Image:
             image = Image.open(stream)  # type: ignore[arg-type]
         width, height = image.size
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ValueError(_too_large(name, "more than 89 million pixels")) from error
+        raise _too_large(name, "more than 89 million pixels") from error
     except UnidentifiedImageError as error:
-        raise ValueError(
-            f"{name}: not an image that can be read (PNG, JPEG, WebP, GIF, TIFF, BMP); {_ADVICE}"
-        ) from error
+        message = f"not an image that can be read (PNG, JPEG, WebP, GIF, TIFF, BMP); {_ADVICE}"
+        raise ImageError(name, "file that is no picture", message) from error
     except MemoryError:
         raise
     except Exception as error:  # a damaged head makes a decoder raise anything
-        raise ValueError(f"{name}: the head of the image is damaged ({error}); {_ADVICE}") from error
+        message = f"the head of the image is damaged ({error}); {_ADVICE}"
+        raise ImageError(name, "damaged picture", message) from error
     if width * height > MAX_PIXELS:
-        raise ValueError(_too_large(name, f"{height} × {width} pixels"))
+        raise _too_large(name, f"{height} × {width} pixels")
     return image
 
 
-def _too_large(name: str, size: str) -> str:
-    return f"{name}: the picture has {size}, the limit is {MAX_PIXELS // 1_000_000} million; scale it down"
+def _too_large(name: str, size: str) -> ImageError:
+    message = f"the picture has {size}, the limit is {MAX_PIXELS // 1_000_000} million; scale it down"
+    return ImageError(name, "picture that is too large", message)
 
 
 @contextmanager
@@ -140,7 +155,8 @@ def _decoding(name: str) -> Iterator[None]:
     except MemoryError:
         raise
     except Exception as error:  # decoders raise anything from OSError to struct.error
-        raise ValueError(f"{name}: the image is truncated or damaged ({error}); {_ADVICE}") from error
+        message = f"the image is truncated or damaged ({error}); {_ADVICE}"
+        raise ImageError(name, "damaged picture", message) from error
 
 
 def _upright_size(name: str, image: Image.Image) -> tuple[int, int]:

@@ -24,7 +24,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from agevlm.data.check import NO_ANSWER, NO_CONVERSATION, USED_BEFORE, Faults, row_faults
-from agevlm.data.images import open_image
+from agevlm.data.images import ImageError, open_image
 from agevlm.data.masks import union_mask
 from agevlm.data.parquet import (
     ParquetDataset,
@@ -259,7 +259,8 @@ class GroundingRun:
             tally.merge(_tally(content["tally"]))
             counts.add(Counts.of(content["counts"]))
         if not tally.ids:
-            raise ValueError(f"{self.out}: no sample of the dataset could be read: {dict(counts.left_out.counts)}")
+            faults = "; ".join(f"{kind} ({number}), first {place}" for kind, number, place in counts.left_out.rows())
+            raise ValueError(f"{self.out}: no sample of the dataset could be read: {faults}")
         summary = tally.summary(self.source.name, self.source.summary.vocabulary, shards)
         _write(
             self.out / "grounding.json", json.dumps({"settings": self.identity, "counts": counts.content()}, indent=1)
@@ -298,26 +299,8 @@ class _Decoded(Dataset[Any]):
         record = to_record(row)
         try:
             return record, [open_image(source) for source in record.sample.images]
-        except ValueError as error:
-            return _Fault(f"picture {_reason(str(error))}", f"{name}, {error}")
-
-
-_FAULTS = (
-    "no such file",
-    "is a directory",
-    "is empty",
-    "holds no bytes",
-    "not an image",
-    "the head of the image is damaged",
-    "truncated or damaged",
-    "the limit is",
-    "its record says",
-)
-
-
-def _reason(message: str) -> str:
-    """The kind of a fault of `data/images.py`, without what names the one file."""
-    return next((fault for fault in _FAULTS if fault in message), "cannot be read")
+        except ImageError as error:
+            return _Fault(error.kind, f"{name}, {error}")
 
 
 def _portable(tally: Tally) -> dict[str, Any]:

@@ -126,7 +126,7 @@ class StageTrainer(Trainer):
 
     def take_record(self) -> dict[str, Any]:
         """The losses and counts of the step that just ended; the guidance loss is None where nothing was guided."""
-        parts = [(*self._losses, self._counts)]
+        parts: list[Any] = [(*self._losses, self._counts)]
         if self.args.world_size > 1:
             parts = gather_object(parts)
         language, guidance = (sum(part[number] for part in parts) for number in (0, 1))
