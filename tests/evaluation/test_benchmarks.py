@@ -11,10 +11,10 @@ import torch
 
 from agevlm.data.parquet import write_parquet
 from agevlm.data.rows import Record
-from agevlm.data.scenes import CATEGORIES, PARTNERS, WorldSpec
+from agevlm.data.scenes import CATEGORIES, PARTNERS, WorldSpec, split_seed
 from agevlm.data.schema import Sample
 from agevlm.evaluation.benchmarks import Settings, evaluate_benchmark, evaluate_scenes
-from agevlm.evaluation.scenes import scenes_benchmark, split_seed, training_statistics
+from agevlm.evaluation.scenes import scenes_benchmark, training_statistics
 
 from .conftest import tiny_model
 

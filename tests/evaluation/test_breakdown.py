@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from agevlm.data.pope import Statistics
-from agevlm.data.scenes import WorldSpec, draw_scene
+from agevlm.data.scenes import WorldSpec, draw_scene, split_seed
 from agevlm.data.schema import AnnotatedImage, ImageSource, Instance
 from agevlm.evaluation.breakdown import (
     EDGES,
@@ -24,7 +24,7 @@ from agevlm.evaluation.breakdown import (
     pope_answers,
     scenes_facts,
 )
-from agevlm.evaluation.scenes import scenes_benchmark, split_seed, training_statistics
+from agevlm.evaluation.scenes import scenes_benchmark, training_statistics
 from agevlm.evaluation.statistics import difference
 
 SPEC = WorldSpec(image_size=96)

@@ -123,8 +123,8 @@ def scenes_facts(
     `co_occurrence` None is that of the test world; for the predictions in `biased/` it is the training world's own.
     `statistics` None are the benchmark's own, drawn again too.
     """
-    from agevlm.data.scenes import CATEGORIES, draw_scene
-    from agevlm.evaluation.scenes import TEST_CO_OCCURRENCE, split_seed, training_statistics
+    from agevlm.data.scenes import CATEGORIES, draw_scene, split_seed
+    from agevlm.evaluation.scenes import TEST_CO_OCCURRENCE, training_statistics
 
     changed = TEST_CO_OCCURRENCE if co_occurrence is None else co_occurrence
     world = spec.model_copy(update={"co_occurrence": changed})

@@ -5,21 +5,17 @@ Scenes to train on, to validate on and to test on never share a seed. This draws
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 
-import numpy as np
-
 from agevlm.data.language import NUMBERS, make_conversations
 from agevlm.data.pope import picture_rng, pope_conversations
-from agevlm.data.scenes import CATEGORIES, WorldSpec, draw_scene, scene_png
+from agevlm.data.scenes import CATEGORIES, WorldSpec, draw_scene, scene_png, split_seed
 from agevlm.data.schema import AnnotatedImage, Conversation, Sample
 
 TEST_CO_OCCURRENCE = 0.4  # breaks the habit of the training world, whose default is 0.8
 NUM_STATISTICS = 400  # scenes of the training world that POPE's frequencies are counted in
-SPLITS = ("train", "validation", "test")
 QUESTIONS: Mapping[str, int] = MappingProxyType(
     {
         "presence.colour": 2,
@@ -33,21 +29,6 @@ QUESTIONS: Mapping[str, int] = MappingProxyType(
 """Questions a scene beside POPE's, by kind; equal ones are asked once."""
 
 ONE_KEPT_RATIO = 0.4  # of counting questions answered by "one": most things are alone, and it must be no safe guess
-_SPLIT_SHIFT = 48
-
-
-def split_seed(split: str, seed: int) -> int:
-    """The seed of the scenes of a split ("train", "validation" or "test") for a user's `seed` of at least 0.
-
-    The ranges of the splits do not meet, whatever the seeds: the split's number stands above 48 bits drawn from the
-    user's seed.
-    """
-    if split not in SPLITS:
-        raise ValueError(f"unknown split {split!r}: choose one of {', '.join(SPLITS)}")
-    if seed < 0:
-        raise ValueError(f"a seed is at least 0, got {seed}")
-    low, high = np.random.SeedSequence([zlib.crc32(split.encode()), seed]).generate_state(2)
-    return (SPLITS.index(split) + 1) << _SPLIT_SHIFT | (int(high) & 0xFFFF) << 32 | int(low)
 
 
 def scenes_benchmark(

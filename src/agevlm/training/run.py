@@ -34,6 +34,7 @@ from transformers import AutoTokenizer, set_seed
 import agevlm
 from agevlm.checkpoints import choose_device, load_model, resolve_model
 from agevlm.data.collate import Collator
+from agevlm.data.scenes import split_seed
 from agevlm.files import write_beside
 from agevlm.modeling.joined import JoinedModel
 from agevlm.modeling.modeling_agevlm import AgeVlmForConditionalGeneration
@@ -369,8 +370,6 @@ def open_source(settings: Any, seed: int) -> Source:
     """The source that a recipe describes."""
     if isinstance(settings, ParquetRecipe):
         return ParquetSource(settings.parquet)
-    from agevlm.evaluation.scenes import split_seed
-
     scene_seed = split_seed(TRAIN_SPLIT, seed if settings.seed is None else settings.seed)
     return SceneSource(settings.scenes, scene_seed, settings.num_scenes)
 
