@@ -22,7 +22,7 @@ from agevlm.comparison.analyses import (
 )
 from agevlm.comparison.document import Block, Code, Page, Section, Table, Text, write_html, write_markdown
 from agevlm.comparison.groups import groups_section
-from agevlm.comparison.readings import Nested, section
+from agevlm.comparison.readings import NOTHING, Nested, reading, section
 from agevlm.comparison.run import run_directory
 from agevlm.comparison.sections import (
     claims_section,
@@ -162,12 +162,14 @@ def _again(figures: Figures, links: Sequence[Block]) -> Section:
         "hold 95 %: the outer ends of a bootstrap over seeds and pictures, and of Student’s t over the seeds. Where an "
         "arm has one seed, its interval knows its pictures only."
     )
-    rows = [
-        [title, ", ".join(map(str, section(content, "runs").get(arm, ())))] for arm, title in titles(content).items()
-    ]
+    rows = []
+    for arm, title in titles(content).items():
+        time = reading(content, f"arms.{arm}.train.seconds")
+        seeds = ", ".join(map(str, section(content, "runs").get(arm, ())))
+        rows.append([title, seeds, f"{time.mean / 60:.1f}" if time else NOTHING])
     facts = section(content, "environment")
     versions = Table(["environment", ""], [[str(key), _short(value)] for key, value in facts.items()])
-    blocks = [Text(sure), Code(_commands(figures)), *links, Table(["arm", "seeds"], rows)]
+    blocks = [Text(sure), Code(_commands(figures)), *links, Table(["arm", "seeds", "minutes of training, a run"], rows)]
     return Section("How sure, and how to make it again", [*blocks, versions] if facts else blocks)
 
 
