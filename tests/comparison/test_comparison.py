@@ -49,7 +49,7 @@ def done(content: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> t
     recipe = ComparisonRecipe.model_validate(content)
     (out / "recipes").mkdir(parents=True)
     (out / "costs.json").write_text(
-        costs_of(age=0.2, concat=0.3)
+        costs_of(age=1.0, concat=1.5)
     )  # no figure of this machine may decide what is tested
     compare(recipe, out, num_parallel=2, console=QUIET)
     return recipe, out
@@ -159,17 +159,20 @@ def test_runs_at_equal_time_have_their_own_steps(done: tuple[ComparisonRecipe, P
     assert equal_time["error_ratios"]["age"]["concat"]["mean"] > 0
 
 
-def costs_of(**seconds: float) -> str:
-    """What `agevlm costs` writes, of arms whose step of the last stage takes so many seconds."""
-    steps = {arm: {"instruct": {"seconds_per_step": {"median": time}}} for arm, time in seconds.items()}
-    return json.dumps({"costs": {arm: {"144": {"train": known}} for arm, known in steps.items()}, "reference": "age"})
+def costs_of(**ratios: float) -> str:
+    """What `agevlm costs` writes, of arms whose step of the last stage takes so many times that of AGE."""
+    costs = {
+        arm: {"144": {"train": {"instruct": {"seconds_per_step": {"median": 7.0 * time, "ratio": {"median": time}}}}}}
+        for arm, time in ratios.items()
+    }
+    return json.dumps({"costs": costs, "reference": "age"})
 
 
 def test_equal_time_goes_by_the_costs_of_a_step(content: dict[str, Any], tmp_path: Path) -> None:
     recipe = ComparisonRecipe.model_validate(content)
-    (tmp_path / "costs.json").write_text(costs_of(age=0.2, concat=0.4))
+    (tmp_path / "costs.json").write_text(costs_of(age=1.0, concat=2.0))
     assert equal_time_factors(recipe, tmp_path) == {"age": 1.0, "concat": 0.5}
-    (tmp_path / "costs.json").write_text(costs_of(age=0.2, concat=0.205))
+    (tmp_path / "costs.json").write_text(costs_of(age=1.0, concat=1.025))
     assert equal_time_factors(recipe, tmp_path) == {"age": 1.0, "concat": 1.0}
 
 

@@ -74,7 +74,7 @@ def costs(
     tokens: Annotated[
         list[int] | None, typer.Option(min=1, help="Image tokens: 144, 576 and 1024 if not given; may be repeated.")
     ] = None,
-    repetitions: Annotated[int, typer.Option(min=1, help="Turns of each arm; a turn is two steps, five answers.")] = 3,
+    repetitions: Annotated[int, typer.Option(min=1, help="Turns of each arm; a turn is two steps, five answers.")] = 8,
     foundation: Annotated[
         Path | None, typer.Option(help="Join the networks from this foundation directory of a comparison.")
     ] = None,

@@ -89,7 +89,7 @@ def measure_costs(
     *,
     arms: Sequence[str] = (),
     tokens: Sequence[int] = TOKENS,
-    repetitions: int = 3,
+    repetitions: int = 8,
     foundation: Path | None = None,
     progress: Progress = lambda name, done, total: None,
 ) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 from rich.console import Console
@@ -118,16 +119,23 @@ def equal_time_jobs(recipe: ComparisonRecipe, out: Path) -> list[Job]:
 def equal_time_factors(recipe: ComparisonRecipe, out: Path) -> dict[str, float]:
     """Arm → by how much its steps are multiplied to take the time of the reference; 1 within the tolerance.
 
-    By the times of a step in the costs, where arms take turns alone on the machine: runs beside others tell less.
+    By the steps in the costs, where arms take turns alone on the machine, as ratios to the arm `costs` measures all by:
+    runs beside others tell less, and seconds wander with the machine.
     """
     settings = recipe.equal_time
     assert settings is not None
-    costs = json.loads((out / COSTS).read_text(encoding="utf-8"))["costs"]
+    found = json.loads((out / COSTS).read_text(encoding="utf-8"))
+
+    def of(arm: str) -> dict[str, Any]:
+        return {stage: cost["seconds_per_step"] for stage, cost in found["costs"][arm][tokens]["train"].items()}
+
+    tokens = str(settings.num_tokens)
+    base = of(found["reference"])
 
     def stepping_seconds(arm: str) -> float:
         steps = {stage.name: stage.steps for stage in recipe.recipe_of(arm, 0).stages}
-        measured = costs[arm][str(settings.num_tokens)]["train"]
-        return sum(steps[stage] * figures["seconds_per_step"]["median"] for stage, figures in measured.items())
+        seconds = {stage: base[stage]["median"] * cost["ratio"]["median"] for stage, cost in of(arm).items()}
+        return sum(steps[stage] * seconds[stage] for stage in seconds)
 
     reference = stepping_seconds(settings.reference)
     factors = {arm: round(reference / stepping_seconds(arm), 3) for arm in recipe.trained}

@@ -35,8 +35,11 @@ OnStep = Callable[[dict[str, Any]], None]
 class StageTrainer(Trainer):
     """Trains one stage. `on_step` is given a record of every step; `files` are written beside every checkpoint."""
 
-    def __init__(self, *args: Any, stage: StageRecipe, on_step: OnStep, files: dict[str, str], **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(
+        self, *, args: TrainingArguments, stage: StageRecipe, on_step: OnStep, files: dict[str, str], **kwargs: Any
+    ) -> None:
+        args._n_gpu = min(args.n_gpu, 1)  # a process trains on one GPU: nn.DataParallel would make batches larger
+        super().__init__(args=args, **kwargs)
         self.stage, self.on_step, self.files = stage, on_step, files
         self.loss_is_scaled_for_ga = True  # both losses are divided by counts over the whole accumulated batch
         self._num_guided = 0.0
@@ -235,7 +238,7 @@ def training_arguments(
     num_processes: int = 1,
 ) -> TrainingArguments:
     """The Trainer's settings for a stage. It logs and reports through `on_step`, so its own logging is off."""
-    arguments = TrainingArguments(
+    return TrainingArguments(
         output_dir=str(directory),
         max_steps=stage.steps,
         per_device_train_batch_size=images_per_process(stage, num_processes),
@@ -261,8 +264,6 @@ def training_arguments(
         report_to=[],
         use_cpu=not torch.cuda.is_available(),
     )
-    arguments._n_gpu = min(arguments.n_gpu, 1)  # one process trains on one GPU: nn.DataParallel would change the batch
-    return arguments
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
