@@ -15,9 +15,9 @@ from torch.nn import functional as F
 from agevlm.data.collate import Collator
 from agevlm.guidance import guidance_loss
 from agevlm.training.dataset import SourceData, StageDataset
-from agevlm.training.recipe import parse_recipe
+from agevlm.training.recipe import StageRecipe, parse_recipe
 from agevlm.training.run import Run, build_model, image_grid, open_source
-from agevlm.training.trainer import StageTrainer
+from agevlm.training.trainer import StageTrainer, training_arguments
 
 
 @pytest.fixture
@@ -208,3 +208,13 @@ def test_a_run_tells_which_modules_train(foundation: Path, tmp_path: Path) -> No
     assert [line.split()[-1] for line in lines[1:6]] == ["trains", "trains", "frozen", "frozen", "frozen"]
     assert [line.split()[-1] for line in lines[7:12]] == ["trains"] * 4 + ["frozen"]
     assert not (tmp_path / "recipe.yaml").exists()
+
+
+def test_several_gpus_in_one_process_do_not_make_the_batch_larger(tmp_path: Path) -> None:
+    stage = StageRecipe(name="ground", trainable=("projector",), steps=1, images_per_batch=6)
+    arguments = training_arguments(stage, tmp_path, seed=0, dtype="float32", num_workers=0, save_steps=1)
+    arguments._n_gpu = 4  # as transformers finds them where nothing was launched
+    trainer = StageTrainer(
+        model=torch.nn.Linear(2, 2), args=arguments, train_dataset=[], stage=stage, on_step=lambda _: None, files={}
+    )
+    assert trainer.args.train_batch_size == 6
