@@ -167,7 +167,10 @@ def costs_job(recipe: ComparisonRecipe, out: Path) -> Job:
 def _training_job(recipe: Recipe, directory: Path, out: Path, name: str) -> Job:
     file, text, known = out / "recipes" / f"{name}.yaml", dump_recipe(recipe), directory / "recipe.yaml"
     if known.exists() and known.read_text(encoding="utf-8") != text:
-        raise ValueError(f"{known} is of another recipe than this comparison's: choose another --out")
+        raise ValueError(
+            f"{known} is of another recipe than this comparison's: choose another --out, or remove {directory} and let "
+            "it train again"
+        )
     _write(file, text)
     return Job(
         name=name.replace("-", " "),
