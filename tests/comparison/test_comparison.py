@@ -135,8 +135,12 @@ def test_the_summary_follows_the_figures_along_the_training(done: tuple[Comparis
         ("instruct", 5, False),
         ("instruct", 6, True),
     ]
-    assert all(0 <= point["figures"]["pope.adversarial.accuracy"]["mean"] <= 1 for point in curve)
+    for point in curve:
+        accuracy, perplexity = (point["figures"][name] for name in ("pope.adversarial.accuracy", "text_perplexity"))
+        assert 0 <= accuracy["low"] <= accuracy["mean"] <= accuracy["high"] <= 1
+        assert 1 <= perplexity["low"] <= perplexity["mean"]
     assert [point["seconds"] for point in curve] == sorted(point["seconds"] for point in curve)
+    assert curve[-1]["seconds"] == pytest.approx(summary["arms"]["age"]["train"]["seconds"]["mean"])
     perplexity = summary["arms"]["age"]["text_perplexity"]
     assert set(perplexity) == {"before", "align", "after"}
     assert perplexity["align"]["mean"] == pytest.approx(perplexity["before"]["mean"], rel=1e-4)  # text sees no picture

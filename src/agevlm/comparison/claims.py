@@ -79,8 +79,11 @@ def _of_guided(content: Nested, arm: str) -> Iterator[Claim]:
     yield _ratio(content, arm, best, MAX_ERROR_RATIO_CONCAT, "the best concatenation")
     if best == GUIDED_CONCAT and (unguided := best_concatenation(content, guided=False)):
         yield _ratio(content, arm, unguided, MAX_ERROR_RATIO_CONCAT, "the best concatenation without guidance")
-    yield _no_worse(equal_time, arm, UNGUIDED, "unguided cross-attention")
-    yield _no_worse(equal_time, arm, best_concatenation(equal_time), "the best concatenation")
+    yield _no_worse(content, arm, UNGUIDED, "unguided cross-attention")
+    best = best_concatenation(equal_time)
+    yield _no_worse(content, arm, best, "the best concatenation")
+    if best == GUIDED_CONCAT and (unguided := best_concatenation(equal_time, guided=False)):
+        yield _no_worse(content, arm, unguided, "the best concatenation without guidance")
     pointing = reading(content, f"arms.{arm}.pointing.accuracy")
     yield _bounded(f"Pointing, {name}", pointing, MIN_POINTING, "at least")
     caption = reading(content, f"similarity.{arm}.{CAPTION}.auroc")
@@ -95,16 +98,20 @@ def _ratio(content: Nested, arm: str, other: str | None, most: float, whose: str
     gap = difference(content, arm, other) if other else None
     if ratio is None or gap is None:
         return Claim(what, wanted)
-    of = f" ({section(content, 'titles').get(str(other), other)})" if other != UNGUIDED else ""
     measured = f"{percent(ratio)}; accuracy {signed(gap)}"
     holds = ratio.mean <= most and gap.mean > 0 and gap.clear_of_zero
     beside = "difference not clear of 0" if not gap.clear_of_zero else _beside(ratio, most, ratio.mean <= most, percent)
-    return Claim(what + of, wanted, measured, holds, beside)
+    return Claim(what + _named(content, other), wanted, measured, holds, beside)
 
 
-def _no_worse(equal_time: Nested, arm: str, other: str | None, whose: str) -> Claim:
-    what = f"At equal time, adversarial accuracy of {GUIDED[arm]} minus that of {whose}"
-    gap = difference(equal_time, arm, other) if other else None
+def _named(content: Nested, other: str | None) -> str:
+    """Which arm the best one is, in brackets."""
+    return f" ({section(content, 'titles').get(other, other)})" if other and other != UNGUIDED else ""
+
+
+def _no_worse(content: Nested, arm: str, other: str | None, whose: str) -> Claim:
+    what = f"At equal time, adversarial accuracy of {GUIDED[arm]} minus that of {whose}{_named(content, other)}"
+    gap = difference(section(content, "equal_time"), arm, other) if other else None
     if gap is None:
         return Claim(what, "at least 0")
     holds = gap.mean >= 0

@@ -219,7 +219,8 @@ def curves_section(content: Nested) -> Section | None:
         return None
     text = (
         "Asked at each snapshot and at the end of each stage, on fewer pictures than the figures above. Dotted is a "
-        "coin’s accuracy, and an even yes ratio. Seconds of arms that trained side by side on one machine are rough."
+        "coin’s accuracy, and an even yes ratio. Seconds are those of the steps, by the median of each stage, "
+        "of runs side by side."
     )
     draw = partial(_draw_curves, curves, titles(content))
     return Section(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import statistics
 from collections.abc import Iterable, Mapping
 from functools import cached_property
@@ -21,7 +22,6 @@ from agevlm.evaluation.benchmarks import SCENES
 from agevlm.evaluation.breakdown import breakdown, pope_answers, scenes_facts
 from agevlm.evaluation.detection import detect
 from agevlm.evaluation.statistics import (
-    UNBOUNDED,
     Estimate,
     Figure,
     difference,
@@ -169,9 +169,15 @@ def estimates(runs: ArmRuns) -> Nested:
         if figures := runs.figures(name):
             found[name] = estimate(figures, bounds=(0.0, 1.0))
     for name in runs.number_names:
-        share = not name.startswith(("text_perplexity.", "train.", "counting.mean_absolute_error"))
-        found[name] = estimate_of_seeds(runs.values(name), bounds=(0.0, 1.0) if share else UNBOUNDED)
+        found[name] = estimate_of_seeds(runs.values(name), bounds=_bounds(name))
     return _nested({name: figure.record() for name, figure in found.items()})
+
+
+def _bounds(name: str) -> tuple[float, float]:
+    """What a figure cannot leave: perplexities start at 1, times and counts at 0, all others are shares."""
+    if name.startswith("text_perplexity"):
+        return 1.0, math.inf
+    return 0.0, math.inf if name.startswith(("train.", "counting.mean_absolute_error")) else 1.0
 
 
 def _pairs(groups: Iterable[tuple[str, ...]]) -> list[tuple[str, str]]:
@@ -228,22 +234,26 @@ def _equal_time(recipe: ComparisonRecipe, out: Path, equal_steps: Mapping[str, A
 
 
 def _curve(runs: ArmRuns) -> list[Nested]:
-    """Points along the training: step, mean seconds, and figures over the seeds; [] where they were not measured."""
+    """Points along the training: step, mean seconds, and figures over the seeds; [] where they were not measured.
+
+    Seconds are those of the steps alone, see `_stepping_seconds`.
+    """
     found = {
         seed: json.loads((path / TRAJECTORY).read_text(encoding="utf-8"))
         for seed, path in runs.directories.items()
         if (path / TRAJECTORY).exists()
     }
+    times = {seed: _stepping_seconds(runs.directories[seed]) for seed in found}
     points = []
     for together in zip(*found.values(), strict=True):
         by_seed = dict(zip(found, together, strict=True))
         figures = {
-            name: estimate_of_seeds(values).record()
+            name: estimate_of_seeds(values, bounds=_bounds(name)).record()
             for name in TRAJECTORY_FIGURES
             if (values := {seed: v for seed, p in by_seed.items() if (v := _value(p["metrics"], name)) is not None})
         }
-        seconds = sum(point["seconds"] for point in together) / len(together)
         first = together[0]
+        seconds = statistics.fmean(of_run[first["step"] - 1] for of_run in times.values())
         place = {"stage": first["stage"], "step": first["step"], "ends_stage": first["ends_stage"], "seconds": seconds}
         points.append({**place, "figures": figures})
     return points
@@ -307,7 +317,6 @@ def _value(nested: Any, name: str) -> float | None:
 
 def _numbers(directory: Path) -> dict[str, float]:
     metrics = json.loads((directory / "metrics.json").read_text(encoding="utf-8"))
-    stages = json.loads((directory / "stages.json").read_text(encoding="utf-8"))
     found = {name: value for name in RUN_FIGURES if (value := _value(metrics, name)) is not None}
     by_number = metrics.get("counting", {}).get("by_number", {})
     found |= {f"counting.by_number.{number}": cell["accuracy"] for number, cell in by_number.items()}
@@ -315,23 +324,23 @@ def _numbers(directory: Path) -> dict[str, float]:
         points = json.loads((directory / TRAJECTORY).read_text(encoding="utf-8"))
         ends = [point for point in points if point["ends_stage"]][:-1]  # the last stage's is "after"
         found |= {f"text_perplexity.{point['stage']}": point["metrics"]["text_perplexity"] for point in ends}
-    seconds, steps = _stepping_seconds(directory), sum(stage["steps"] for stage in stages)
-    return {**found, "train.seconds": seconds, "train.seconds_per_step": seconds / steps}
+    seconds = _stepping_seconds(directory)
+    return {**found, "train.seconds": seconds[-1], "train.seconds_per_step": seconds[-1] / len(seconds)}
 
 
-def _stepping_seconds(directory: Path) -> float:
-    """Seconds that the steps of a run take: stage by stage the median step, times their number.
+def _stepping_seconds(directory: Path) -> list[float]:
+    """For each step of a run the seconds until its end: in every stage a step takes the stage's median.
 
     Medians, because other work on the machine and the saving of checkpoints stretch single steps.
     """
     by_stage: dict[int, list[float]] = {}
     for line in read_log(directory / "log.jsonl"):
         by_stage.setdefault(line["stage_index"], []).append(line["time_s"])
-    total = 0.0
+    taken = list[float]()
     for ends in by_stage.values():
         steps = [after - before for before, after in zip([0.0, *ends], ends, strict=False)]
-        total += statistics.median(steps) * len(steps)
-    return total
+        taken += [statistics.median(steps)] * len(steps)
+    return list(itertools.accumulate(taken))
 
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:
