@@ -74,21 +74,25 @@ def difference(content: Nested, arm: str, other: str, figure: str = ADVERSARIAL)
 
 def _of_guided(content: Nested, arm: str) -> Iterator[Claim]:
     name, equal_time = GUIDED[arm], section(content, "equal_time")
-    best = best_concatenation(content)
     yield _ratio(content, arm, UNGUIDED, MAX_ERROR_RATIO_UNGUIDED, "unguided cross-attention")
-    yield _ratio(content, arm, best, MAX_ERROR_RATIO_CONCAT, "the best concatenation")
-    if best == GUIDED_CONCAT and (unguided := best_concatenation(content, guided=False)):
-        yield _ratio(content, arm, unguided, MAX_ERROR_RATIO_CONCAT, "the best concatenation without guidance")
+    for other, whose in _best_concatenations(content):
+        yield _ratio(content, arm, other, MAX_ERROR_RATIO_CONCAT, whose)
     yield _no_worse(content, arm, UNGUIDED, "unguided cross-attention")
-    best = best_concatenation(equal_time)
-    yield _no_worse(content, arm, best, "the best concatenation")
-    if best == GUIDED_CONCAT and (unguided := best_concatenation(equal_time, guided=False)):
-        yield _no_worse(content, arm, unguided, "the best concatenation without guidance")
+    for other, whose in _best_concatenations(equal_time):
+        yield _no_worse(content, arm, other, whose)
     pointing = reading(content, f"arms.{arm}.pointing.accuracy")
     yield _bounded(f"Pointing, {name}", pointing, MIN_POINTING, "at least")
     caption = reading(content, f"similarity.{arm}.{CAPTION}.auroc")
     what = f"Caption likelihood tells matching from mismatched pairs, {name}, AUROC"
     yield _bounded(what, caption, MIN_CAPTION_AUROC, "at least")
+
+
+def _best_concatenations(content: Nested) -> Iterator[tuple[str | None, str]]:
+    """The best one and what to call it; where that is guided, the best one without guidance too."""
+    best = best_concatenation(content)
+    yield best, "the best concatenation"
+    if best == GUIDED_CONCAT and (unguided := best_concatenation(content, guided=False)):
+        yield unguided, "the best concatenation without guidance"
 
 
 def _ratio(content: Nested, arm: str, other: str | None, most: float, whose: str) -> Claim:

@@ -124,18 +124,17 @@ def equal_time_factors(recipe: ComparisonRecipe, out: Path) -> dict[str, float]:
     """
     settings = recipe.equal_time
     assert settings is not None
-    found = json.loads((out / COSTS).read_text(encoding="utf-8"))
+    found, tokens = json.loads((out / COSTS).read_text(encoding="utf-8")), str(settings.num_tokens)
 
-    def of(arm: str) -> dict[str, Any]:
+    def steps_of(arm: str) -> dict[str, Any]:
         return {stage: cost["seconds_per_step"] for stage, cost in found["costs"][arm][tokens]["train"].items()}
 
-    tokens = str(settings.num_tokens)
-    base = of(found["reference"])
+    base = steps_of(found["reference"])
 
     def stepping_seconds(arm: str) -> float:
-        steps = {stage.name: stage.steps for stage in recipe.recipe_of(arm, 0).stages}
-        seconds = {stage: base[stage]["median"] * cost["ratio"]["median"] for stage, cost in of(arm).items()}
-        return sum(steps[stage] * seconds[stage] for stage in seconds)
+        number = {stage.name: stage.steps for stage in recipe.recipe_of(arm, 0).stages}
+        ratios = {stage: cost["ratio"]["median"] for stage, cost in steps_of(arm).items()}
+        return sum(number[stage] * base[stage]["median"] * ratio for stage, ratio in ratios.items())
 
     reference = stepping_seconds(settings.reference)
     factors = {arm: round(reference / stepping_seconds(arm), 3) for arm in recipe.trained}

@@ -62,9 +62,8 @@ class StageTrainer(Trainer):
         batches = list(itertools.islice(epoch_iterator, num_batches))
         tokens = sum(int((batch["labels"][:, 1:] != IGNORE_INDEX).sum()) for batch in batches)
         guided = [self._count_guided(batch) for batch in batches]
-        self._counts = {"batches_without_masks": guided.count(0)} if self._guides else {}
-        if left_out := sum((Counter(batch.get("left_out")) for batch in batches), Counter()):
-            self._counts["left_out"] = dict(left_out)
+        without_masks = {"batches_without_masks": guided.count(0)} if self._guides else {}
+        self._counts = _summed([without_masks, *({"left_out": batch.get("left_out")} for batch in batches)])
         counts = torch.tensor([tokens, sum(guided)], dtype=torch.float32, device=device)
         if self.args.world_size > 1:
             counts = self.accelerator.reduce(counts, "sum")
@@ -167,10 +166,10 @@ class StageTrainer(Trainer):
 
 
 def _summed(counts: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The counts of several processes in one: batches without masks, and what was left out by reason."""
+    """Counts of several batches or processes in one: batches without masks, and what was left out by reason."""
     total: dict[str, Any] = {}
-    if any("batches_without_masks" in count for count in counts):
-        total["batches_without_masks"] = sum(count["batches_without_masks"] for count in counts)
+    if without_masks := [count["batches_without_masks"] for count in counts if "batches_without_masks" in count]:
+        total["batches_without_masks"] = sum(without_masks)
     if left_out := sum((Counter(count.get("left_out")) for count in counts), Counter[str]()):
         total["left_out"] = dict(left_out)
     return total
