@@ -38,7 +38,7 @@ def make_figures(accuracy: float, pointing: float = 0.97) -> dict[str, Any]:
     return {
         "pope": {"random": {"accuracy": estimate(accuracy + 0.02)}, "adversarial": pope},
         "counting": {"accuracy": estimate(0.8)},
-        "pointing": {"accuracy": estimate(pointing)},
+        "pointing": {"accuracy": estimate(pointing), "ceiling": estimate(0.84)},
         "text_perplexity": {
             "before": estimate(2.1),
             "align": estimate(2.1),
@@ -83,6 +83,7 @@ def make_analyses(accuracy: Mapping[str, float] = ACCURACY) -> dict[str, Any]:
         "curves": {arm: _curve(mean) for arm, mean in accuracy.items()},
         "equal_time": {
             "reference": "age",
+            "runs": {arm: [0, 1, 2] for arm in accuracy},
             "step_factors": dict.fromkeys(accuracy, 1.2),
             "arms": {arm: make_figures(mean) for arm, mean in accuracy.items()},
             **make_between(accuracy),
@@ -143,7 +144,13 @@ def _detection() -> dict[str, Any]:
         {"from": 1.0, "below": 1.0, "num_questions": 0, "probability": None, "absent": None},
     ]
     calibration = {"error": estimate(0.05), "bins": bins}
-    found = {"auroc": estimate(0.96), "num_questions": 70, "as_is": calibration, "fitted": calibration}
+    found = {
+        "auroc": estimate(0.96),
+        "minus_answer": estimate(0.03),
+        "num_questions": 70,
+        "as_is": calibration,
+        "fitted": calibration,
+    }
     return {split: {"null_mass": found, "entropy": {**found, "as_is": None}} for split in ("random", "adversarial")}
 
 
@@ -151,7 +158,12 @@ def _cost() -> dict[str, Any]:
     def times(median: float) -> dict[str, Any]:
         return {"median": median, "ratio": {"median": 1.25}}
 
-    step = {"seconds_per_step": times(0.32), "images_per_batch": 16, "activation_bytes": 32_000_000}
+    step = {
+        "seconds_per_step": times(0.32),
+        "images_per_batch": 16,
+        "activation_bytes": 32_000_000,
+        "attention": "sdpa",
+    }
     asked = {"seconds": times(0.012)}
     memory = {"total_bytes": 250_000}
     return {

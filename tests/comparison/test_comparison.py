@@ -161,6 +161,7 @@ def test_runs_at_equal_time_have_their_own_steps(done: tuple[ComparisonRecipe, P
     own = json.loads((out / "equal_time" / "concat" / "0" / "metrics.json").read_text())
     assert equal_time["arms"]["concat"]["pope"]["random"]["accuracy"]["values"] == [own["pope"]["random"]["accuracy"]]
     assert equal_time["error_ratios"]["age"]["concat"]["mean"] > 0
+    assert json.loads((out / "equal_time" / "factors.json").read_text()) == equal_time["step_factors"]
 
 
 def costs_of(**ratios: float) -> str:
@@ -178,6 +179,9 @@ def test_equal_time_goes_by_the_costs_of_a_step(content: dict[str, Any], tmp_pat
     assert equal_time_factors(recipe, tmp_path) == {"age": 1.0, "concat": 0.5}
     (tmp_path / "costs.json").write_text(costs_of(age=1.0, concat=1.025))
     assert equal_time_factors(recipe, tmp_path) == {"age": 1.0, "concat": 1.0}
+    (tmp_path / "equal_time").mkdir()
+    (tmp_path / "equal_time" / "factors.json").write_text('{"age": 1.0, "concat": 0.5}')  # runs have begun
+    assert equal_time_factors(recipe, tmp_path) == {"age": 1.0, "concat": 0.5}
 
 
 def test_another_recipe_does_not_go_into_the_same_directory(done: tuple[ComparisonRecipe, Path]) -> None:

@@ -65,6 +65,7 @@ def test_every_arm_has_every_figure_at_every_size(measured: dict[str, Any], reci
             for step in cost["train"].values():
                 assert step["seconds_per_step"]["median"] > 0 and step["flops"] > 0 and step["activation_bytes"] > 0
                 assert step["processor_seconds_per_step"]["ratio"]["median"] > 0
+                assert step["attention"] in ("eager", "sdpa")
                 assert 0 < step["trainable_parameters"] < step["parameters"]
             first = cost["first_token"]
             assert first["seconds"]["median"] > first["vision_seconds"]["median"] > 0

@@ -66,8 +66,9 @@ def test_claims_hold_or_are_refuted_by_what_was_measured() -> None:
     best = "the best concatenation (concatenation, pooled and guided)"
     assert found[f"Adversarial error of AGE over that of {best}"] == (False, "")  # 0.10 over 0.14
     assert found[f"Adversarial error of AGE + over that of {best}"] == (True, "")  # 0.05 over 0.14
-    unguided = "the best concatenation without guidance (concatenation, a quarter of the tokens)"
+    unguided = "unguided concatenation (concatenation, a quarter of the tokens)"
     assert found[f"Adversarial error of AGE + over that of {unguided}"] == (True, "")  # 0.05 over 0.16
+    assert found["Adversarial error of AGE over that of unguided concatenation (concatenation, all tokens)"][0] is True
     assert found["Pointing, AGE"] == (True, "")
     assert found["Pointing, cross-attention unguided"] == (True, "")
     assert found["Null token tells absent from present, random split, AUROC"][0] is True
@@ -82,11 +83,22 @@ def test_a_refuted_claim_is_told_in_the_verdict_of_the_page() -> None:
     assert "Do not hold: Adversarial error of AGE over that of unguided cross-attention" in page.verdict
 
 
+def test_claims_that_came_later_are_marked_and_not_counted() -> None:
+    content = {**make_content(), **make_analyses()}
+    added = [claim for claim in claims(content) if claim.added]
+    assert len(added) == 8 and all("unguided concatenation" in claim.what for claim in added)
+    page = build_page(Figures(content))
+    known = [claim for claim in claims(content) if claim.holds is not None and not claim.added]
+    assert f"Of the {len(known)} claims that were measured" in page.verdict
+    rows = tables(page)["What was claimed, and what holds/"].rows
+    assert sum(row[0].endswith(" †") for row in rows) == len(added)
+
+
 def test_a_difference_that_is_not_clear_of_zero_proves_nothing() -> None:
     content = make_content({"cross_attention": 0.60, "age": 0.90})
     content["differences"]["age"]["cross_attention"]["pope"]["adversarial"]["accuracy"] = estimate(0.3, 0.4)
     holds, beside = verdicts(content)["Adversarial error of AGE over that of unguided cross-attention"]
-    assert (holds, beside) == (False, "difference not clear of 0")
+    assert (holds, beside) == (False, "its mean would: the difference is not clear of 0")
 
 
 def test_an_interval_that_reaches_beyond_the_bound_is_said() -> None:
@@ -117,7 +129,7 @@ def test_the_page_has_every_section_of_a_full_comparison() -> None:
     main = next(block for block in page.head if isinstance(block, Table))
     assert [row[0] for row in main.rows][-1].startswith("AGE +") and len(main.rows) == len(ACCURACY)
     assert main.rows[-1][2] == "0.050 (0.040 to 0.060)"
-    assert found["At equal time/"].rows[0][1] == "× 1.20"
+    assert found["At equal time/"].rows[0][1:3] == ["3", "× 1.20"]
     assert found["What guidance is worth in compute/Adversarial error"].rows[1][1:] == [
         "0.400 (0.390 to 0.410)",
         "0.200 (0.190 to 0.210)",
@@ -135,7 +147,16 @@ def test_the_page_has_every_section_of_a_full_comparison() -> None:
         "576",
         "20.0 (× 1.25)",
         "20.0 (× 1.25)",
+        "sdpa",
         "2.0",
+    ]
+    assert found["Does the null token know?/"].rows[0][4] == "**+0.030 (+0.020 to +0.040)**"
+    looking = found["The figures of every arm/Where it looks"]
+    assert looking.headers[2] == "of perfect attention on its grid" and looking.rows[1][2].startswith("0.840")
+    caption = "Adversarial accuracy of AGE, once as long, minus that of, on the seeds of both"
+    gaps = found[f"What guidance is worth in compute/{caption}"]
+    assert gaps.rows == [
+        ["cross-attention, unguided", "–", "**+0.150 (+0.140 to +0.160)**", "**−0.020 (−0.030 to −0.010)**"]
     ]
     matrix = found["Paired differences/Adversarial accuracy of the arm of a row minus that of a column"]
     assert matrix.rows[0][1] == "" and matrix.rows[4][1] == "**+0.100 (+0.090 to +0.110)**"
@@ -156,7 +177,16 @@ def test_sections_without_figures_are_left_out() -> None:
 def test_longer_unguided_training_says_whether_the_gap_closes() -> None:
     page = build_page(Figures(make_content({"cross_attention": 0.6, "age": 0.9}), {"longer": make_longer()}))
     section = next(section for section in page.sections if section.title == "What guidance is worth in compute")
-    assert "is reached with 16 times the steps" in section.blocks[0].content  # type: ignore[union-attr]
+    assert "reaches AGE with 16 times the steps" in section.blocks[0].content  # type: ignore[union-attr]
+
+
+def test_unguided_runs_reach_age_on_the_seeds_of_both() -> None:
+    longer = make_longer()
+    longer["differences"]["age"]["cross_attention_16x"]["pope"]["adversarial"]["accuracy"] = estimate(0.01)
+    page = build_page(Figures(make_content({"cross_attention": 0.6, "age": 0.9}), {"longer": longer}))  # 0.97 of 16 x
+    section = next(section for section in page.sections if section.title == "What guidance is worth in compute")
+    expected = "does not reach AGE with 16 times the steps: AGE stays ahead by +0.010"
+    assert expected in section.blocks[0].content  # type: ignore[union-attr]
 
 
 def test_groups_are_set_against_their_first_arm_and_the_best_is_marked() -> None:

@@ -136,3 +136,8 @@ def test_detectors_are_compared_on_the_same_questions() -> None:
     assert mass is not None and entropy is not None
     assert mass.value == pytest.approx(auroc(p_absent[absent], p_absent[~absent]))
     assert difference({0: mass}, {0: entropy}).low > 0.2
+    found = detect({0: records})["random"]
+    assert found["p_no"].minus_answer is None
+    assert found["null_mass"].minus_answer is not None and found["entropy"].minus_answer is not None
+    assert found["null_mass"].minus_answer.mean == 0.0  # the same numbers
+    assert found["entropy"].minus_answer == difference({0: entropy}, {0: mass})

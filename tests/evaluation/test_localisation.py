@@ -54,6 +54,15 @@ def test_a_thing_smaller_than_half_a_cell_is_still_found() -> None:
     assert found.share_mass == pytest.approx(4 / 64)
 
 
+def test_a_grid_may_be_too_coarse_for_a_thing() -> None:
+    in_a_corner = _mask(slice(8, 10), slice(16, 18))  # of cell (1, 2), whose middle is the best that can be pointed at
+    found = localise(_map((1, 2, 1.0)), in_a_corner)
+    assert (found.pointing, found.ceiling) == (False, False)
+    assert localise(_map((0, 0, 1.0)), _mask(slice(8, 16), slice(16, 24))).ceiling
+    fine = localise(np.zeros((16, 16), dtype=np.float32), in_a_corner)
+    assert (fine.pointing, fine.ceiling) == (False, True)
+
+
 def test_pointing_is_strict_and_knows_pictures_that_are_not_square() -> None:
     attention = _map((2, 1, 1.0))  # centred on row 2.5 / 4, column 1.5 / 4
     assert points_inside(attention, _mask(slice(24, 26), slice(23, 25), (40, 64)))
@@ -80,6 +89,7 @@ def test_summary() -> None:
     summary = summarise_words(words)
     assert summary["pointing"]["accuracy"] == 0.5
     assert summary["pointing"]["num_words"] == 2
+    assert summary["pointing"]["ceiling"] == 1.0
     assert summary["attention"]["mass"] == pytest.approx(0.45)
     assert summary["null_token"] == {
         "mass_present": pytest.approx(0.3),

@@ -34,16 +34,16 @@ def _judge(kind: str, references: list[str], answers: list[str], **options: obje
 
 
 @pytest.mark.parametrize(
-    ("parser", "accuracy", "precision", "recall", "yes_ratio", "unparsed"),
+    ("parser", "accuracy", "precision", "recall", "yes_ratio", "false_yes", "unparsed"),
     [
         # original reads yes yes no yes yes no no, first_word yes yes - - - no -, strict - - - - - no -
-        ("original", 4 / 7, 2 / 4, 2 / 3, 4 / 7, 0.0),
-        ("first_word", 2 / 7, 1 / 2, 1 / 3, 2 / 7, 4 / 7),
-        ("strict", 1 / 7, 0.0, 0.0, 0.0, 6 / 7),
+        ("original", 4 / 7, 2 / 4, 2 / 3, 4 / 7, 2 / 4, 0.0),
+        ("first_word", 2 / 7, 1 / 2, 1 / 3, 2 / 7, 1 / 4, 4 / 7),
+        ("strict", 1 / 7, 0.0, 0.0, 0.0, 0.0, 6 / 7),
     ],
 )
 def test_golden_pope(
-    parser: str, accuracy: float, precision: float, recall: float, yes_ratio: float, unparsed: float
+    parser: str, accuracy: float, precision: float, recall: float, yes_ratio: float, false_yes: float, unparsed: float
 ) -> None:
     scores = summarise(_judge("pope.random", TRUTH, GOLDEN, parser=parser))["pope"]["random"]
     assert scores["accuracy"] == pytest.approx(accuracy)
@@ -52,6 +52,7 @@ def test_golden_pope(
     f1 = 2 * precision * recall / (precision + recall) if precision + recall else 0.0
     assert scores["f1"] == pytest.approx(f1)
     assert scores["yes_ratio"] == pytest.approx(yes_ratio)
+    assert scores["false_yes_ratio"] == pytest.approx(false_yes)
     assert scores["unparsed_ratio"] == pytest.approx(unparsed)
     assert scores["reference_yes_ratio"] == pytest.approx(3 / 7)
 

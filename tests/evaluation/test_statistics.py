@@ -222,6 +222,13 @@ def test_a_ratio_to_what_may_be_0_has_no_upper_end() -> None:
     json.dumps(found.record(), allow_nan=False)
 
 
+def test_a_ratio_without_an_upper_end_has_a_lower_one() -> None:
+    errors, fewer = {0: 0.20, 1: 0.30, 2: 0.25}, {0: 0.01, 1: 0.14, 2: 0.05}
+    found, turned = ratio_of_seeds(fewer, errors), ratio_of_seeds(errors, fewer)
+    assert turned.high == math.inf
+    assert turned.low == pytest.approx(1 / found.high)  # one says what the other says
+
+
 def test_figures_of_seeds_alone() -> None:
     found = estimate_of_seeds({1: 2.0, 0: 1.0, 2: 3.0})
     assert (found.mean, found.values, found.bootstrap) == (2.0, (1.0, 2.0, 3.0), None)
@@ -231,6 +238,38 @@ def test_figures_of_seeds_alone() -> None:
     assert paired.low > 0.8
     faster = ratio_of_seeds({0: 11.0, 1: 12.1, 2: 13.2}, {0: 10.0, 1: 11.0, 2: 12.0})
     assert (faster.mean, faster.low, faster.high) == pytest.approx((1.1, 1.1, 1.1))
+
+
+def test_seeds_that_share_something_count_as_one_of_it() -> None:
+    values, groups = {0: 1.0, 1: 2.0, 2: 4.0, 3: 1.2, 4: 2.2}, {0: 0, 1: 1, 2: 2, 3: 0, 4: 1}
+    found = estimate_of_seeds(values, groups=groups)
+    apart = estimate_of_seeds({0: 1.1, 1: 2.1, 2: 4.0})  # the means of the three
+    assert found.t_groups == apart.t and found.t == estimate_of_seeds(values).t
+    assert found.mean == estimate_of_seeds(values).mean and (found.low, found.high) == apart.t
+    assert (-found).t_groups == (-found.high, -found.low) and found.record()["t_groups"] == list(apart.t or ())
+    alone = estimate_of_seeds(values, groups=dict.fromkeys(values, 0))  # one group says nothing of others
+    assert alone.t_groups is None and alone == estimate_of_seeds(values, groups={seed: seed for seed in values})
+
+
+def test_intervals_hold_their_95_percent_where_seeds_share_foundations() -> None:
+    rng = np.random.default_rng(12)
+    groups = {seed: seed % 3 for seed in range(5)}
+    held = dict.fromkeys(("t", "all", "difference", "ratio"), 0)
+    for _ in range(300):
+        of_group = rng.normal(0, 0.1, 3)
+        errors = [
+            {s: float(mean + of_group[s % 3] * mean + rng.normal(0, 0.01)) for s in groups} for mean in (0.2, 0.6)
+        ]
+        found = estimate_of_seeds(errors[1], groups=groups)
+        assert found.t is not None
+        held["t"] += found.t[0] <= 0.6 <= found.t[1]
+        held["all"] += found.low <= 0.6 <= found.high
+        gap = difference_of_seeds(*errors, groups=groups)
+        held["difference"] += gap.low <= -0.4 <= gap.high
+        share = ratio_of_seeds(*errors, groups=groups)
+        held["ratio"] += share.low <= 1 / 3 <= share.high
+    assert held["t"] < 270  # five seeds that are three
+    assert min(held["all"], held["difference"], held["ratio"]) >= 279
 
 
 def test_one_figure_of_one_seed_has_no_interval() -> None:
@@ -285,6 +324,7 @@ def test_figures_of_records() -> None:
         "pope.random.recall": 0.5,
         "pope.random.f1": 0.5,
         "pope.random.yes_ratio": 0.5,
+        "pope.random.false_yes_ratio": 0.5,
         "pope.random.auroc": (1 + 0.5 + 1 + 0) / 4,
         "pope.adversarial.recall": 1.0,
         "pope.mean.recall": 0.75,

@@ -13,7 +13,7 @@ from agevlm.analysis.charts import MEASURE_TITLES
 from agevlm.comparison.claims import GUIDED
 from agevlm.comparison.document import Block, Picture, Plot, Section, Table, Text
 from agevlm.comparison.plots import breakdown_plot, histograms_plot, reliability_plot
-from agevlm.comparison.readings import NOTHING, Nested, read, reading, section, written
+from agevlm.comparison.readings import NOTHING, Nested, read, reading, section, signed, written
 from agevlm.comparison.sections import titles
 
 _SITUATIONS = {
@@ -83,22 +83,31 @@ def detection_section(content: Nested) -> Section | None:
             seen = {split: section(by_split, f"{split}.{key}") for split in ("random", "adversarial")}
             if any(seen.values()):
                 aurocs = [written(reading(record, "auroc")) for record in seen.values()]
+                against = [_beside_answer(record) for record in seen.values()]
                 errors = [reading(seen["adversarial"], f"{how}.error") for how in ("as_is", "fitted")]
-                rows.append([names.get(arm, arm), label, *aurocs, *map(written, errors)])
+                rows.append([names.get(arm, arm), label, *aurocs, *against, *map(written, errors)])
     if not rows:
         return None
     text = (
         "Every question of POPE names one thing; each number is read as evidence that it is absent. AUROC: how well it "
-        "ranks. Calibration error: how far it is from the share of things that are absent, read as it is, and through "
-        "a logistic curve fitted on the other half of the pictures."
+        "ranks, and in how far better than the answer’s own probability, paired. Calibration error: how far it is from "
+        "the share of things that are absent, read as it is, and through a logistic curve fitted on the other half of "
+        "the pictures; a number that ranks no better than chance is fitted to a constant ½, which is well calibrated "
+        "and useless."
     )
-    headers = ["arm", "detector", "AUROC, random", "AUROC, adversarial", "calibration error as it is", "fitted"]
+    headers = ["arm", "detector", "AUROC, random", "AUROC, adversarial", "minus the answer’s, random", "adversarial"]
+    headers += ["calibration error as it is", "fitted"]
     blocks: list[Block] = [Text(text), Table(headers, rows)]
     lines = dict(_reliability(found))
     if lines:
         draw = partial(_draw_reliability, lines)
         blocks.append(Plot("reliability", "Calibration on the adversarial split", draw))
     return Section("Does the null token know?", blocks)
+
+
+def _beside_answer(record: Nested) -> str:
+    gap = reading(record, "minus_answer")
+    return "" if gap is None else f"**{signed(gap)}**" if gap.clear_of_zero else signed(gap)
 
 
 def _reliability(found: Nested) -> Iterator[tuple[str, Any]]:
@@ -133,7 +142,11 @@ def similarity_section(content: Nested) -> Section | None:
     text = (
         "Matching pairs are a picture and its own caption, mismatched ones a picture and the caption of another. "
         "AUROC: the chance that a matching pair scores higher; paired: that a caption scores higher with its own "
-        "picture. Only the likelihood means the same in every architecture; layers are counted from 0."
+        "picture. Only the likelihood means the same in every architecture. The others read, in cross-attention, the "
+        "output of the projector as image tokens, the layer’s output at the caption’s positions, and its normalised "
+        "queries and keys; in concatenation the decoder layer’s output at image and caption positions, and the queries "
+        "and keys of its self-attention without their rotary positions. Here the last layer that looks at images; the "
+        "file of figures has every layer, counted from 0."
     )
     headers = ["arm", "measure", "layer", "AUROC", "paired", "overlap"]
     blocks: list[Block] = [Text(text)]
@@ -172,7 +185,8 @@ def costs_section(content: Nested) -> Section | None:
         for tokens, cost in by_tokens.items():
             steps = {stage: section(cost, f"train.{stage}") for stage in stages}
             times = [_time(section(step, "seconds_per_step"), step.get("images_per_batch")) for step in steps.values()]
-            trained.append([names.get(arm, arm), tokens, *times, _kept(steps[stages[-1]]) if stages else NOTHING])
+            last = steps[stages[-1]] if stages else {}
+            trained.append([names.get(arm, arm), tokens, *times, str(last.get("attention", NOTHING)), _kept(last)])
             asked = [_time(section(cost, f"{name}.seconds")) for name in ("first_token", "further_question")]
             memory = section(cost, "memory").get("total_bytes")
             kept = NOTHING if memory is None else f"{memory / 1e3:,.0f}"
@@ -182,7 +196,8 @@ def costs_section(content: Nested) -> Section | None:
     reference = str(section(content, "costs_settings").get("reference", "age"))
     text = (
         f"Medians, and in brackets the ratio to {GUIDED.get(reference, reference)} on the same work: other load on the "
-        "machine moves it less than the times. Tokens are those of the vision model, before any pooling."
+        "machine moves it less than the times. Tokens are those of the vision model, before any pooling. Attention is "
+        "eager or fused (sdpa, which keeps less), whichever is faster for the arm."
     )
     head = ["arm", "image tokens"]
     return Section(
@@ -190,7 +205,7 @@ def costs_section(content: Nested) -> Section | None:
         [
             Text(text),
             Table(
-                [*head, *(f"{stage}, ms an image" for stage in stages), "kept, MB an image"],
+                [*head, *(f"{stage}, ms an image" for stage in stages), "attention", "kept, MB an image"],
                 trained,
                 "A step of training",
             ),

@@ -1,14 +1,14 @@
 """The method's claim, figure by figure, and whether what was measured bears it out.
 
-What is wanted was written down before anything was measured. A claim holds if the mean meets it and, where two arms are
-set against each other, the interval of their difference is clear of 0; whether the whole interval of the figure meets
-it too is said beside.
+What is wanted was written down before anything was measured; what was added later is marked. A claim holds if the mean
+meets it and, where errors are set against each other, the interval of the difference is clear of 0; whether the whole
+interval of the figure meets it too is said beside.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from agevlm.comparison.readings import Nested, Reading, percent, read, reading, section, signed, written
 
@@ -32,6 +32,7 @@ class Claim:
     measured: str = "not measured"
     holds: bool | None = None
     beside: str = ""  # what the interval has to say about the verdict
+    added: bool = False  # after figures were known
 
     @property
     def verdict(self) -> str:
@@ -75,11 +76,16 @@ def difference(content: Nested, arm: str, other: str, figure: str = ADVERSARIAL)
 def _of_guided(content: Nested, arm: str) -> Iterator[Claim]:
     name, equal_time = GUIDED[arm], section(content, "equal_time")
     yield _ratio(content, arm, UNGUIDED, MAX_ERROR_RATIO_UNGUIDED, "unguided cross-attention")
-    for other, whose in _best_concatenations(content):
-        yield _ratio(content, arm, other, MAX_ERROR_RATIO_CONCAT, whose)
+    best = best_concatenation(content)
+    yield _ratio(content, arm, best, MAX_ERROR_RATIO_CONCAT, "the best concatenation")
+    for other in _others_unguided(content, best):
+        claim = _ratio(content, arm, other, MAX_ERROR_RATIO_CONCAT, "unguided concatenation")
+        yield replace(claim, added=True)
     yield _no_worse(content, arm, UNGUIDED, "unguided cross-attention")
-    for other, whose in _best_concatenations(equal_time):
-        yield _no_worse(content, arm, other, whose)
+    best = best_concatenation(equal_time)
+    yield _no_worse(content, arm, best, "the best concatenation")
+    for other in _others_unguided(equal_time, best):
+        yield replace(_no_worse(content, arm, other, "unguided concatenation"), added=True)
     pointing = reading(content, f"arms.{arm}.pointing.accuracy")
     yield _bounded(f"Pointing, {name}", pointing, MIN_POINTING, "at least")
     caption = reading(content, f"similarity.{arm}.{CAPTION}.auroc")
@@ -87,12 +93,10 @@ def _of_guided(content: Nested, arm: str) -> Iterator[Claim]:
     yield _bounded(what, caption, MIN_CAPTION_AUROC, "at least")
 
 
-def _best_concatenations(content: Nested) -> Iterator[tuple[str | None, str]]:
-    """The best one and what to call it; where that is guided, the best one without guidance too."""
-    best = best_concatenation(content)
-    yield best, "the best concatenation"
-    if best == GUIDED_CONCAT and (unguided := best_concatenation(content, guided=False)):
-        yield unguided, "the best concatenation without guidance"
+def _others_unguided(content: Nested, best: str | None) -> list[str]:
+    """Where the best concatenation is guided, those that are not."""
+    arms = section(content, "arms") if best == GUIDED_CONCAT else ()
+    return [arm for arm in arms if arm.startswith("concat") and arm != GUIDED_CONCAT]
 
 
 def _ratio(content: Nested, arm: str, other: str | None, most: float, whose: str) -> Claim:
@@ -104,7 +108,9 @@ def _ratio(content: Nested, arm: str, other: str | None, most: float, whose: str
         return Claim(what, wanted)
     measured = f"{percent(ratio)}; accuracy {signed(gap)}"
     holds = ratio.mean <= most and gap.mean > 0 and gap.clear_of_zero
-    beside = "difference not clear of 0" if not gap.clear_of_zero else _beside(ratio, most, ratio.mean <= most, percent)
+    beside = _beside(ratio, most, ratio.mean <= most, percent)
+    if ratio.mean <= most and not gap.clear_of_zero:
+        beside = "its mean would: the difference is not clear of 0"
     return Claim(what + _named(content, other), wanted, measured, holds, beside)
 
 

@@ -41,6 +41,7 @@ from agevlm.training.timing import (
 
 TOKENS = (144, 576, 1024)  # image tokens that the vision model gives, before any pooling
 REFERENCE = "age"  # the arm that the others are set against, where it is measured
+KERNELS = ("eager", "sdpa")  # of attention: each arm has the one that is faster for it
 QUESTION = "is there a fish in the picture?"
 NUM_BATCHES = 4  # different batches of a stage, gone through in turn
 STEPS_AT_A_TIME = 2  # timed steps of an arm before the next arm's turn
@@ -228,8 +229,8 @@ def _train(
     """Arm → the figures of a step of one stage, with its batches made smaller by a factor."""
     figures: dict[str, dict[str, Any]] = {}
     batches: dict[str, list[dict[str, Any]]] = {}
-    times: Times = {network.arm: [] for network in networks}
-    processor_times: Times = {network.arm: [] for network in networks}
+    work: dict[tuple[str, str], dict[str, Any]] = {}
+    times: dict[tuple[str, str], list[tuple[float, float]]] = {}  # by wall and by processor
     drawn: dict[str, list[list[Item]]] = {}
     stages = {network.arm: _smaller(network.stage(stage_name), batch_ratio) for network in networks}
     with ExitStack() as stack:
@@ -238,20 +239,28 @@ def _train(
             counts = stack.enter_context(prepared(network.model, stage))
             items = _draw(network, stage, drawn)
             batches[network.arm] = _collate(network, stage, items)
-            figures[network.arm] = {
-                **_counts(stage, counts),
-                **step_work(network.model, stage, batches[network.arm][0], dtype),
-                "vision_seconds_per_image": _vision_seconds(network, items[0]),
-            }
+            vision = {"vision_seconds_per_image": _vision_seconds(network, items[0])}
+            figures[network.arm] = {**_counts(stage, counts), **vision}
+            for kernel in KERNELS:
+                network.model.set_attn_implementation(kernel)
+                work[network.arm, kernel] = step_work(network.model, stage, batches[network.arm][0], dtype)
         for repetition in range(repetitions):
-            for network in _rotated(networks, repetition):
+            for network, kernel in _rotated([*itertools.product(networks, KERNELS)], repetition):
+                network.model.set_attn_implementation(kernel)
                 start, of_arm = repetition * STEPS_AT_A_TIME, batches[network.arm]
                 chosen = [of_arm[(start + step) % len(of_arm)] for step in range(STEPS_AT_A_TIME)]
                 steps = step_times(network.model, stages[network.arm], [chosen[0], *chosen], network.recipe.dtype)
-                times[network.arm] += [wall for wall, _ in steps]
-                processor_times[network.arm] += [processor for _, processor in steps]
-    on_processor = compare_times(processor_times, reference)
-    for arm, spread in compare_times(times, reference).items():
+                times.setdefault((network.arm, kernel), []).extend(steps)
+    for arm in figures:
+        kernel = min(KERNELS, key=lambda kernel: float(np.median([wall for wall, _ in times[arm, kernel]])))
+        flops = {"flops": work[arm, KERNELS[0]]["flops"]}  # a fused kernel's are not counted
+        figures[arm] |= {"attention": kernel, **work[arm, kernel], **flops}
+    walls, processors = (
+        {arm: [taken[part] for taken in times[arm, found["attention"]]] for arm, found in figures.items()}
+        for part in (0, 1)
+    )
+    on_processor = compare_times(processors, reference)
+    for arm, spread in compare_times(walls, reference).items():
         per_image = spread["median"] / figures[arm]["images_per_batch"]
         figures[arm] |= {"seconds_per_step": spread, "seconds_per_image": per_image}
         figures[arm]["processor_seconds_per_step"] = on_processor[arm]

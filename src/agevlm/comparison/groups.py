@@ -13,6 +13,7 @@ from agevlm.comparison.readings import NOTHING, Nested, reading, section, signed
 from agevlm.comparison.sections import titles
 
 _FIGURES = (
+    ("pope.adversarial.auroc", "AUROC, adversarial", 3),
     ("pope.random.accuracy", "random", 3),
     ("pointing.accuracy", "pointing", 3),
     ("counting.accuracy", "counting", 3),

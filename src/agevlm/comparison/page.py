@@ -22,7 +22,7 @@ from agevlm.comparison.analyses import (
 )
 from agevlm.comparison.document import Block, Code, Page, Section, Table, Text, write_html, write_markdown
 from agevlm.comparison.groups import groups_section
-from agevlm.comparison.readings import NOTHING, Nested, reading, section
+from agevlm.comparison.readings import Nested, section
 from agevlm.comparison.run import run_directory
 from agevlm.comparison.sections import (
     claims_section,
@@ -40,12 +40,15 @@ ATTENTION = "attention.png"
 OTHERS = ("sweeps", "longer", "ablations")  # recipes whose figures go onto the page of the comparison
 INDEX = "index.html"
 _ABLATIONS = (
-    "One thing changed at a time, everything else as in the group’s first arm; “minus the first” is the paired "
-    "difference to it. The best of a group is strong: where the interval of its difference holds 0, by chance perhaps."
+    "One thing changed at a time, everything else as in the group’s first arm, at half the comparison’s steps; “minus "
+    "the first” is the paired difference to it. The best of a group is strong: where the interval of its difference "
+    "holds 0, by chance perhaps. The language model trains in stage 4 alone, so an arm that is guided in stage 3 only "
+    "is not the AGE of the comparison, whose language model learns while it is guided."
 )
 _SWEEPS = (
-    "How the settings of each arm were chosen: shorter runs, measured on validation scenes, which no other figure of "
-    "this page is from."
+    "How the settings of each arm were chosen: shorter runs of one seed, measured on validation scenes, which no other "
+    "figure of this page is from. The best adversarial accuracy was chosen; of equal ones the higher AUROC. Where the "
+    "best was the last of its row, one further was tried."
 )
 
 
@@ -159,17 +162,16 @@ def _again(figures: Figures, links: Sequence[Block]) -> Section:
     content = figures.comparison
     sure = (
         "A seed has its own training scenes, weights, order and test world, and one of the foundations. Intervals "
-        "hold 95 %: the outer ends of a bootstrap over seeds and pictures, and of Student’s t over the seeds. Where an "
-        "arm has one seed, its interval knows its pictures only."
+        "hold 95 %: the outer ends of a bootstrap over seeds and pictures, of Student’s t over the seeds, and, as "
+        "seeds of one foundation are not independent, of Student’s t over the means of the foundations. Where an arm "
+        "has one seed, its interval knows its pictures only. Of twenty intervals one is expected to miss."
     )
     rows = []
     for arm, title in titles(content).items():
-        time = reading(content, f"arms.{arm}.train.seconds")
-        seeds = ", ".join(map(str, section(content, "runs").get(arm, ())))
-        rows.append([title, seeds, f"{time.mean / 60:.1f}" if time else NOTHING])
+        rows.append([title, ", ".join(map(str, section(content, "runs").get(arm, ())))])
     facts = section(content, "environment")
     versions = Table(["environment", ""], [[str(key), _short(value)] for key, value in facts.items()])
-    blocks = [Text(sure), Code(_commands(figures)), *links, Table(["arm", "seeds", "minutes of training, a run"], rows)]
+    blocks = [Text(sure), Code(_commands(figures)), *links, Table(["arm", "seeds"], rows)]
     return Section("How sure, and how to make it again", [*blocks, versions] if facts else blocks)
 
 

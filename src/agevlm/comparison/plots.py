@@ -89,21 +89,23 @@ def _draw_interval(axes: Any, y: float, found: Reading, colour: str, look: Theme
 def curves_plot(
     curves: Mapping[str, Sequence[Nested]], titles: Mapping[str, str], *, theme: ThemeName = "light"
 ) -> Figure:
-    """Along the training: adversarial accuracy over steps and over seconds, and the yes ratio over steps."""
+    """Along the training: adversarial accuracy over steps and over seconds, yes ratio and pointing over steps."""
     look = THEMES[theme]
-    figure = _figure(3.5)
+    figure = _figure(6.2)
     panels = (
         ("step", "pope.adversarial.accuracy", "adversarial accuracy", "step"),
         ("seconds", "pope.adversarial.accuracy", "adversarial accuracy", "seconds of training"),
         ("step", "pope.adversarial.yes_ratio", "yes ratio, adversarial", "step"),
+        ("step", "pointing.accuracy", "pointing", "step"),
     )
-    for axes, (across, name, label, unit) in zip(figure.subplots(1, 3), panels, strict=True):
+    for axes, (across, name, label, unit) in zip(figure.subplots(2, 2).flat, panels, strict=True):
         style_axes(axes, look)
         for number, (arm, points) in enumerate(curves.items()):
             found = [(point[across], read(point["figures"].get(name))) for point in points]
             line = [(float(x), reading) for x, reading in found if reading is not None]
             _draw_line(axes, line, colour_of(arm, number, theme), titles.get(arm, arm))
-        axes.axhline(0.5, color=look.faint, linewidth=1, linestyle=":", zorder=2)
+        if name.startswith("pope"):
+            axes.axhline(0.5, color=look.faint, linewidth=1, linestyle=":", zorder=2)
         axes.set_title(label, color=look.ink, fontsize=9.5, loc="left")
         axes.set_xlabel(unit, color=look.faint, fontsize=9)
         axes.set_xlim(left=0)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from agevlm.analysis.similarity_measures import histograms
-from agevlm.evaluation.statistics import estimate_of_seeds
+from agevlm.evaluation.statistics import UNBOUNDED, Groups, estimate_of_seeds
 
 SIMILARITY_FILE = "similarity.json"  # beside the checkpoint of a run, as `agevlm similarity` writes it
 _RATIOS = ("auroc", "paired_accuracy", "overlap")
@@ -34,8 +34,8 @@ def similarity_values(records: Mapping[int, Record]) -> dict[str, dict[int, floa
     }
 
 
-def pool_similarity(records: Mapping[int, Record]) -> dict[str, Any]:
-    """Measure → its figures over seeds, {} for no record.
+def pool_similarity(records: Mapping[int, Record], groups: Groups = None) -> dict[str, Any]:
+    """Measure → its figures over seeds, {} for no record; `groups` as `statistics` has them.
 
     Each figure of the headline is an estimate over seeds; `histogram` counts the pairs of all seeds in shared bins.
     `layers` has the layer number and the AUROC, paired accuracy and overlap of every layer. Records that differ in
@@ -45,9 +45,9 @@ def pool_similarity(records: Mapping[int, Record]) -> dict[str, Any]:
     return {
         measure: {
             "layer": _shared(records, measure, lambda found: found["layer"]),
-            **{name: _estimate(values[f"{measure}.{name}"], name) for name in (*_RATIOS, *_MEANS)},
+            **{name: _estimate(values[f"{measure}.{name}"], name, groups) for name in (*_RATIOS, *_MEANS)},
             "histogram": _pooled_histogram(records, measure),
-            "layers": _layers(records, measure),
+            "layers": _layers(records, measure, groups),
         }
         for measure in _measures(records)
     }
@@ -57,8 +57,9 @@ def _measures(records: Mapping[int, Record]) -> list[str]:
     return list(next(iter(records.values()))["measures"]) if records else []
 
 
-def _estimate(values: Mapping[int, float], name: str) -> dict[str, Any]:
-    return estimate_of_seeds(values, **({"bounds": (0.0, 1.0)} if name in _RATIOS else {})).record()
+def _estimate(values: Mapping[int, float], name: str, groups: Groups) -> dict[str, Any]:
+    bounds = (0.0, 1.0) if name in _RATIOS else UNBOUNDED
+    return estimate_of_seeds(values, bounds=bounds, groups=groups).record()
 
 
 def _shared(records: Mapping[int, Record], measure: str, of: Any) -> Any:
@@ -69,13 +70,13 @@ def _shared(records: Mapping[int, Record], measure: str, of: Any) -> Any:
     return first
 
 
-def _layers(records: Mapping[int, Record], measure: str) -> list[dict[str, Any]]:
+def _layers(records: Mapping[int, Record], measure: str, groups: Groups) -> list[dict[str, Any]]:
     numbers = _shared(records, measure, lambda found: [scores["layer"] for scores in found["layers"]])
     rows = []
     for place, layer in enumerate(numbers):
         of_seed = {seed: record["measures"][measure]["layers"][place] for seed, record in records.items()}
         figures = {name: {seed: found[name] for seed, found in of_seed.items()} for name in _RATIOS}
-        rows.append({"layer": layer, **{name: _estimate(values, name) for name, values in figures.items()}})
+        rows.append({"layer": layer, **{name: _estimate(values, name, groups) for name, values in figures.items()}})
     return rows
 
 

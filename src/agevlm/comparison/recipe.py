@@ -113,6 +113,15 @@ class ComparisonRecipe(Strict):
         """The seeds that an arm is trained with."""
         return range(min(self.arms[arm].num_seeds or self.num_seeds, self.num_seeds))
 
+    def foundation_of(self, seed: int) -> int | None:
+        """The number of the foundation that a seed starts from; None where none is trained."""
+        return seed % self.foundations.num if self.foundations else None
+
+    @property
+    def groups_of_seeds(self) -> dict[int, int]:
+        """Seed → the number of the foundation that it starts from; where none is trained all share one."""
+        return {seed: self.foundation_of(seed) or 0 for seed in range(self.num_seeds)}
+
     def changes_of(self, arm: str) -> dict[str, Any]:
         """Key path → value of an arm, those of the arms that it is like first."""
         settings = self.arms[arm]

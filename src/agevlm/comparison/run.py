@@ -5,6 +5,7 @@ The directory of comparisons:
     foundations/K/           the foundations
     ARM/SEED/                the runs, each as `agevlm train` leaves it, trajectory.json and similarity.json
     equal_time/ARM/SEED/     those at equal time, where the steps of an arm are others; without the analyses
+    equal_time/factors.json  by what their steps are multiplied, from the costs when the first of them began
     costs.json               what a step and an answer cost
     recipes/ logs/           what the runs were told and what they said
 
@@ -31,6 +32,7 @@ from agevlm.training.trajectory import FILE as TRAJECTORY
 
 EQUAL_TIME = "equal_time"
 COSTS = "costs.json"
+FACTORS = "factors.json"
 
 
 def compare(
@@ -96,7 +98,7 @@ def training_jobs(recipe: ComparisonRecipe, out: Path, arms: Sequence[str]) -> l
 
 def recipe_of_run(recipe: ComparisonRecipe, out: Path, arm: str, seed: int) -> Recipe:
     """The training recipe of a run; runs from one foundation with one seed share their cached features."""
-    number = seed % recipe.foundations.num if recipe.foundations else None
+    number = recipe.foundation_of(seed)
     foundation = None if number is None else out / "foundations" / str(number)
     overrides = [f"cache_dir={json.dumps(str(out / 'cache' / str(seed)))}"]
     return recipe.recipe_of(arm, seed, foundation, overrides)
@@ -105,6 +107,7 @@ def recipe_of_run(recipe: ComparisonRecipe, out: Path, arm: str, seed: int) -> R
 def equal_time_jobs(recipe: ComparisonRecipe, out: Path) -> list[Job]:
     """The runs at equal time of the arms that are not there already, seeds outermost."""
     factors = equal_time_factors(recipe, out)
+    _write(out / EQUAL_TIME / FACTORS, json.dumps(factors, indent=1) + "\n")
     assert recipe.equal_time is not None
     jobs = []
     for seed in range(recipe.equal_time.num_seeds):
@@ -120,8 +123,10 @@ def equal_time_factors(recipe: ComparisonRecipe, out: Path) -> dict[str, float]:
     """Arm → by how much its steps are multiplied to take the time of the reference; 1 within the tolerance.
 
     By the steps in the costs, where arms take turns alone on the machine, as ratios to the arm `costs` measures all by:
-    runs beside others tell less, and seconds wander with the machine.
+    runs beside others tell less, and seconds wander with the machine. Once runs have begun their factors stay.
     """
+    if (known := out / EQUAL_TIME / FACTORS).exists():
+        return dict(json.loads(known.read_text(encoding="utf-8")))
     settings = recipe.equal_time
     assert settings is not None
     found, tokens = json.loads((out / COSTS).read_text(encoding="utf-8")), str(settings.num_tokens)

@@ -28,10 +28,18 @@ from agevlm.comparison.readings import ERROR, NOTHING, Nested, Reading, percent,
 
 Columns = Sequence[tuple[str, str]]  # a figure's name and its heading
 
+_GRIDS = (
+    "Pooled arms look through a grid of a quarter of the cells. Perfect attention, every cell as the share that the "
+    "thing covers, points no better there than the column says, so pointing is to be read against it. Their cells are "
+    "larger too, and touch the thing more often: attention in the mask and IoU compare arms of one grid only."
+)
+
 HALLUCINATION: Columns = (
     ("pope.adversarial.accuracy", "adversarial"),
     ("pope.popular.accuracy", "popular"),
     ("pope.random.accuracy", "random"),
+    ("pope.adversarial.false_yes_ratio", "false yes, adversarial"),
+    ("pope.adversarial.recall", "recall"),
     ("pope.adversarial.yes_ratio", "yes ratio, adversarial"),
     ("pope.adversarial.f1", "F1, adversarial"),
     ("pope.adversarial.auroc", "AUROC, adversarial"),
@@ -46,6 +54,7 @@ SKILLS: Columns = (
 )
 LOOKING: Columns = (
     ("pointing.accuracy", "pointing"),
+    ("pointing.ceiling", "of perfect attention on its grid"),
     ("attention.mass", "attention in the mask"),
     ("attention.iou", "IoU with the mask"),
     ("null_token.auroc", "null token, AUROC"),
@@ -61,7 +70,7 @@ def titles(content: Nested) -> dict[str, str]:
 
 def verdict(content: Nested) -> str:
     """What guidance does, in a sentence, and how much of what was claimed holds."""
-    found = claims(content)
+    found = [claim for claim in claims(content) if not claim.added]
     known = [claim for claim in found if claim.holds is not None]
     parts = []
     for guided in (arm for arm in GUIDED if error_ratio(content, arm, UNGUIDED)):
@@ -89,13 +98,14 @@ def headline(content: Nested) -> list[Block]:
     rows = _errors(content)
     if rows:
         text = (
-            "Adversarial error: the share of wrong answers to “is there a …?” when the thing asked for usually comes "
-            "with what is there. Dots are seeds, the stroke is their mean, the band its 95 % interval; dashed is what "
-            "was claimed of AGE before it was measured."
+            "Adversarial error: the share of wrong answers to “is there a …?”, half of it about things that are there, "
+            "half about absent ones that most often come with them. Yes to the absent ones is false yes, no to the "
+            "others lowers recall. Dots are seeds, the stroke is their mean, the band its 95 % interval; dashed is "
+            "what was claimed of AGE before it was measured."
         )
         draw = partial(_draw_errors, rows, _wanted_errors(content))
         blocks += [Plot("error", "Adversarial error of every arm", draw), Text(text)]
-    short = [(ERROR, "adversarial error"), ("pope.adversarial.yes_ratio", "yes ratio (truth 0.5)"), *LOOKING[:1]]
+    short = [(ERROR, "adversarial error"), *HALLUCINATION[3:5], *LOOKING[:1]]
     headers = ["arm", "seeds", *(label for _, label in short), "error over unguided’s", "perplexity of text after"]
     lines = []
     for arm, title in names.items():
@@ -129,11 +139,13 @@ def claims_section(content: Nested) -> Section:
     """Every claim, what was wanted, what was measured, and whether it holds."""
 
     def row(claim: Claim) -> list[str]:
-        return [claim.what, claim.wanted, claim.measured, claim.verdict]
+        return [claim.what + (" †" if claim.added else ""), claim.wanted, claim.measured, claim.verdict]
 
     intro = (
-        "What was wanted was written down before anything was measured. A claim holds if the mean meets it and, where "
-        "two arms are set against each other, the interval of their paired difference is clear of 0."
+        "What was wanted was written down before anything was measured; † marks what was added later, when guided "
+        "concatenation had turned out best. A claim about two arms’ errors holds if their ratio meets it and the "
+        "interval of their paired difference is clear of 0; every other one, at equal time too, if the mean meets it. "
+        "What the interval adds stands beside."
     )
     rows = [row(claim) for claim in claims(content)]
     return Section(
@@ -154,6 +166,8 @@ def figures_section(content: Nested) -> Section:
         ("Where it looks", LOOKING),
     ):
         tables += _figures_table(content, columns, caption)
+    if any(reading(content, f"arms.{arm}.pointing.ceiling") for arm in titles(content)):
+        tables.append(Text(_GRIDS))
     return Section("The figures of every arm", tables)
 
 
@@ -218,14 +232,15 @@ def curves_section(content: Nested) -> Section | None:
     if not curves:
         return None
     text = (
-        "Asked at each snapshot and at the end of each stage, on fewer pictures than the figures above. Dotted is a "
-        "coin’s accuracy, and an even yes ratio. Seconds are those of the steps, by the median of each stage, "
-        "of runs side by side."
+        "Asked at each snapshot and at the end of each stage, on fewer pictures than the figures above; pointing by "
+        "the words of POPE’s questions alone. Dotted is a coin’s accuracy, and an even yes ratio. Where a curve is at "
+        "0 the answers were not yes or no. Seconds are those of the steps, by the median of each stage, of runs side "
+        "by side."
     )
     draw = partial(_draw_curves, curves, titles(content))
     return Section(
         "Along the training",
-        [Plot("curves", "Adversarial accuracy and yes ratio along the training", draw), Text(text)],
+        [Plot("curves", "Adversarial accuracy, yes ratio and pointing along the training", draw), Text(text)],
     )
 
 
@@ -245,16 +260,28 @@ def equal_time_section(content: Nested) -> Section | None:
         found = [written(reading(equal, f"arms.{arm}.{name}")) for name in (ADVERSARIAL, "pointing.accuracy")]
         steps = f"× {factors[arm]:.2f}" if arm in factors else str(section(equal, f"arms.{arm}").get("steps", NOTHING))
         against = [_gap(equal, reference, arm), _share(equal, reference, arm)] if arm != reference else ["", ""]
-        rows.append([names.get(arm, arm), steps, *found, *against])
-    text = f"Every arm gets as many steps as fit into the time that {name} takes for its own."
-    headers = ["arm", "steps", "adversarial accuracy", "pointing", f"{name} minus it", f"error of {name} over its"]
+        seeds = str(len(section(equal, "runs").get(arm, ())))
+        rows.append([names.get(arm, arm), seeds, steps, *found, *against])
+    text = (
+        f"Every arm gets as many steps as fit into the time that {name} takes for its own. An arm at × 1.00 takes as "
+        "long within the tolerance: its runs are those at equal steps."
+    )
+    headers = [
+        "arm",
+        "seeds",
+        "steps",
+        "adversarial accuracy",
+        "pointing",
+        f"{name} minus it",
+        f"error of {name} over its",
+    ]
     return Section("At equal time", [Text(text), Table(headers, rows)])
 
 
 def compute_section(content: Nested, longer: Nested) -> Section | None:
     """Adversarial error of unguided arms that train several times longer, against AGE trained once as long.
 
-    From the arms of `longer` that are called ARM_4x and the like.
+    From the arms of `longer` that are called ARM_4x and the like. Whether they reach AGE is decided on shared seeds.
     """
     lines = _longer(content, longer)
     arm = next((arm for arm in GUIDED if reading(content, f"arms.{arm}.{ERROR}")), None)
@@ -263,40 +290,51 @@ def compute_section(content: Nested, longer: Nested) -> Section | None:
     level = reading(content, f"arms.{arm}.{ERROR}")
     assert level is not None
     names = titles(content)
-    multiples = sorted({multiple for points in lines.values() for multiple, _ in points})
-    rows = [[f"{names[arm]}, once as long", written(level), *[""] * (len(multiples) - 1)]]
-    for other, points in lines.items():
-        found = dict(points)
-        rows.append([names.get(other, other), *(written(found.get(multiple)) for multiple in multiples)])
-    table = Table(["arm", *(f"{multiple:g} × the steps" for multiple in multiples)], rows, "Adversarial error")
-    plot = Plot(
-        "compute",
-        "Adversarial error against multiples of the training",
-        partial(_draw_compute, lines, (arm, names[arm], level), names),
+    multiples = sorted({multiple for points in lines.values() for multiple in points})
+    headers = ["arm", *(f"{multiple} × the steps" for multiple in multiples)]
+    errors = [[f"{names[arm]}, once as long", written(level), *[""] * (len(multiples) - 1)]]
+    errors += [[names[of], *(written(points.get(m)) for m in multiples)] for of, points in lines.items()]
+    gaps = [[names[of], *(_gap(longer, arm, _multiplied(of, m)) for m in multiples)] for of in lines]
+    caption = f"Adversarial accuracy of {GUIDED[arm]}, once as long, minus that of, on the seeds of both"
+    draw = partial(_draw_compute, lines, (arm, names[arm], level), names)
+    return Section(
+        "What guidance is worth in compute",
+        [
+            Text(" ".join(_reaches(longer, arm, of, names[of], list(points)) for of, points in lines.items())),
+            Plot("compute", "Adversarial error against multiples of the training", draw),
+            Table(headers, errors, "Adversarial error"),
+            Table(headers, gaps, caption),
+        ],
     )
-    return Section("What guidance is worth in compute", [Text(_closes(lines, level, GUIDED[arm])), plot, table])
 
 
 def _draw_compute(lines: Any, level: Any, names: dict[str, str], theme: Any) -> Any:
-    return compute_plot(lines, level, names, theme=theme)
+    return compute_plot({arm: list(points.items()) for arm, points in lines.items()}, level, names, theme=theme)
 
 
-def _closes(lines: dict[str, list[tuple[float, Reading]]], level: Reading, name: str) -> str:
-    """Whether the gap closes, in words."""
-    reaching = sorted(m for points in lines.values() for m, found in points if found.mean <= level.mean)
-    longest = max(multiple for points in lines.values() for multiple, _ in points)
+def _multiplied(arm: str, multiple: int) -> str:
+    return arm if multiple == 1 else f"{arm}_{multiple}x"
+
+
+def _reaches(longer: Nested, guided: str, arm: str, title: str, multiples: Sequence[int]) -> str:
+    """Whether training an arm longer closes its gap to the guided one, in words."""
+    gaps = {m: gap for m in multiples if (gap := difference(longer, guided, _multiplied(arm, m)))}
+    reaching = [multiple for multiple, gap in gaps.items() if gap.mean <= 0]
     if reaching:
-        return f"Without guidance the adversarial error of {name} is reached with {reaching[0]:g} times the steps."
-    return f"Without guidance the adversarial error of {name} is not reached with {longest:g} times the steps."
+        return f"Unguided, {title} reaches {GUIDED[guided]} with {reaching[0]} times the steps."
+    ahead = f": {GUIDED[guided]} stays ahead by {signed(gaps[max(gaps)])}" if gaps else ""
+    return f"Unguided, {title} does not reach {GUIDED[guided]} with {max(multiples)} times the steps{ahead}."
 
 
-def _longer(content: Nested, longer: Nested) -> dict[str, list[tuple[float, Reading]]]:
-    """Arm → (multiple, adversarial error), in order."""
-    found: dict[str, dict[float, Reading | None]] = {}
+def _longer(content: Nested, longer: Nested) -> dict[str, dict[int, Reading]]:
+    """Arm → multiple of the steps → adversarial error, in order; once as long it is the comparison's."""
+    found: dict[str, dict[int, Reading]] = {}
     for name in section(longer, "arms"):
-        if named := re.fullmatch(r"(\w+)_(\d+)x", name):
-            arm, multiple = named.groups()
-            found.setdefault(arm, {})[float(multiple)] = reading(longer, f"arms.{name}.{ERROR}")
+        named = re.fullmatch(r"(\w+)_(\d+)x", name)
+        error = reading(longer, f"arms.{name}.{ERROR}")
+        if named and error:
+            found.setdefault(named[1], {})[int(named[2])] = error
     for arm, points in found.items():
-        points.setdefault(1.0, reading(content, f"arms.{arm}.{ERROR}"))
-    return {arm: [(m, error) for m, error in sorted(points.items()) if error] for arm, points in found.items()}
+        if error := reading(content, f"arms.{arm}.{ERROR}"):
+            points[1] = error
+    return {arm: dict(sorted(points.items())) for arm, points in found.items() if arm in titles(content)}

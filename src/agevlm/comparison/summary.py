@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import re
 import statistics
 from collections.abc import Iterable, Mapping
 from functools import cached_property
@@ -40,28 +41,43 @@ ANSWER_FIGURES = (
     *(
         f"pope.{split}.{name}"
         for split in ("random", "popular", "adversarial")
-        for name in ("accuracy", "f1", "yes_ratio")
+        for name in ("accuracy", "precision", "recall", "f1", "yes_ratio", "false_yes_ratio", "auroc")
     ),
-    "pope.adversarial.auroc",
+    *(f"pope.mean.{name}" for name in ("accuracy", "f1", "yes_ratio", "false_yes_ratio")),
     "presence.colour.accuracy",
+    "presence.colour.auroc",
     "counting.accuracy",
     "colour.accuracy",
     "relation.accuracy",
+    "relation.yes_no.accuracy",
+    "relation.choice.accuracy",
     "location.accuracy",
     "pointing.accuracy",
     "attention.mass",
     "attention.iou",
     "null_token.auroc",
+    "null_token.mass_present",
+    "null_token.mass_absent",
 )
-"""Figures of questions, named as in metrics.json; an arm without a null token has none of the last."""
+"""Figures of questions, named as in metrics.json; an arm without a null token has none of the last three."""
 
 RUN_FIGURES = (
     "text_perplexity.before",
     "text_perplexity.after",
     "pointing.strict_accuracy",
+    "pointing.ceiling",
+    "attention.share_mass",
     "counting.mean_absolute_error",
-    "biased.pope.adversarial.accuracy",
-    "biased.pope.random.accuracy",
+    *(
+        f"{kind}.unparsed_ratio"
+        for kind in ("pope.mean", "presence.colour", "counting", "colour", "relation", "location")
+    ),
+    *(f"biased.pope.{split}.accuracy" for split in ("random", "popular", "adversarial")),
+    *(
+        f"biased.{kind}.accuracy"
+        for kind in ("presence.colour", "counting", "colour", "relation", "location", "pointing")
+    ),
+    "biased.null_token.auroc",
 )
 """One number a run, named as in metrics.json: they get Student's interval over the seeds."""
 
@@ -78,9 +94,10 @@ Nested = dict[str, Any]
 
 
 class ArmRuns:
-    """The finished runs of one arm, by seed, in `out`/ARM/SEED."""
+    """The finished runs of one arm, by seed, in `out`/ARM/SEED; `groups` are the seeds that share a foundation."""
 
-    def __init__(self, out: Path, arm: str, seeds: Iterable[int]) -> None:
+    def __init__(self, out: Path, arm: str, seeds: Iterable[int], groups: Mapping[int, int] | None = None) -> None:
+        self.groups = groups
         done = {seed: run_directory(out, arm, seed) for seed in seeds}
         self.directories = {seed: path for seed, path in done.items() if (path / "report.html").exists()}
         self.predictions = {seed: _read_lines(path / "predictions.jsonl") for seed, path in self.directories.items()}
@@ -121,7 +138,8 @@ def summarise(recipe: ComparisonRecipe, out: Path) -> Nested:
 
     Differences are those of the arms within each group. No finished run at all is a ValueError.
     """
-    arms = {arm: ArmRuns(out, arm, recipe.seeds_of(arm)) for arm in recipe.trained}
+    groups_of_seeds = recipe.groups_of_seeds
+    arms = {arm: ArmRuns(out, arm, recipe.seeds_of(arm), groups_of_seeds) for arm in recipe.trained}
     arms = {arm: runs for arm, runs in arms.items() if runs.directories}
     if not arms:
         raise ValueError(f"{out} holds no finished run of {', '.join(recipe.trained)}")
@@ -140,9 +158,11 @@ def summarise(recipe: ComparisonRecipe, out: Path) -> Nested:
         "detection": {arm: _detection(runs) for arm, runs in arms.items()},
         "curves": {arm: curve for arm, runs in arms.items() if (curve := _curve(runs))},
         "similarity": {
-            arm: pool_similarity(found) for arm, runs in arms.items() if (found := read_similarity(runs.directories))
+            arm: pool_similarity(found, groups_of_seeds)
+            for arm, runs in arms.items()
+            if (found := read_similarity(runs.directories))
         },
-        "environment": json.loads((_first_run(arms) / "environment.json").read_text(encoding="utf-8")),
+        "environment": _environment(arms),
     }
     if recipe.equal_time is not None and (out / COSTS).exists():
         summary["equal_time"] = _equal_time(recipe, out, arms)
@@ -153,13 +173,27 @@ def summarise(recipe: ComparisonRecipe, out: Path) -> Nested:
 
 
 def write_summary(summary: Mapping[str, Any], path: Path) -> None:
-    """Write what `summarise` gives, as JSON."""
+    """Write what `summarise` gives, as JSON with six digits and lists of numbers in a line: the file is for git."""
+    text = json.dumps(_shortened(summary), indent=1, ensure_ascii=False, allow_nan=False)
+    text = re.sub(r"\[[^][{}]*\]", lambda found: " ".join(found[0].split()), text)
     with write_beside(path) as beside:
-        beside.write_text(json.dumps(summary, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+        beside.write_text(text + "\n", encoding="utf-8")
 
 
-def _first_run(arms: Mapping[str, ArmRuns]) -> Path:
-    return next(path for runs in arms.values() for path in runs.directories.values())
+def _shortened(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    if isinstance(value, Mapping):
+        return {key: _shortened(of_key) for key, of_key in value.items()}
+    return [_shortened(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _environment(arms: Mapping[str, ArmRuns]) -> Nested:
+    """What the runs were made with; where they differ all there was, such as the commits."""
+    files = [path / "environment.json" for runs in arms.values() for path in runs.directories.values()]
+    found = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+    facts = {name: list(dict.fromkeys(str(of_run.get(name)) for of_run in found)) for name in found[0]}
+    return {name: values[0] if len(values) == 1 else values for name, values in facts.items() if name != "seed"}
 
 
 def estimates(runs: ArmRuns) -> Nested:
@@ -167,9 +201,9 @@ def estimates(runs: ArmRuns) -> Nested:
     found: dict[str, Estimate] = {}
     for name in ANSWER_FIGURES:
         if figures := runs.figures(name):
-            found[name] = estimate(figures, bounds=(0.0, 1.0))
+            found[name] = estimate(figures, bounds=(0.0, 1.0), groups=runs.groups)
     for name in runs.number_names:
-        found[name] = estimate_of_seeds(runs.values(name), bounds=_bounds(name))
+        found[name] = estimate_of_seeds(runs.values(name), bounds=_bounds(name), groups=runs.groups)
     return _nested({name: figure.record() for name, figure in found.items()})
 
 
@@ -199,7 +233,7 @@ def _between(arms: Mapping[str, ArmRuns], pairs: Iterable[tuple[str, str]]) -> N
         for one, two in ((first, second), (second, first)):
             errors = arms[one].figures(ERROR), arms[two].figures(ERROR)
             if errors[0].keys() & errors[1].keys():
-                ratios.setdefault(one, {})[two] = ratio(*errors, names=(one, two)).record()
+                ratios.setdefault(one, {})[two] = ratio(*errors, names=(one, two), groups=arms[one].groups).record()
     return {"differences": differences, "error_ratios": ratios}
 
 
@@ -208,11 +242,11 @@ def _differences(first: ArmRuns, second: ArmRuns, names: tuple[str, str]) -> dic
     for name in ANSWER_FIGURES:
         one, two = first.figures(name), second.figures(name)
         if one.keys() & two.keys():
-            found[name] = difference(one, two, names=names)
+            found[name] = difference(one, two, names=names, groups=first.groups)
     for name in first.number_names:
         values = first.values(name), second.values(name)
         if values[0].keys() & values[1].keys():
-            found[name] = difference_of_seeds(*values)
+            found[name] = difference_of_seeds(*values, groups=first.groups)
     return found
 
 
@@ -222,7 +256,10 @@ def _equal_time(recipe: ComparisonRecipe, out: Path, equal_steps: Mapping[str, A
     factors = equal_time_factors(recipe, out)
     seeds = range(min(recipe.equal_time.num_seeds, recipe.num_seeds))
     places = {arm: out if factor == 1 else out / EQUAL_TIME for arm, factor in factors.items() if arm in equal_steps}
-    arms = {arm: ArmRuns(place, arm, set(seeds) & set(recipe.seeds_of(arm))) for arm, place in places.items()}
+    arms = {
+        arm: ArmRuns(place, arm, set(seeds) & set(recipe.seeds_of(arm)), recipe.groups_of_seeds)
+        for arm, place in places.items()
+    }
     arms = {arm: runs for arm, runs in arms.items() if runs.directories}
     return {
         "reference": recipe.equal_time.reference,
@@ -248,7 +285,7 @@ def _curve(runs: ArmRuns) -> list[Nested]:
     for together in zip(*found.values(), strict=True):
         by_seed = dict(zip(found, together, strict=True))
         figures = {
-            name: estimate_of_seeds(values, bounds=_bounds(name)).record()
+            name: estimate_of_seeds(values, bounds=_bounds(name), groups=runs.groups).record()
             for name in TRAJECTORY_FIGURES
             if (values := {seed: v for seed, p in by_seed.items() if (v := _value(p["metrics"], name)) is not None})
         }
@@ -284,7 +321,7 @@ def _breakdown(runs: ArmRuns, facts: _Facts) -> Nested:
     if any(found is None for found in known.values()):
         return {}
     answers = {seed: pope_answers(runs.predictions[seed], known[seed]) for seed in known}
-    tables = breakdown(answers)
+    tables = breakdown(answers, runs.groups)
     return {
         rate: {situation: [cell.record() for cell in cells] for situation, cells in by_situation.items()}
         for rate, by_situation in tables.items()
@@ -292,7 +329,7 @@ def _breakdown(runs: ArmRuns, facts: _Facts) -> Nested:
 
 
 def _detection(runs: ArmRuns) -> Nested:
-    found = detect(runs.predictions)
+    found = detect(runs.predictions, runs.groups)
     return {split: {name: seen.record() for name, seen in by_name.items()} for split, by_name in found.items()}
 
 

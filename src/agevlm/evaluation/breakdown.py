@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from agevlm.data.language import presence_conversation
 from agevlm.data.pope import POPE_KINDS, Statistics
 from agevlm.data.schema import AnnotatedImage
-from agevlm.evaluation.statistics import Estimate, Record, Share, estimate, reference_is_yes
+from agevlm.evaluation.statistics import Estimate, Groups, Record, Share, estimate, reference_is_yes
 
 if TYPE_CHECKING:
     from agevlm.data.scenes import WorldSpec
@@ -191,20 +191,24 @@ def _value(facts: Facts, situation: Situation) -> float:
     return facts.co_occurrence if situation == "co_occurrence" else facts.num_objects
 
 
-def breakdown(runs: Mapping[int, Sequence[PopeAnswer]]) -> dict[Rate, dict[Situation, list[Cell]]]:
+def breakdown(
+    runs: Mapping[int, Sequence[PopeAnswer]], groups: Groups = None
+) -> dict[Rate, dict[Situation, list[Cell]]]:
     """`TABLES` of one arm, seed → its answers: the rate of errors in each bin of `EDGES`, mean over seeds.
 
     Seeds that asked nothing in a bin are left out of it, see the estimate's `num_seeds`.
     """
     tables: dict[Rate, dict[Situation, list[Cell]]] = {}
     for rate, situation in TABLES:
-        cells = [_cell(runs, rate, situation, low, high) for low, high in pairwise(EDGES[situation])]
+        cells = [_cell(runs, groups, rate, situation, low, high) for low, high in pairwise(EDGES[situation])]
         tables.setdefault(rate, {})[situation] = cells
     return tables
 
 
-def _cell(runs: Mapping[int, Sequence[PopeAnswer]], rate: Rate, situation: Situation, low: float, high: float) -> Cell:
+def _cell(
+    runs: Mapping[int, Sequence[PopeAnswer]], groups: Groups, rate: Rate, situation: Situation, low: float, high: float
+) -> Cell:
     found = {seed: errors(answers, rate, situation, low, high) for seed, answers in runs.items()}
     shares = {seed: share for seed, share in found.items() if share is not None}
     count = sum(len(share.ids) for share in shares.values())
-    return Cell(low, high, count, estimate(shares, bounds=(0.0, 1.0)) if shares else None)
+    return Cell(low, high, count, estimate(shares, bounds=(0.0, 1.0), groups=groups) if shares else None)

@@ -23,10 +23,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from agevlm.evaluation.statistics import Estimate, Ranks, Record, estimate, estimate_of_seeds, reference_is_yes
+from agevlm.evaluation.statistics import (
+    Estimate,
+    Groups,
+    Ranks,
+    Record,
+    difference,
+    estimate,
+    estimate_of_seeds,
+    reference_is_yes,
+)
 
 SPLITS = ("random", "adversarial")
 DETECTORS = ("null_mass", "p_no", "entropy")
+ANSWER = "p_no"
 PROBABILITIES = ("null_mass", "p_no")  # the detectors that can be read as they are
 NUM_BINS = 10
 
@@ -75,9 +85,13 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Detection:
-    """One detector on one split: AUROC for absent against present; calibration, `as_is` None for no probability."""
+    """One detector on one split: AUROC for absent against present; calibration, `as_is` None for no probability.
+
+    `minus_answer` is its AUROC minus that of the answer's own probability, paired; None for that itself.
+    """
 
     auroc: Estimate
+    minus_answer: Estimate | None
     num_questions: int
     as_is: Calibration | None
     fitted: Calibration
@@ -86,26 +100,33 @@ class Detection:
         """As JSON has it."""
         return {
             "auroc": self.auroc.record(),
+            "minus_answer": self.minus_answer.record() if self.minus_answer else None,
             "num_questions": self.num_questions,
             "as_is": self.as_is.record() if self.as_is else None,
             "fitted": self.fitted.record(),
         }
 
 
-def detect(runs: Mapping[int, Sequence[Record]]) -> dict[str, dict[str, Detection]]:
+def detect(runs: Mapping[int, Sequence[Record]], groups: Groups = None) -> dict[str, dict[str, Detection]]:
     """Every detector of `DETECTORS` on every split of `SPLITS`, of one arm: seed → the records of its predictions.
 
     A detector that a run has no numbers for is left out there: null mass without a null token, entropy in files written
-    before it was measured.
+    before it was measured. `groups` as `statistics` has them.
     """
     found: dict[str, dict[str, Detection]] = {}
     for split in SPLITS:
-        for detector in DETECTORS:
-            seen = {seed: evidence(records, split, detector) for seed, records in runs.items()}
-            known = {seed: ranks for seed, ranks in seen.items() if ranks is not None}
+        seen = {detector: _known(runs, split, detector) for detector in DETECTORS}
+        answers = seen[ANSWER]
+        for detector, known in seen.items():
             if known:
-                found.setdefault(split, {})[detector] = _detection(known, detector in PROBABILITIES)
+                against = answers if detector != ANSWER and answers.keys() & known.keys() else None
+                found.setdefault(split, {})[detector] = _detection(known, against, groups, detector in PROBABILITIES)
     return found
+
+
+def _known(runs: Mapping[int, Sequence[Record]], split: str, detector: str) -> dict[int, Ranks]:
+    seen = {seed: evidence(records, split, detector) for seed, records in runs.items()}
+    return {seed: ranks for seed, ranks in seen.items() if ranks is not None}
 
 
 def evidence(records: Sequence[Record], split: str, detector: str) -> Ranks | None:
@@ -128,22 +149,27 @@ def _score(record: Record, detector: str) -> float | None:
     return record["words"][0].get(detector) if record["words"] else None
 
 
-def _detection(known: Mapping[int, Ranks], is_probability: bool) -> Detection:
+def _detection(
+    known: Mapping[int, Ranks], answers: Mapping[int, Ranks] | None, groups: Groups, is_probability: bool
+) -> Detection:
     absent = {seed: np.asarray(ranks.positive, dtype=bool) for seed, ranks in known.items()}
     scores = {seed: np.asarray(ranks.scores, dtype=np.float64) for seed, ranks in known.items()}
     fitted = {seed: cross_fitted(scores[seed], absent[seed], known[seed].images) for seed in known}
     return Detection(
-        auroc=estimate(known, bounds=(0.0, 1.0)),
+        auroc=estimate(known, bounds=(0.0, 1.0), groups=groups),
+        minus_answer=difference(known, answers, groups=groups) if answers else None,
         num_questions=sum(map(len, scores.values())),
-        as_is=_calibration(scores, absent) if is_probability else None,
-        fitted=_calibration(fitted, absent),
+        as_is=_calibration(scores, absent, groups) if is_probability else None,
+        fitted=_calibration(fitted, absent, groups),
     )
 
 
-def _calibration(probability: Mapping[int, Floats], absent: Mapping[int, NDArray[np.bool_]]) -> Calibration:
+def _calibration(
+    probability: Mapping[int, Floats], absent: Mapping[int, NDArray[np.bool_]], groups: Groups
+) -> Calibration:
     errors = {seed: calibration_error(reliability(probability[seed], absent[seed])) for seed in probability}
     pooled = reliability(np.concatenate(list(probability.values())), np.concatenate(list(absent.values())))
-    return Calibration(estimate_of_seeds(errors, bounds=(0.0, 1.0)), pooled)
+    return Calibration(estimate_of_seeds(errors, bounds=(0.0, 1.0), groups=groups), pooled)
 
 
 def reliability(probability: ArrayLike, absent: ArrayLike, num_bins: int = NUM_BINS) -> tuple[Bin, ...]:

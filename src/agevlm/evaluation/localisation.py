@@ -30,6 +30,8 @@ class Localisation:
     """How the attention of one word meets the mask of what it names.
 
     `pointing`: the maximum lies on the object or next to it, see `points_inside`. `strict`: the same with no tolerance.
+    `ceiling`: what `pointing` is for perfect attention on this grid, each cell as its covered share; where it is false
+    the grid is too coarse for the object.
     `mass`: share of all attention that lies on cells that the object touches. `share_mass`: the same with a partly
     covered cell counting by its covered share, so that even perfect attention stays below 1. `iou`: of the cells with
     at least half the maximum and the cells that the object covers by at least half (a thing too small for that: its
@@ -38,6 +40,7 @@ class Localisation:
 
     pointing: bool
     strict: bool
+    ceiling: bool
     mass: float
     share_mass: float
     iou: float
@@ -54,6 +57,7 @@ def localise(map_hw: NDArray[np.floating[Any]], mask_YX: NDArray[np.bool_]) -> L
     return Localisation(
         pointing=points_inside(map_hw, mask_YX, TOLERANCE_RATIO),
         strict=points_inside(map_hw, mask_YX),
+        ceiling=points_inside(coverage_hw, mask_YX, TOLERANCE_RATIO),
         mass=float(map_hw[coverage_hw > 0].sum()),
         share_mass=float((map_hw * coverage_hw).sum()),
         iou=float((looked_hw & object_hw).sum() / (looked_hw | object_hw).sum()),
@@ -127,6 +131,7 @@ def summarise_words(words: Sequence[WordAttention]) -> dict[str, Any]:
             "accuracy": float(np.mean([where.pointing for _, where in present])),
             "accuracy_interval": list(interval_of_mean(list(by_image.values()))),
             "strict_accuracy": float(np.mean([where.strict for _, where in present])),
+            "ceiling": float(np.mean([where.ceiling for _, where in present])),
             "num_words": len(present),
         }
         summary["attention"] = {

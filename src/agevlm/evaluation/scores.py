@@ -153,7 +153,7 @@ def summarise(predictions: Sequence[Prediction]) -> Metrics:
     if splits:
         pope["mean"] = {
             name: float(np.mean([split[name] for split in splits]))
-            for name in ("accuracy", "precision", "recall", "f1", "yes_ratio", "unparsed_ratio")
+            for name in ("accuracy", "precision", "recall", "f1", "yes_ratio", "false_yes_ratio", "unparsed_ratio")
         }
     forms = [p for kind, group in by_kind.items() if kind.startswith("relation.") for p in group]
     if forms:
@@ -192,7 +192,8 @@ def accuracy_scores(group: Sequence[Prediction]) -> Metrics:
 def yes_no_scores(group: Sequence[Prediction]) -> Metrics:
     """POPE's figures with yes as the positive class, and the AUROC of P(yes) where the model gave it.
 
-    `yes_ratio` is the share of answers read as yes, not of references. An unread answer to a "yes" lowers recall.
+    `yes_ratio` is the share of answers read as yes, not of references; `false_yes_ratio` that among the questions whose
+    reference is no: things seen that are not there. An unread answer to a "yes" lowers recall.
     """
     yes = sum(prediction.expected == "yes" for prediction in group)
     said_yes = sum(prediction.parsed == "yes" for prediction in group)
@@ -204,6 +205,7 @@ def yes_no_scores(group: Sequence[Prediction]) -> Metrics:
         "recall": _ratio(true_yes, yes),
         "f1": _ratio(2 * true_yes, yes + said_yes),
         "yes_ratio": said_yes / len(group),
+        "false_yes_ratio": _ratio(said_yes - true_yes, len(group) - yes),
         "reference_yes_ratio": yes / len(group),
         **({"auroc": auroc(chances["yes"], chances["no"])} if all(chances.values()) else {}),
     }

@@ -11,9 +11,13 @@ are two sources of chance, the training and the choice of pictures, and two inte
   figures are about normal, since every seed has its own training and its own pictures; but with 3 seeds that happen to
   agree it can be narrower than the choice of pictures alone allows.
 
-The interval that is reported reaches from the lower of the two lower ends to the upper of the two upper ends: it holds
-its 95 % in both cases (docs/evaluation.md has the simulation) and is wider than needed in most. Each is kept beside it.
-What is known only as one figure a seed (perplexity, seconds) has the t interval alone. One seed says nothing of other
+Seeds that have something in common that others have not, such as the foundation they start from, are no draws apart
+from each other. `groups` says which belong together; with two groups or more there is a third interval, Student's t
+over the means of the groups. With one group nothing can be said of others.
+
+The interval that is reported reaches from the lowest of the lower ends to the highest of the upper ends: it holds its
+95 % in all these cases (docs/evaluation.md has the simulation) and is wider than needed in most. Each is kept beside
+it. What is known only as one figure a seed (perplexity, seconds) has no bootstrap. One seed says nothing of other
 seeds: its interval knows its pictures only, and a figure alone has none (minus to plus infinity, null in JSON). Where
 nothing varies, because no picture has an error or all have nothing else, the interval is the exact one for such a case.
 """
@@ -24,7 +28,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -40,6 +44,7 @@ UNBOUNDED = (-math.inf, math.inf)
 
 Floats = NDArray[np.float64]
 Interval = tuple[float, float]
+Groups = Mapping[int, int] | None  # seed → the number of its group; None: each is its own
 Record = Mapping[str, Any]  # a line of predictions.jsonl
 
 _TAILS = (0.025, 0.975)
@@ -57,8 +62,8 @@ _T_QUANTILES = (  # of Student's t at 0.975, for 1 to 30 degrees of freedom
 class Estimate:
     """A figure over seeds: `mean`, its 95 % interval from `low` to `high`, and the `values` of the `seeds`, in order.
 
-    `bootstrap` (over seeds and pictures) and `t` (over seeds) are the two intervals that `low` and `high` enclose, None
-    where there is none. An end that nothing bounds is infinite.
+    `bootstrap` (over seeds and pictures), `t` (over seeds) and `t_groups` (over groups of seeds) are the intervals that
+    `low` and `high` enclose, None where there is none. An end that nothing bounds is infinite.
     """
 
     mean: float
@@ -68,6 +73,7 @@ class Estimate:
     seeds: tuple[int, ...]
     bootstrap: Interval | None = None
     t: Interval | None = None
+    t_groups: Interval | None = None
 
     @property
     def num_seeds(self) -> int:
@@ -81,7 +87,8 @@ class Estimate:
             return (-interval[1], -interval[0]) if interval else None
 
         values = tuple(-value for value in self.values)
-        return Estimate(-self.mean, -self.high, -self.low, values, self.seeds, flipped(self.bootstrap), flipped(self.t))
+        intervals = map(flipped, (self.bootstrap, self.t, self.t_groups))
+        return Estimate(-self.mean, -self.high, -self.low, values, self.seeds, *intervals)
 
     def record(self) -> dict[str, Any]:
         """As JSON has it; what is not finite is null."""
@@ -92,9 +99,12 @@ class Estimate:
             "values": [_finite(value) for value in self.values],
             "seeds": list(self.seeds),
             "num_seeds": self.num_seeds,
-            "bootstrap": [_finite(end) for end in self.bootstrap] if self.bootstrap else None,
-            "t": [_finite(end) for end in self.t] if self.t else None,
+            **{name: _ends(getattr(self, name)) for name in ("bootstrap", "t", "t_groups")},
         }
+
+
+def _ends(interval: Interval | None) -> list[float | None] | None:
+    return [_finite(end) for end in interval] if interval else None
 
 
 def _finite(value: float) -> float | None:
@@ -197,9 +207,14 @@ def _divide(above: Floats, below: Floats) -> Floats:
 
 
 def estimate(
-    arm: Mapping[int, Figure], *, bounds: Interval = UNBOUNDED, num_draws: int = NUM_DRAWS, seed: int = 0
+    arm: Mapping[int, Figure],
+    *,
+    bounds: Interval = UNBOUNDED,
+    groups: Groups = None,
+    num_draws: int = NUM_DRAWS,
+    seed: int = 0,
 ) -> Estimate:
-    """Mean over seeds of a figure, with its interval; `arm` is seed → figure.
+    """Mean over seeds of a figure, with its interval; `arm` is seed → figure, `groups` those with something in common.
 
     Seeds whose figure is NaN are left out. `bounds` are the values that the figure can have: ends beyond are moved
     there. Deterministic in `seed`. No seed with a figure is a ValueError.
@@ -208,7 +223,7 @@ def estimate(
     _some(arm, "no seed has this figure")
     values_S = np.array([figure.value for figure in arm.values()])
     (draws_D,) = _two_level([arm], num_draws, seed)
-    found = _enclose(float(values_S.mean()), values_S, arm, draws_D, _t_interval(values_S), bounds)
+    found = _of_mean(values_S, arm, draws_D, groups, bounds)
     if (values_S == bounds[0]).all() or (values_S == bounds[1]).all():
         return _beside_a_bound(found, sum(figure.num_images for figure in arm.values()), bounds)
     return found
@@ -227,6 +242,7 @@ def difference(
     second: Mapping[int, Figure],
     *,
     names: tuple[str, str] = ("the first arm", "the second arm"),
+    groups: Groups = None,
     num_draws: int = NUM_DRAWS,
     seed: int = 0,
 ) -> Estimate:
@@ -238,7 +254,7 @@ def difference(
     one, two = _pair(first, second, names)
     values_S = np.array([one[number].value - two[number].value for number in one])
     draws_AD = _two_level([one, two], num_draws, seed)
-    return _enclose(float(values_S.mean()), values_S, one, draws_AD[0] - draws_AD[1], _t_interval(values_S), UNBOUNDED)
+    return _of_mean(values_S, one, draws_AD[0] - draws_AD[1], groups, UNBOUNDED)
 
 
 def ratio(
@@ -246,42 +262,43 @@ def ratio(
     second: Mapping[int, Figure],
     *,
     names: tuple[str, str] = ("the first arm", "the second arm"),
+    groups: Groups = None,
     num_draws: int = NUM_DRAWS,
     seed: int = 0,
 ) -> Estimate:
     """Mean of the first arm over mean of the second, over the shared seeds, paired like `difference`; both at least 0.
 
-    `values` are the ratios of the seeds; `mean` is the ratio of the means and not their mean. The t interval is
-    Fieller's; it has no upper end where the mean of the second arm is not clear of 0. Errors as in `difference`.
+    `values` are the ratios of the seeds; `mean` is the ratio of the means and not their mean. The t intervals are
+    Fieller's; they have no upper end where the mean of the second arm is not clear of 0. Errors as in `difference`.
     """
     one, two = _pair(first, second, names)
     values_AS = np.array([[figure.value for figure in arm.values()] for arm in (one, two)])
     above_D, below_D = _two_level([one, two], num_draws, seed)
-    return _ratio(values_AS, one, _quotient(above_D, below_D))
+    return _ratio(values_AS, one, _quotient(above_D, below_D), groups)
 
 
-def estimate_of_seeds(values: Mapping[int, float], *, bounds: Interval = UNBOUNDED) -> Estimate:
-    """Mean of one number a seed, with its t interval, for what is no figure of questions (perplexity, seconds).
+def estimate_of_seeds(values: Mapping[int, float], *, bounds: Interval = UNBOUNDED, groups: Groups = None) -> Estimate:
+    """Mean of one number a seed, with its t intervals, for what is no figure of questions (perplexity, seconds).
 
-    A bootstrap over 3 to 5 seeds would hold less than its 95 %: see the head of the file. `bounds` as in `estimate`.
+    A bootstrap over 3 to 5 seeds would hold less than its 95 %: see the head of the file. The rest as in `estimate`.
     """
     values = {number: values[number] for number in sorted(values)}
     _some(values, "no seed has this figure")
     values_S = np.array(list(values.values()), dtype=np.float64)
-    return _enclose(float(values_S.mean()), values_S, values, None, _t_interval(values_S), bounds)
+    return _of_mean(values_S, values, None, groups, bounds)
 
 
-def difference_of_seeds(first: Mapping[int, float], second: Mapping[int, float]) -> Estimate:
-    """Mean over the shared seeds of first minus second, with its paired t interval; no shared seed is a ValueError."""
+def difference_of_seeds(first: Mapping[int, float], second: Mapping[int, float], *, groups: Groups = None) -> Estimate:
+    """Mean over the shared seeds of first minus second, with its paired t intervals; no shared seed is a ValueError."""
     shared = _shared(first, second)
-    return estimate_of_seeds({number: first[number] - second[number] for number in shared})
+    return estimate_of_seeds({number: first[number] - second[number] for number in shared}, groups=groups)
 
 
-def ratio_of_seeds(first: Mapping[int, float], second: Mapping[int, float]) -> Estimate:
-    """Mean of the first over mean of the second, over the shared seeds, both at least 0, with Fieller's interval."""
+def ratio_of_seeds(first: Mapping[int, float], second: Mapping[int, float], *, groups: Groups = None) -> Estimate:
+    """Mean of the first over mean of the second, over the shared seeds, both at least 0, with Fieller's intervals."""
     shared = _shared(first, second)
     values_AS = np.array([[arm[number] for number in shared] for arm in (first, second)], dtype=np.float64)
-    return _ratio(values_AS, shared, None)
+    return _ratio(values_AS, shared, None, groups)
 
 
 def _some(found: Mapping[int, object] | Sequence[int], complaint: str) -> None:
@@ -354,17 +371,36 @@ def _t_quantile(degrees: int) -> float:
     return z + (z**3 + z) / (4 * degrees) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * degrees**2)
 
 
-def _t_interval(values_S: Floats) -> Interval | None:
-    if len(values_S) < 2:
+def _t_interval(values_S: Floats | None) -> Interval | None:
+    if values_S is None or len(values_S) < 2:
         return None
     reach = _t_quantile(len(values_S) - 1) * float(values_S.std(ddof=1)) / math.sqrt(len(values_S))
     return float(values_S.mean()) - reach, float(values_S.mean()) + reach
 
 
-def _ratio(values_AS: Floats, seeds: Mapping[int, object] | Sequence[int], draws_D: Floats | None) -> Estimate:
+def _group_means(values_XS: Floats, seeds: Iterable[int], groups: Groups) -> Floats | None:
+    """Means (..., G) over the seeds of each group; None where that is nothing new: no groups, one, or one a seed."""
+    if groups is None:
+        return None
+    group_S = np.array([groups[seed] for seed in seeds])
+    numbers = np.unique(group_S)
+    if not 1 < len(numbers) < len(group_S):
+        return None
+    return np.stack([values_XS[..., group_S == number].mean(axis=-1) for number in numbers], axis=-1)
+
+
+def _of_mean(
+    values_S: Floats, seeds: Collection[int], draws_D: Floats | None, groups: Groups, bounds: Interval
+) -> Estimate:
+    intervals = (_t_interval(values_S), _t_interval(_group_means(values_S, seeds, groups)))
+    return _enclose(float(values_S.mean()), values_S, seeds, draws_D, intervals, bounds)
+
+
+def _ratio(values_AS: Floats, seeds: Collection[int], draws_D: Floats | None, groups: Groups) -> Estimate:
     above, below = values_AS.mean(axis=1)
     mean = float(_quotient(np.array([above]), np.array([below]))[0])
-    return _enclose(mean, _quotient(*values_AS), seeds, draws_D, _fieller(values_AS), (0.0, math.inf))
+    intervals = (_fieller(values_AS), _fieller(_group_means(values_AS, seeds, groups)))
+    return _enclose(mean, _quotient(*values_AS), seeds, draws_D, intervals, (0.0, math.inf))
 
 
 def _quotient(above: Floats, below: Floats) -> Floats:
@@ -372,35 +408,36 @@ def _quotient(above: Floats, below: Floats) -> Floats:
     return np.where((below == 0) & (above > 0), math.inf, _divide(above, below))
 
 
-def _fieller(values_AS: Floats) -> Interval | None:
+def _fieller(values_AS: Floats | None) -> Interval | None:
     """Fieller's interval of the ratio of two paired means: the ratios r for which above - r * below may have mean 0."""
-    num_seeds = values_AS.shape[1]
-    if num_seeds < 2:
+    if values_AS is None or values_AS.shape[1] < 2:
         return None
+    num_seeds = values_AS.shape[1]
     above, below = (float(mean) for mean in values_AS.mean(axis=1))
     spread_AA = np.cov(values_AS) * _t_quantile(num_seeds - 1) ** 2 / num_seeds
     a, b, c = below**2 - spread_AA[1, 1], above * below - spread_AA[0, 1], above**2 - spread_AA[0, 0]
-    if a <= 0:  # the mean below may be 0: no ratio is too large
-        return UNBOUNDED
     reach = math.sqrt(max(b * b - a * c, 0.0))
-    return float((b - reach) / a), float((b + reach) / a)
+    if a > 0:
+        return float((b - reach) / a), float((b + reach) / a)
+    # The mean below may be 0: no ratio is too large. Those between the roots of the parabola are too small.
+    roots = sorted(((b - reach) / a, (b + reach) / a)) if a < 0 and reach > 0 else [0.0, 0.0]
+    return (float(roots[1]) if roots[0] <= 0 else 0.0), math.inf
 
 
 def _enclose(
     mean: float,
     values_S: Floats,
-    seeds: Mapping[int, object] | Sequence[int],
+    seeds: Collection[int],
     draws_D: Floats | None,
-    t: Interval | None,
+    of_t: tuple[Interval | None, Interval | None],
     bounds: Interval,
 ) -> Estimate:
-    """The estimate whose interval encloses both that of the draws and that of the seeds."""
-    bootstrap = None if draws_D is None else _percentiles(draws_D[~np.isnan(draws_D)])
+    """The estimate whose interval encloses that of the draws and those of Student, over seeds and over their groups."""
+    intervals = (None if draws_D is None else _percentiles(draws_D[~np.isnan(draws_D)]), *of_t)
     low, high = UNBOUNDED
-    ends = [interval for interval in (bootstrap, t) if interval is not None]
-    if ends:
+    if ends := [interval for interval in intervals if interval is not None]:
         low, high = max(bounds[0], min(end[0] for end in ends)), min(bounds[1], max(end[1] for end in ends))
-    return Estimate(mean, low, high, tuple(values_S.tolist()), tuple(seeds), bootstrap, t)
+    return Estimate(mean, low, high, tuple(values_S.tolist()), tuple(seeds), *intervals)
 
 
 def _percentiles(draws: Floats) -> Interval | None:
@@ -418,8 +455,8 @@ def figure_of(records: Sequence[Record], name: str) -> Figure:
     """The figure called `name`, as in metrics.json, of the records of one predictions.jsonl, ready for `estimate`.
 
     Of answers: a kind and accuracy, error (1 - accuracy) or unparsed_ratio; of yes/no questions also precision, recall,
-    f1, yes_ratio, auroc. "relation" pools its forms, "pope.mean" is the mean of the splits. Of object words:
-    pointing.accuracy, attention.mass, attention.iou, null_token.auroc, null_token.mass_present, null_token.mass_absent.
+    f1, yes_ratio, false_yes_ratio, auroc. "relation" pools its forms, "pope.mean" is the mean of the splits. Of object
+    words: pointing.accuracy, attention.mass, attention.iou, null_token.auroc, .mass_present and .mass_absent.
     A name unknown here, or that these records have nothing for, is a ValueError.
     """
     if name in _WORD_FIGURES or name == "null_token.auroc":
@@ -458,6 +495,7 @@ def _parts(record: Record, figure: str) -> tuple[float, float]:
             "recall": (said and is_yes, is_yes),
             "f1": (2 * (said and is_yes), said + is_yes),
             "yes_ratio": (said, 1),
+            "false_yes_ratio": (said and not is_yes, not is_yes),
         }
     if figure not in found:
         raise ValueError(f"questions of kind {record['kind']} have no figure {figure!r}: choose one of {list(found)}")
