@@ -100,6 +100,9 @@ def test_what_is_missing_or_damaged_is_named(tmp_path: Path) -> None:
 
 
 def test_a_run_that_is_not_there_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="holds no run"):
+        write_report(tmp_path / "empty")
     with pytest.raises(ValueError, match="no directory"):
         write_report(tmp_path / "nowhere")
 

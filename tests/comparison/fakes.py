@@ -79,7 +79,18 @@ def make_analyses(accuracy: Mapping[str, float] = ACCURACY) -> dict[str, Any]:
     edges = [0.0, 0.25, 0.5, 0.75, 1.0]
     histogram = {"edges": edges, "matching": [0, 2, 8, 20], "mismatched": [12, 14, 4, 0]}
     measure = {"layer": 1, "auroc": estimate(0.97), "paired_accuracy": estimate(0.98), "overlap": estimate(0.2)}
+    described = {
+        "architecture": "cross_attention",
+        "pool_size": 1,
+        "null_token": True,
+        "guided": {"ground": 0.5, "instruct": 0.3},
+        "answers_guided": True,
+        "language_model": ["instruct"],
+        "learning_rates": [0.001, 0.00075],
+        "steps": 1860,
+    }
     return {
+        "described": dict.fromkeys(accuracy, described),
         "curves": {arm: _curve(mean) for arm, mean in accuracy.items()},
         "equal_time": {
             "reference": "age",

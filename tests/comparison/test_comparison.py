@@ -194,10 +194,18 @@ def test_another_recipe_does_not_go_into_the_same_directory(done: tuple[Comparis
         compare(other, out, console=QUIET)
 
 
+def test_a_directory_of_other_things_is_left_alone(content: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes" / "pancakes.yaml").touch()
+    with pytest.raises(ValueError, match="is not empty and holds no comparison"):
+        compare(ComparisonRecipe.model_validate(content), tmp_path, console=QUIET)
+    assert [path.name for path in tmp_path.rglob("*")] == ["recipes", "pancakes.yaml"]
+
+
 def test_comparisons_of_one_directory_share_the_runs_that_are_the_same(done: tuple[ComparisonRecipe, Path]) -> None:
     recipe, out = done
     before = {path: path.stat().st_mtime_ns for path in out.rglob("model.safetensors")}
-    fewer = recipe.model_copy(update={"name": "fewer", "num_seeds": 1, "equal_time": None, "costs": []})
+    fewer = recipe.model_copy(update={"name": "fewer", "num_seeds": 1, "equal_time": None, "costs": ()})
     compare(fewer, out, console=QUIET)
     assert {path: path.stat().st_mtime_ns for path in out.rglob("model.safetensors")} == before
     assert summarise(fewer, out)["runs"] == {"age": [0], "concat": [0]}
@@ -252,7 +260,8 @@ def test_an_arm_like_another_one_adds_to_its_changes(content: dict[str, Any], tm
             "arm age.*did you mean 'guidance'",
         ),
         ({"arms": {"a b": {"title": "x"}}}, "the arm 'a b' needs a name"),
-        ({"arms": {"age": {"caption": "x"}}}, "caption"),
+        ({"arms": {"age": {"titel": "x"}}}, "arms.age.titel: unknown key; did you mean 'title'"),
+        ({"num_sedes": 3}, "num_sedes: unknown key; did you mean 'num_seeds'"),
         ({"num_seeds": 0}, "num_seeds"),
         ({"groups": {"weights": ["age", "plus"]}}, "group 'weights' names the arm 'plus'"),
         ({"chosen": ["plus"]}, "chosen names the arm 'plus'"),
@@ -291,6 +300,17 @@ def test_a_stop_ends_the_jobs_that_run(content: dict[str, Any], tmp_path: Path) 
     sizes = [log.stat().st_size for log in logs]
     time.sleep(1)
     assert [log.stat().st_size for log in logs] == sizes
+
+
+def test_a_dry_run_says_what_would_train(content: dict[str, Any], tmp_path: Path) -> None:
+    file = tmp_path / "comparison.yaml"
+    file.write_text(yaml.safe_dump(content))
+    command = ["compare", str(file), "--out", str(tmp_path / "out"), "--dry-run"]
+    result = CliRunner().invoke(app, command, env={"COLUMNS": "200"})
+    assert result.exit_code == 0, result.output
+    rows = [line.split() for line in result.output.splitlines() if line.split()[:1] in (["age"], ["concat"])]
+    assert [(row[0], row[1], row[-1]) for row in rows] == [("age", "2", "6"), ("concat", "1", "6")]
+    assert not (tmp_path / "out").exists()
 
 
 def test_jobs_come_seed_by_seed(content: dict[str, Any], tmp_path: Path) -> None:

@@ -148,6 +148,8 @@ def test_guided_stages_and_the_last_are_measured() -> None:
 
 
 def test_a_wrong_arm_or_number_of_tokens_is_named(recipe: ComparisonRecipe) -> None:
+    with pytest.raises(ValueError, match="nowhere is no foundation"):
+        measure_costs(recipe, foundation=Path("nowhere"))
     with pytest.raises(ValueError, match=r"no arm 'agee' in the comparison: there are concat, concat_pooled, age"):
         measure_costs(recipe, arms=["agee"])
     with pytest.raises(ValueError, match=r"no square picture gives 150 .* 144 \(192 pixels\) or 169 \(208 pixels\)"):

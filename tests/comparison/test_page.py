@@ -80,7 +80,7 @@ def test_a_refuted_claim_is_told_in_the_verdict_of_the_page() -> None:
     content = make_content({"cross_attention": 0.6, "age": 0.7})
     page = build_page(Figures(content))
     assert "75 % (72 to 78 %) of that of unguided cross-attention" in page.verdict
-    assert "Do not hold: Adversarial error of AGE over that of unguided cross-attention" in page.verdict
+    assert "Of the 3 claims that were measured 2 hold" in page.verdict
 
 
 def test_claims_that_came_later_are_marked_and_not_counted() -> None:
@@ -126,6 +126,15 @@ def test_the_page_has_every_section_of_a_full_comparison() -> None:
     page = build_page(make_everything())
     assert {block.name for block in page.blocks if isinstance(block, Plot)} == EVERY_PLOT
     found = tables(page)
+    assert found["The arms/"].rows[-1][1:] == [
+        "read by cross-attention",
+        "yes",
+        "ground, instruct",
+        "yes",
+        "instruct",
+        "0.00075",
+        "1860",
+    ]
     main = next(block for block in page.head if isinstance(block, Table))
     assert [row[0] for row in main.rows][-1].startswith("AGE +") and len(main.rows) == len(ACCURACY)
     assert main.rows[-1][2] == "0.050 (0.040 to 0.060)"
@@ -212,7 +221,7 @@ def write_json(path: Path, content: Any) -> Path:
 
 def test_the_page_is_markdown_with_light_plots_beside_it(tmp_path: Path) -> None:
     comparison = write_json(tmp_path / "results" / "comparison.json", {**make_content(), **make_analyses()})
-    ablations = write_json(tmp_path / "results" / "ablations.json", make_groups())
+    ablations = write_json(tmp_path / "results" / "ablations.json", {**make_groups(), "name": "ablations"})
     picture = tmp_path / "attention.png"
     picture.write_bytes(make_png())
     out = tmp_path / "docs" / "results" / "comparison.md"
@@ -262,8 +271,21 @@ def test_a_directory_of_groups_alone_has_a_page_of_tables(tmp_path: Path) -> Non
     assert not (tmp_path / "elsewhere" / INDEX).exists()
 
 
+def test_what_is_not_for_the_page_is_refused_and_writes_nothing(tmp_path: Path) -> None:
+    comparison, sweeps = (write_json(tmp_path / name, make_content()) for name in ("comparison.json", "sweeps.json"))
+    with pytest.raises(ValueError, match="of the comparison 'comparison', where 'sweeps' was wanted"):
+        read_figures(comparison, {"sweeps": sweeps})
+    with pytest.raises(ValueError, match=r"sweeps\.json is no PNG"):
+        read_figures(comparison, {}, sweeps)
+    for out in (tmp_path / "page.txt", tmp_path / "page"):
+        with pytest.raises(ValueError, match=r"must end in \.md"):
+            write_page(read_figures(comparison, {}), out)
+    assert {path.name for path in tmp_path.iterdir()} == {"comparison.json", "sweeps.json"}
+
+
 @pytest.mark.parametrize(
-    ("content", "message"), [("{", "is not JSON"), ("[]", "holds a list"), ('{"arms": {}}', "holds no arms")]
+    ("content", "message"),
+    [("{", "is not JSON"), ("[]", "holds a list"), ('{"arms": {"a": {}}}', "holds no runs of arms")],
 )
 def test_files_that_are_no_figures_are_named(content: str, message: str, tmp_path: Path) -> None:
     path = tmp_path / "wrong.json"

@@ -58,11 +58,13 @@ def write_report(
 
     Reads recipe.yaml, log.jsonl, stages.json, metrics.json, predictions.jsonl and environment.json; a file that is
     missing or damaged is named on the page. The gallery is `gallery`, or else what `save_gallery` left in the run.
-    A directory that does not exist is a ValueError.
+    A directory that does not exist, or holds none of them, is a ValueError.
     """
     run_dir = Path(run_dir)
     if not run_dir.is_dir():
         raise ValueError(f"{run_dir} is no directory: give the directory of a run, as `agevlm train` writes it")
+    if gallery is None and not any((run_dir / name).exists() for name in ("recipe.yaml", "log.jsonl", "metrics.json")):
+        raise ValueError(f"{run_dir} holds no run: there is no recipe.yaml, log.jsonl or metrics.json in it")
     run = read_run(run_dir)
     items = load_gallery(run_dir) if gallery is None else gallery
     if not items:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from agevlm.cli.options import Overrides, Recipe
 from agevlm.cli.show import bars, print_table, quiet_transformers
+
+if TYPE_CHECKING:
+    from agevlm.comparison.recipe import ComparisonRecipe
 
 
 def compare(
@@ -21,6 +25,7 @@ def compare(
     json: Annotated[
         Path | None, typer.Option(help="Write the figures here too; they go to NAME.json in --out.")
     ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would train, and stop.")] = False,
 ) -> None:
     """Train several arms over several seeds and compare them.
 
@@ -30,12 +35,16 @@ def compare(
     from agevlm.comparison.page import draw_attention, write_index
     from agevlm.comparison.recipe import load_comparison
     from agevlm.comparison.run import compare as run_comparison
+    from agevlm.comparison.sections import DESCRIBED
     from agevlm.comparison.summary import summarise, write_summary
     from agevlm.training.recipe_files import resolve_recipe
 
     path = resolve_recipe(recipe)
     quiet_transformers()
     loaded = load_comparison(path, overrides or (), quick=quick)
+    if dry_run:
+        print_table(("arm", "seeds", *DESCRIBED), _plan(loaded, arms or ()))
+        return
     out = run_comparison(loaded, out or Path("runs") / path.stem, arms=arms or (), num_parallel=jobs)
     summary = summarise(loaded, out)
     for path in (out / f"{loaded.name}.json", *([json] if json else [])):
@@ -43,6 +52,13 @@ def compare(
         typer.echo(f"figures: {path}")
     draw_attention(summary, out)
     typer.echo(f"report: {write_index(out)}")
+
+
+def _plan(recipe: ComparisonRecipe, arms: Sequence[str]) -> list[list[object]]:
+    """A row for each arm that would be trained."""
+    from agevlm.comparison.sections import described
+
+    return [[arm, len(recipe.seeds_of(arm)), *described(recipe.describe(arm))] for arm in recipe.choose_arms(arms)]
 
 
 def results(

@@ -172,7 +172,10 @@ def language_section(content: Nested) -> Section | None:
         return None
     rows = [[names[arm], *(written(reading(record, key), 2) for key in keys)] for arm, record in found.items()]
     headers = ["arm", *(key if key in ("before", "after") else f"after {key}" for key in keys)]
-    text = "Perplexity of the language model on held-out text without pictures: lower is better."
+    text = (
+        "Perplexity of the language model on held-out text without pictures: lower is better. Stages before the last "
+        "read no text without pictures, so that a language model that trains in them forgets it for a while."
+    )
     return Section("Language kept", [Text(text), Table(headers, rows)])
 
 
@@ -205,7 +208,7 @@ def costs_section(content: Nested) -> Section | None:
         [
             Text(text),
             Table(
-                [*head, *(f"{stage}, ms an image" for stage in stages), "attention", "kept, MB an image"],
+                [*head, *(f"{stage}, ms an image" for stage in stages), "attention", "kept for backward, MB an image"],
                 trained,
                 "A step of training",
             ),

@@ -100,6 +100,8 @@ def measure_costs(
     `foundation` directory of a comparison. An arm that is not there, or a number of image tokens that no square picture
     gives, is a ValueError.
     """
+    if foundation is not None and not (foundation / "tiny-convnext" / "config.json").is_file():
+        raise ValueError(f"{foundation} is no foundation: it has no tiny-convnext, see `agevlm scenes foundation`")
     recipes = {arm: recipe.recipe_of(arm, 0, foundation) for arm in recipe.choose_arms(arms)}
     reference = REFERENCE if REFERENCE in recipes else next(iter(recipes))
     sizes = _sizes(recipes[reference], tokens)

@@ -25,6 +25,7 @@ from agevlm.comparison.groups import groups_section
 from agevlm.comparison.readings import Nested, section
 from agevlm.comparison.run import run_directory
 from agevlm.comparison.sections import (
+    arms_section,
     claims_section,
     compute_section,
     curves_section,
@@ -39,17 +40,22 @@ from agevlm.comparison.sections import (
 ATTENTION = "attention.png"
 OTHERS = ("sweeps", "longer", "ablations")  # recipes whose figures go onto the page of the comparison
 INDEX = "index.html"
+_PNG = b"\x89PNG\r\n\x1a\n"
+_GROUPS = (
+    "“Minus the first” is the paired difference to the first arm of the group. Bold is the best of a group: perhaps by "
+    "chance, where the interval of its difference holds 0."
+)
 _ABLATIONS = (
-    "One thing changed at a time, everything else as in the group’s first arm, at half the comparison’s steps; “minus "
-    "the first” is the paired difference to it. The best of a group is strong: where the interval of its difference "
-    "holds 0, by chance perhaps. The language model trains in stage 4 alone, so an arm that is guided in stage 3 only "
-    "is not the AGE of the comparison, whose language model learns while it is guided."
+    "One thing changed at a time, everything else as in the group’s first arm, at half the comparison’s steps. "
+    f"{_GROUPS} The language model trains in stage 4 alone, so an arm that is guided in stage 3 only is not the AGE of "
+    "the comparison, whose language model learns while it is guided."
 )
 _SWEEPS = (
     "How the settings of each arm were chosen: shorter runs of one seed, measured on validation scenes, which no other "
     "figure of this page is from. The best adversarial accuracy was chosen; of equal ones the higher AUROC. Where the "
     "best was the last of its row, one further was tried."
 )
+_INTRO = {"ablations": _ABLATIONS, "sweeps": _SWEEPS}
 
 
 @dataclass(frozen=True)
@@ -68,20 +74,27 @@ def read_figures(
 ) -> Figures:
     """Read the files that `agevlm compare` writes; `others` are those of `OTHERS`, by name.
 
-    A file that is no JSON object, and a comparison without arms, are ValueErrors.
+    A file that `agevlm compare` did not write, one of another comparison than its name in `others` says, and a picture
+    that is no PNG are ValueErrors.
     """
-    content = _load(comparison)
-    if not section(content, "arms"):
-        raise ValueError(f"{comparison} holds no arms: it is not what `agevlm compare` writes")
-    named = {name: _load(path) for name, path in others.items()}
-    return Figures(content, named, attention.read_bytes() if attention else None)
+    named = {name: _load_comparison(path) for name, path in others.items()}
+    for name, content in named.items():
+        if content.get("name") != name:
+            raise ValueError(f"{others[name]} is of the comparison {content.get('name')!r}, where {name!r} was wanted")
+    picture = attention.read_bytes() if attention else None
+    if picture is not None and not picture.startswith(_PNG):
+        raise ValueError(f"{attention} is no PNG")
+    return Figures(_load_comparison(comparison), named, picture)
 
 
 def write_page(figures: Figures, out: Path, sources: Sequence[Path] = ()) -> Path:
     """Write the page as Markdown to `out`, and its plots into the directory beside it that has its name.
 
-    `sources` are the files of figures, which it links. A picture of attention that lies there already stays.
+    `sources` are the files of figures, which it links. A picture of attention that lies there already stays. A path
+    that does not end in .md is a ValueError.
     """
+    if out.suffix != ".md" or out.is_dir():
+        raise ValueError(f"{out} is no name of a page: it must end in .md and be no directory")
     kept = out.with_suffix("") / ATTENTION
     if figures.attention is None and kept.exists():
         figures = replace(figures, attention=kept.read_bytes())
@@ -133,10 +146,11 @@ def build_page(figures: Figures, links: Sequence[Block] = ()) -> Page:
     """
     content = figures.comparison
     if _is_grouped(content):
-        name = str(content.get("name", "comparison")).capitalize()
-        groups = groups_section(content, name, _ABLATIONS, "groups")
-        return Page(name, "", [], [part for part in (groups, _again(figures, links)) if part])
+        name = str(content.get("name", "comparison"))
+        groups = groups_section(content, "Group by group", _INTRO.get(name, _GROUPS), "groups")
+        return Page(name.capitalize(), "", [], [part for part in (groups, _again(figures, links)) if part])
     sections = (
+        arms_section(content),
         claims_section(content),
         figures_section(content),
         differences_section(content),
@@ -149,8 +163,8 @@ def build_page(figures: Figures, links: Sequence[Block] = ()) -> Page:
         similarity_section(content),
         language_section(content),
         costs_section(content),
-        groups_section(figures.others.get("ablations", {}), "Ablations", _ABLATIONS, "ablations"),
-        groups_section(figures.others.get("sweeps", {}), "Sweeps", _SWEEPS),
+        groups_section(figures.others.get("ablations", {}), "Ablations", _INTRO["ablations"], "ablations"),
+        groups_section(figures.others.get("sweeps", {}), "Sweeps", _INTRO["sweeps"]),
         _again(figures, links),
     )
     title = "Guided against unguided cross-attention against concatenation"
@@ -203,6 +217,13 @@ def _links(content: Nested, out: Path) -> list[Block]:
     files = [f"[{path.name}]({path.name})" for path in sorted(out.glob("*.json"))]
     links: list[Block] = [Table(["arm", "reports of the runs, by seed"], rows)] if rows else []
     return [*links, *([Text(f"All figures: {', '.join(files)}.")] if files else [])]
+
+
+def _load_comparison(path: Path) -> Nested:
+    content = _load(path)
+    if not section(content, "arms") or not section(content, "runs"):
+        raise ValueError(f"{path} holds no runs of arms: it is not what `agevlm compare` writes")
+    return content
 
 
 def _load(path: Path) -> Nested:

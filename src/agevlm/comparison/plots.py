@@ -103,7 +103,10 @@ def curves_plot(
         for number, (arm, points) in enumerate(curves.items()):
             found = [(point[across], read(point["figures"].get(name))) for point in points]
             line = [(float(x), reading) for x, reading in found if reading is not None]
-            _draw_line(axes, line, colour_of(arm, number, theme), titles.get(arm, arm))
+            _draw_line(axes, line, colour_of(arm, number, theme), titles.get(arm, arm), alpha=0.07)
+        for point in max(curves.values(), key=len)[:-1]:
+            if across == "step" and point.get("ends_stage"):
+                axes.axvline(point["step"], color=look.faint, linewidth=0.8, alpha=0.5, zorder=1)
         if name.startswith("pope"):
             axes.axhline(0.5, color=look.faint, linewidth=1, linestyle=":", zorder=2)
         axes.set_title(label, color=look.ink, fontsize=9.5, loc="left")
@@ -113,7 +116,9 @@ def curves_plot(
     return figure
 
 
-def _draw_line(axes: Any, points: Sequence[tuple[float, Reading]], colour: str, label: str) -> None:
+def _draw_line(
+    axes: Any, points: Sequence[tuple[float, Reading]], colour: str, label: str, alpha: float = 0.13
+) -> None:
     """Means joined by a line, in a band of their intervals."""
     if not points:
         return
@@ -121,7 +126,7 @@ def _draw_line(axes: Any, points: Sequence[tuple[float, Reading]], colour: str, 
     axes.plot(x, [found.mean for _, found in points], "o-", color=colour, ms=3, lw=1.7, zorder=4, label=label)
     bounded = [(place, f.low, f.high) for place, f in points if f.low is not None and f.high is not None]
     if bounded:
-        axes.fill_between(*zip(*bounded, strict=True), color=colour, alpha=0.13, linewidth=0, zorder=3)
+        axes.fill_between(*zip(*bounded, strict=True), color=colour, alpha=alpha, linewidth=0, zorder=3)
 
 
 def compute_plot(
@@ -181,6 +186,7 @@ def breakdown_plot(
         axes.set_xticks(range(len(bins)), bins)
         axes.set_title(title, color=look.ink, fontsize=8.5, loc="left")
         axes.set_ylim(bottom=0)
+    places[0].set_ylabel("share of the answers", color=look.faint, fontsize=9)
     _legend(figure, places[0], look)
     return figure
 

@@ -16,7 +16,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from agevlm.training.foundation import FoundationSpec
-from agevlm.training.recipe import Recipe, StageRecipe, apply_overrides, parse_recipe
+from agevlm.training.recipe import Recipe, StageRecipe, apply_overrides, explain, parse_recipe
 
 
 class Strict(BaseModel):
@@ -122,6 +122,21 @@ class ComparisonRecipe(Strict):
         """Seed → the number of the foundation that it starts from; where none is trained all share one."""
         return {seed: self.foundation_of(seed) or 0 for seed in range(self.num_seeds)}
 
+    def describe(self, arm: str) -> dict[str, Any]:
+        """What an arm is, for people: how it reads images, and what its stages guide, train and take."""
+        recipe = self.recipe_of(arm, 0)
+        guided = {stage.name: stage.guidance for stage in recipe.stages if stage.guidance and stage.guidance.weight}
+        return {
+            "architecture": recipe.model.architecture,
+            "pool_size": recipe.model.pool_size,
+            "null_token": recipe.model.architecture != "concat" and recipe.model.null_token,
+            "guided": {name: settings.weight for name, settings in guided.items()},
+            "answers_guided": any(settings.answer_position for settings in guided.values()),
+            "language_model": [stage.name for stage in recipe.stages if "language_model" in stage.trainable],
+            "learning_rates": [stage.learning_rate for stage in recipe.stages],
+            "steps": sum(stage.steps for stage in recipe.stages),
+        }
+
     def changes_of(self, arm: str) -> dict[str, Any]:
         """Key path → value of an arm, those of the arms that it is like first."""
         settings = self.arms[arm]
@@ -167,8 +182,7 @@ def load_comparison(path: Path, overrides: Sequence[str] = (), *, quick: bool = 
     try:
         return ComparisonRecipe.model_validate(apply_overrides(content, overrides))
     except ValidationError as error:
-        lines = [f"{path}: {'.'.join(map(str, p['loc'])) or 'recipe'}: {_message(p)}" for p in error.errors()]
-        raise ValueError("\n".join(lines)) from error
+        raise ValueError("\n".join(f"{path}: {line}" for line in explain(error, ComparisonRecipe))) from error
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -192,7 +206,3 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _as_overrides(changes: Mapping[str, Any]) -> list[str]:
     return [f"{key}={json.dumps(value)}" for key, value in changes.items()]
-
-
-def _message(problem: Any) -> str:
-    return str(problem["msg"]).removeprefix("Value error, ")

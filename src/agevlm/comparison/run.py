@@ -15,6 +15,7 @@ A run that is there is not trained again, one that was stopped goes on; one of a
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -192,10 +193,16 @@ def _open(recipe: ComparisonRecipe, out: Path) -> None:
     if known.exists():
         if known.read_text(encoding="utf-8") != text:
             raise ValueError(f"{known} differs from the recipe given: choose another --out")
-    elif out.exists() and any(out.iterdir()) and not (out / "recipes").is_dir():
+    elif out.exists() and any(out.iterdir()) and not _holds_runs(out):
         raise ValueError(f"{out} is not empty and holds no comparison; choose another --out")
     else:
         _write(known, text)
+
+
+def _holds_runs(out: Path) -> bool:
+    """Whether the recipes in a directory are those of runs, ARM-SEED.yaml, and not of anything else."""
+    recipes = out / "recipes"
+    return recipes.is_dir() and all(re.search(r"-\d+$", path.stem) for path in recipes.iterdir())
 
 
 def _write(path: Path, text: str) -> None:

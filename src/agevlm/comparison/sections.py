@@ -83,10 +83,8 @@ def verdict(content: Nested) -> str:
     if not parts:
         parts.append("No verdict: the file does not set a guided arm against unguided cross-attention.")
     if known:
-        failing = [claim.what for claim in known if not claim.holds]
-        parts.append(f"Of the {len(known)} claims that were measured {len(known) - len(failing)} hold.")
-        if failing:
-            parts.append(f"Do not hold: {'; '.join(failing)}.")
+        holding = sum(bool(claim.holds) for claim in known)
+        parts.append(f"Of the {len(known)} claims that were measured {holding} hold; the table below has each.")
     if len(known) < len(found):
         parts.append(f"{len(found) - len(known)} claims were not measured.")
     return " ".join(parts)
@@ -98,10 +96,9 @@ def headline(content: Nested) -> list[Block]:
     rows = _errors(content)
     if rows:
         text = (
-            "Adversarial error: the share of wrong answers to “is there a …?”, half of it about things that are there, "
-            "half about absent ones that most often come with them. Yes to the absent ones is false yes, no to the "
-            "others lowers recall. Dots are seeds, the stroke is their mean, the band its 95 % interval; dashed is "
-            "what was claimed of AGE before it was measured."
+            "Adversarial error: wrong answers to “is there a …?”, half about things that are there, half about absent "
+            "ones that usually come with them. Yes to an absent one is a false yes. Dots are seeds, the stroke is "
+            "their mean, the band its 95 % interval; dashed is what was claimed of AGE before it was measured."
         )
         draw = partial(_draw_errors, rows, _wanted_errors(content))
         blocks += [Plot("error", "Adversarial error of every arm", draw), Text(text)]
@@ -133,6 +130,36 @@ def _wanted_errors(content: Nested) -> dict[str, float]:
         "50 % of the best concatenation": (MAX_ERROR_RATIO_CONCAT, reading(content, f"arms.{best}.{ERROR}")),
     }
     return {name: share * error.mean for name, (share, error) in found.items() if error}
+
+
+def arms_section(content: Nested) -> Section | None:
+    """What each arm is."""
+    names, found = titles(content), section(content, "described")
+    rows = [[names[arm], *described(found[arm])] for arm in names if arm in found]
+    text = (
+        "All start from the same foundations and read the same data in the same order. A learning rate is that of the "
+        "last stage, chosen in the sweeps; those of the others go with it."
+    )
+    return Section("The arms", [Text(text), Table(["arm", *DESCRIBED], rows)]) if rows else None
+
+
+DESCRIBED = ("image tokens", "null token", "guided in", "answers guided", "language model trains in", "rate", "steps")
+"""The headings of what `described` says."""
+
+
+def described(arm: Nested) -> list[str]:
+    """What an arm is, from its description in the file of figures (`ComparisonRecipe.describe`)."""
+    size = arm["pool_size"]
+    before = "before the text" + (f", {size} × {size} pooled" if size > 1 else "")
+    return [
+        before if arm["architecture"] == "concat" else "read by cross-attention",
+        "yes" if arm["null_token"] else "no",
+        ", ".join(arm["guided"]) or "no stage",
+        "yes" if arm["answers_guided"] else "no",
+        ", ".join(arm["language_model"]) or "no stage",
+        f"{arm['learning_rates'][-1]:g}",
+        str(arm["steps"]),
+    ]
 
 
 def claims_section(content: Nested) -> Section:
@@ -187,10 +214,7 @@ def differences_section(content: Nested) -> Section | None:
     if not section(content, "differences") or len(names) < 2:
         return None
     blocks: list[Block] = [
-        Text(
-            "Paired by seed and question: both arms are drawn with the same seeds and pictures. An interval that is "
-            "clear of 0 is **strong**."
-        ),
+        Text("Paired by seed and question: both arms are drawn with the same seeds and pictures. Bold is clear of 0."),
         _matrix(content, "Adversarial accuracy of the arm of a row minus that of a column", _gap),
         _matrix(content, "Adversarial error of the arm of a row over that of a column", _share),
     ]
@@ -233,9 +257,9 @@ def curves_section(content: Nested) -> Section | None:
         return None
     text = (
         "Asked at each snapshot and at the end of each stage, on fewer pictures than the figures above; pointing by "
-        "the words of POPE’s questions alone. Dotted is a coin’s accuracy, and an even yes ratio. Where a curve is at "
-        "0 the answers were not yes or no. Seconds are those of the steps, by the median of each stage, of runs side "
-        "by side."
+        "the words of POPE’s questions alone. Dotted is a coin’s accuracy, and an even yes ratio; upright lines are "
+        "ends of stages. Where a curve falls to 0 the answers were not yes or no. Seconds are those of the steps, by "
+        "the median of each stage, of runs side by side."
     )
     draw = partial(_draw_curves, curves, titles(content))
     return Section(

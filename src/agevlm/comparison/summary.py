@@ -149,6 +149,7 @@ def summarise(recipe: ComparisonRecipe, out: Path) -> Nested:
         "name": recipe.name,
         "titles": {arm: recipe.arms[arm].title for arm in arms},
         "settings": {arm: recipe.changes_of(arm) for arm in arms},
+        "described": {arm: recipe.describe(arm) for arm in arms},
         "groups": {title: [arm for arm in members if arm in arms] for title, members in groups.items()},
         "chosen": [arm for arm in recipe.chosen if arm in arms],
         "runs": {arm: sorted(runs.directories) for arm, runs in arms.items()},

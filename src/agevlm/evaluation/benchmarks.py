@@ -59,6 +59,7 @@ def evaluate_benchmark(
     progress: Progress | None = None,
 ) -> Metrics:
     """Measure the model called `model` on `benchmark`, write predictions and metrics to `out`, and give the metrics."""
+    Path(out).mkdir(parents=True, exist_ok=True)  # what cannot be written to fails now
     if str(benchmark) == SCENES:
         return evaluate_scenes(model, out, settings, progress=progress)
     return evaluate_dataset(model, benchmark, out, settings, progress=progress)

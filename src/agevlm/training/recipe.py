@@ -221,7 +221,7 @@ def parse_recipe(content: dict[str, Any], name: str) -> Recipe:
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
-        raise ValueError("\n".join(f"{name}: {line}" for line in _explain(error))) from error
+        raise ValueError("\n".join(f"{name}: {line}" for line in explain(error))) from error
 
 
 def dump_recipe(recipe: Recipe) -> str:
@@ -272,7 +272,8 @@ def _position(place: list[Any], part: str, key: str) -> int:
     return int(part)
 
 
-def _explain(error: ValidationError) -> Iterator[str]:
+def explain(error: ValidationError, root: type[BaseModel] = Recipe) -> Iterator[str]:
+    """A line for each thing that is wrong in a recipe of the kind `root`; unknown keys with the nearest known one."""
     problems = error.errors()
     for problem in problems:
         inside = [other["loc"] for other in problems if other["loc"][: len(problem["loc"])] == problem["loc"]]
@@ -281,7 +282,7 @@ def _explain(error: ValidationError) -> Iterator[str]:
         place = [str(part) for part in problem["loc"] if part not in _TAGS]
         where = ".".join(place) or "recipe"
         if problem["type"] == "extra_forbidden":
-            known = _known_keys(place[:-1])
+            known = _known_keys(place[:-1], root)
             nearest = difflib.get_close_matches(place[-1], known, n=1)
             hint = f"; did you mean {nearest[0]!r}?" if nearest else f"; known are {', '.join(known)}"
             yield f"{where}: unknown key{hint}"
@@ -291,9 +292,9 @@ def _explain(error: ValidationError) -> Iterator[str]:
             yield f"{where}: {message}{got if problem['type'] != 'value_error' else ''}"
 
 
-def _known_keys(place: Sequence[str]) -> list[str]:
+def _known_keys(place: Sequence[str], root: type[BaseModel]) -> list[str]:
     """The keys that the settings at a place of the recipe know."""
-    kinds: list[Any] = [Recipe]
+    kinds: list[Any] = [root]
     for part in place:
         kinds = [inner for kind in kinds for inner in _inside(kind, part)]
     return [name for kind in kinds for name in kind.model_fields]
