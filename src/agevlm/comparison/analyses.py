@@ -146,7 +146,7 @@ def similarity_section(content: Nested) -> Section | None:
         "output of the projector as image tokens, the layer’s output at the caption’s positions, and its normalised "
         "queries and keys; in concatenation the decoder layer’s output at image and caption positions, and the queries "
         "and keys of its self-attention without their rotary positions. Here the last layer that looks at images; the "
-        "file of figures has every layer, counted from 0."
+        "file of figures has every layer, counted from 0. Across: cosine, or log-probability of a token; scales differ."
     )
     headers = ["arm", "measure", "layer", "AUROC", "paired", "overlap"]
     blocks: list[Block] = [Text(text)]
