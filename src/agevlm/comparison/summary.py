@@ -11,7 +11,7 @@ import json
 import math
 import re
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -136,7 +136,7 @@ class ArmRuns:
 def summarise(recipe: ComparisonRecipe, out: Path) -> Nested:
     """The content of a comparison's JSON: what each section holds is said in docs/comparison.md.
 
-    Differences are those of the arms within each group. No finished run at all is a ValueError.
+    Differences are those of every two arms, in groups those to the first one. No finished run at all is a ValueError.
     """
     groups_of_seeds = recipe.groups_of_seeds
     arms = {arm: ArmRuns(out, arm, recipe.seeds_of(arm), groups_of_seeds) for arm in recipe.trained}
@@ -154,7 +154,7 @@ def summarise(recipe: ComparisonRecipe, out: Path) -> Nested:
         "chosen": [arm for arm in recipe.chosen if arm in arms],
         "runs": {arm: sorted(runs.directories) for arm, runs in arms.items()},
         "arms": {arm: estimates(runs) for arm, runs in arms.items()},
-        **_between(arms, _pairs(groups.values())),
+        **_between(arms, _pairs(list(groups.values()))),
         "breakdown": {arm: cells for arm, runs in arms.items() if (cells := _breakdown(runs, facts))},
         "detection": {arm: _detection(runs) for arm, runs in arms.items()},
         "curves": {arm: curve for arm, runs in arms.items() if (curve := _curve(runs))},
@@ -215,10 +215,11 @@ def _bounds(name: str) -> tuple[float, float]:
     return 0.0, math.inf if name.startswith(("train.", "counting.mean_absolute_error")) else 1.0
 
 
-def _pairs(groups: Iterable[tuple[str, ...]]) -> list[tuple[str, str]]:
-    """Every two arms that share a group, once."""
-    pairs = (pair for members in groups for pair in itertools.combinations(members, 2))
-    return list({frozenset(pair): pair for pair in pairs}.values())
+def _pairs(groups: Sequence[tuple[str, ...]]) -> list[tuple[str, str]]:
+    """Every two arms, once; where there are several groups the first of each with the others."""
+    if len(groups) == 1:
+        return list(itertools.combinations(groups[0], 2))
+    return list(dict.fromkeys((members[0], other) for members in groups for other in members[1:]))
 
 
 def _between(arms: Mapping[str, ArmRuns], pairs: Iterable[tuple[str, str]]) -> Nested:
