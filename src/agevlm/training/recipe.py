@@ -75,7 +75,7 @@ class GuidanceRecipe(Strict):
     """The guidance loss of a stage: which, how strong, on which layers and heads, on which positions."""
 
     loss: str = "kl"
-    weight: float = Field(0.5, ge=0)
+    weight: float = Field(1.0, ge=0)
     layers: Annotated[tuple[int, ...], Field(min_length=1)] | None = (
         None  # numbers of layers that look at images, from 0; None: all
     )
