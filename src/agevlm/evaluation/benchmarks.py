@@ -59,7 +59,6 @@ def evaluate_benchmark(
     progress: Progress | None = None,
 ) -> Metrics:
     """Measure the model called `model` on `benchmark`, write predictions and metrics to `out`, and give the metrics."""
-    Path(out).mkdir(parents=True, exist_ok=True)  # what cannot be written to fails now
     if str(benchmark) == SCENES:
         return evaluate_scenes(model, out, settings, progress=progress)
     return evaluate_dataset(model, benchmark, out, settings, progress=progress)
@@ -89,6 +88,7 @@ def evaluate_scenes(
     spec = spec or WorldSpec.model_validate(_recipe_world(model))
     origin = _origin(model, settings)
     network, processor = load_model(model, settings.device, settings.dtype)
+    Path(out).mkdir(parents=True, exist_ok=True)  # where nothing can be written, say so before the work
     statistics = training_statistics(spec, settings.seed)
     found: dict[str, Evaluation] = {}
     for name, co_occurrence in (("test", TEST_CO_OCCURRENCE), ("biased", spec.co_occurrence)):
@@ -126,6 +126,7 @@ def evaluate_dataset(
     samples = _stored_samples(dataset, settings)
     num_images = len(samples)
     network, processor = load_model(model, settings.device, settings.dtype)
+    Path(out).mkdir(parents=True, exist_ok=True)  # where nothing can be written, say so before the work
     found = _ask(network, processor, samples, settings, dataset.name, progress)
     texts = _first_conversations(dataset, num_images)
     left_out = sum(len(dataset[n].sample.conversations) for n in range(num_images)) - len(found.predictions)
