@@ -260,7 +260,7 @@ def test_an_arm_like_another_one_adds_to_its_changes(content: dict[str, Any], tm
             "arm age.*did you mean 'guidance'",
         ),
         ({"arms": {"a b": {"title": "x"}}}, "the arm 'a b' needs a name"),
-        ({"arms": {"age": {"titel": "x"}}}, "arms.age.titel: unknown key; did you mean 'title'"),
+        ({"arms": {"age": {"titles": "x"}}}, "arms.age.titles: unknown key; did you mean 'title'"),
         ({"num_sedes": 3}, "num_sedes: unknown key; did you mean 'num_seeds'"),
         ({"num_seeds": 0}, "num_seeds"),
         ({"groups": {"weights": ["age", "plus"]}}, "group 'weights' names the arm 'plus'"),
