@@ -13,8 +13,9 @@ from agevlm.analysis.charts import MEASURE_TITLES
 from agevlm.comparison.claims import GUIDED
 from agevlm.comparison.document import Block, Picture, Plot, Section, Table, Text
 from agevlm.comparison.plots import breakdown_plot, histograms_plot, reliability_plot
-from agevlm.comparison.readings import NOTHING, Nested, read, reading, section, signed, written
+from agevlm.comparison.readings import NOTHING, Nested, marked, read, reading, section, written
 from agevlm.comparison.sections import titles
+from agevlm.evaluation.detection import ANSWER
 
 _SITUATIONS = {
     ("false_yes", "co_occurrence"): "False yes, by co-occurrence",
@@ -83,7 +84,7 @@ def detection_section(content: Nested) -> Section | None:
             seen = {split: section(by_split, f"{split}.{key}") for split in ("random", "adversarial")}
             if any(seen.values()):
                 aurocs = [written(reading(record, "auroc")) for record in seen.values()]
-                against = [_beside_answer(record) for record in seen.values()]
+                against = ["" if key == ANSWER else marked(reading(record, "minus_answer")) for record in seen.values()]
                 errors = [reading(seen["adversarial"], f"{how}.error") for how in ("as_is", "fitted")]
                 rows.append([names.get(arm, arm), label, *aurocs, *against, *map(written, errors)])
     if not rows:
@@ -103,11 +104,6 @@ def detection_section(content: Nested) -> Section | None:
         draw = partial(_draw_reliability, lines)
         blocks.append(Plot("reliability", "Calibration on the adversarial split", draw))
     return Section("Does the null token know?", blocks)
-
-
-def _beside_answer(record: Nested) -> str:
-    gap = reading(record, "minus_answer")
-    return "" if gap is None else f"**{signed(gap)}**" if gap.clear_of_zero else signed(gap)
 
 
 def _reliability(found: Nested) -> Iterator[tuple[str, Any]]:

@@ -56,10 +56,8 @@ def claims(content: Nested) -> list[Claim]:
 
 def best_concatenation(content: Nested, *, guided: bool = True) -> str | None:
     """The concatenation arm with the highest adversarial accuracy, of all or of those without guidance."""
-    found = {arm: reading(content, f"arms.{arm}.{ADVERSARIAL}") for arm in section(content, "arms")}
-    scores = {arm: score.mean for arm, score in found.items() if score and arm.startswith("concat")}
-    if not guided:
-        scores.pop(GUIDED_CONCAT, None)
+    found = {arm: reading(content, f"arms.{arm}.{ADVERSARIAL}") for arm in _concatenations(content, guided=guided)}
+    scores = {arm: score.mean for arm, score in found.items() if score}
     return max(scores, key=scores.__getitem__) if scores else None
 
 
@@ -95,8 +93,12 @@ def _of_guided(content: Nested, arm: str) -> Iterator[Claim]:
 
 def _others_unguided(content: Nested, best: str | None) -> list[str]:
     """Where the best concatenation is guided, those that are not."""
-    arms = section(content, "arms") if best == GUIDED_CONCAT else ()
-    return [arm for arm in arms if arm.startswith("concat") and arm != GUIDED_CONCAT]
+    return _concatenations(content, guided=False) if best == GUIDED_CONCAT else []
+
+
+def _concatenations(content: Nested, *, guided: bool) -> list[str]:
+    arms = (arm for arm in section(content, "arms") if arm.startswith("concat"))
+    return [arm for arm in arms if guided or arm != GUIDED_CONCAT]
 
 
 def _ratio(content: Nested, arm: str, other: str | None, most: float, whose: str) -> Claim:

@@ -163,8 +163,8 @@ def build_page(figures: Figures, links: Sequence[Block] = ()) -> Page:
         similarity_section(content),
         language_section(content),
         costs_section(content),
-        groups_section(figures.others.get("ablations", {}), "Ablations", _INTRO["ablations"], "ablations"),
-        groups_section(figures.others.get("sweeps", {}), "Sweeps", _INTRO["sweeps"]),
+        groups_section(figures.others.get("ablations", {}), "Ablations", _ABLATIONS, "ablations"),
+        groups_section(figures.others.get("sweeps", {}), "Sweeps", _SWEEPS),
         _again(figures, links),
     )
     title = "Guided against unguided cross-attention against concatenation"
@@ -180,9 +180,8 @@ def _again(figures: Figures, links: Sequence[Block]) -> Section:
         "seeds of one foundation are not independent, of Student’s t over the means of the foundations. Where an arm "
         "has one seed, its interval knows its pictures only. Of twenty intervals one is expected to miss."
     )
-    rows = []
-    for arm, title in titles(content).items():
-        rows.append([title, ", ".join(map(str, section(content, "runs").get(arm, ())))])
+    runs = section(content, "runs")
+    rows = [[title, ", ".join(map(str, runs.get(arm, ())))] for arm, title in titles(content).items()]
     facts = section(content, "environment")
     versions = Table(["environment", ""], [[str(key), _short(value)] for key, value in facts.items()])
     blocks = [Text(sure), Code(_commands(figures)), *links, Table(["arm", "seeds"], rows)]

@@ -69,6 +69,11 @@ def signed(found: Reading | None, digits: int = 3) -> str:
     )
 
 
+def marked(found: Reading | None) -> str:
+    """A difference, bold where its interval is clear of 0."""
+    return f"**{signed(found)}**" if found and found.clear_of_zero else signed(found)
+
+
 def percent(found: Reading | None) -> str:
     """A ratio: 35 % (30 to 41 %)."""
     if found is None:

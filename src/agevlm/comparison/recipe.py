@@ -13,16 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from agevlm.training.foundation import FoundationSpec
-from agevlm.training.recipe import Recipe, StageRecipe, apply_overrides, explain, parse_recipe
-
-
-class Strict(BaseModel):
-    """Settings that refuse keys they do not know."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+from agevlm.training.recipe import Recipe, StageRecipe, Strict, apply_overrides, explain, parse_recipe
 
 
 class ArmRecipe(Strict):
@@ -30,7 +24,7 @@ class ArmRecipe(Strict):
 
     title: str
     like: str | None = None  # the arm whose changes come first
-    set: dict[str, Any] = {}
+    set: dict[str, Any] = Field(default_factory=dict)
     num_seeds: int | None = Field(None, ge=1)  # None: as many as the comparison, which is the most
 
 
@@ -65,7 +59,8 @@ class ComparisonRecipe(Strict):
     foundations: FoundationsRecipe | None = None
     common: dict[str, Any]
     arms: dict[str, ArmRecipe] = Field(min_length=1)
-    groups: dict[str, tuple[str, ...]] = {}  # title → arms that are compared, the first with each other one; {}: all
+    # title → arms that are compared, the first with each other one; empty: all with each other
+    groups: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     chosen: tuple[str, ...] = ()  # of arms of groups: what was settled on, marked in tables
     equal_time: EqualTimeRecipe | None = None
     analyse: bool = True  # beside the figures of `agevlm evaluate`: along the training, and similarity

@@ -24,7 +24,18 @@ from agevlm.comparison.claims import (
 )
 from agevlm.comparison.document import Block, Plot, Section, Table, Text
 from agevlm.comparison.plots import Row, compute_plot, curves_plot, interval_plot
-from agevlm.comparison.readings import ERROR, NOTHING, Nested, Reading, percent, reading, section, signed, written
+from agevlm.comparison.readings import (
+    ERROR,
+    NOTHING,
+    Nested,
+    Reading,
+    marked,
+    percent,
+    reading,
+    section,
+    signed,
+    written,
+)
 
 Columns = Sequence[tuple[str, str]]  # a figure's name and its heading
 
@@ -34,12 +45,15 @@ _GRIDS = (
     "larger too, and touch the thing more often: attention in the mask and IoU compare arms of one grid only."
 )
 
+WRONG: Columns = (
+    ("pope.adversarial.false_yes_ratio", "false yes, adversarial"),
+    ("pope.adversarial.recall", "recall"),
+)
 HALLUCINATION: Columns = (
     ("pope.adversarial.accuracy", "adversarial"),
     ("pope.popular.accuracy", "popular"),
     ("pope.random.accuracy", "random"),
-    ("pope.adversarial.false_yes_ratio", "false yes, adversarial"),
-    ("pope.adversarial.recall", "recall"),
+    *WRONG,
     ("pope.adversarial.yes_ratio", "yes ratio, adversarial"),
     ("pope.adversarial.f1", "F1, adversarial"),
     ("pope.adversarial.auroc", "AUROC, adversarial"),
@@ -59,6 +73,8 @@ LOOKING: Columns = (
     ("attention.iou", "IoU with the mask"),
     ("null_token.auroc", "null token, AUROC"),
 )
+DESCRIBED = ("image tokens", "null token", "guided in", "answers guided", "language model trains in", "rate", "steps")
+"""The headings of what `described` says."""
 _NAMES = dict((*HALLUCINATION, *SKILLS, *LOOKING))
 
 
@@ -102,7 +118,7 @@ def headline(content: Nested) -> list[Block]:
         )
         draw = partial(_draw_errors, rows, _wanted_errors(content))
         blocks += [Plot("error", "Adversarial error of every arm", draw), Text(text)]
-    short = [(ERROR, "adversarial error"), *HALLUCINATION[3:5], *LOOKING[:1]]
+    short = [(ERROR, "adversarial error"), *WRONG, *LOOKING[:1]]
     headers = ["arm", "seeds", *(label for _, label in short), "error over unguided’s", "perplexity of text after"]
     lines = []
     for arm, title in names.items():
@@ -141,10 +157,6 @@ def arms_section(content: Nested) -> Section | None:
         "last stage, chosen in the sweeps; those of the others go with it."
     )
     return Section("The arms", [Text(text), Table(["arm", *DESCRIBED], rows)]) if rows else None
-
-
-DESCRIBED = ("image tokens", "null token", "guided in", "answers guided", "language model trains in", "rate", "steps")
-"""The headings of what `described` says."""
 
 
 def described(arm: Nested) -> list[str]:
@@ -224,8 +236,7 @@ def differences_section(content: Nested) -> Section | None:
 
 
 def _gap(content: Nested, arm: str, other: str, figure: str = ADVERSARIAL) -> str:
-    found = difference(content, arm, other, figure)
-    return f"**{signed(found)}**" if found and found.clear_of_zero else signed(found)
+    return marked(difference(content, arm, other, figure))
 
 
 def _share(content: Nested, arm: str, other: str) -> str:

@@ -25,6 +25,7 @@ from agevlm.evaluation.detection import detect
 from agevlm.evaluation.statistics import (
     Estimate,
     Figure,
+    Groups,
     difference,
     difference_of_seeds,
     estimate,
@@ -96,7 +97,7 @@ Nested = dict[str, Any]
 class ArmRuns:
     """The finished runs of one arm, by seed, in `out`/ARM/SEED; `groups` are the seeds that share a foundation."""
 
-    def __init__(self, out: Path, arm: str, seeds: Iterable[int], groups: Mapping[int, int] | None = None) -> None:
+    def __init__(self, out: Path, arm: str, seeds: Iterable[int], groups: Groups) -> None:
         self.groups = groups
         done = {seed: run_directory(out, arm, seed) for seed in seeds}
         self.directories = {seed: path for seed, path in done.items() if (path / "report.html").exists()}
@@ -138,8 +139,7 @@ def summarise(recipe: ComparisonRecipe, out: Path) -> Nested:
 
     Differences are those of every two arms, in groups those to the first one. No finished run at all is a ValueError.
     """
-    groups_of_seeds = recipe.groups_of_seeds
-    arms = {arm: ArmRuns(out, arm, recipe.seeds_of(arm), groups_of_seeds) for arm in recipe.trained}
+    arms = {arm: ArmRuns(out, arm, recipe.seeds_of(arm), recipe.groups_of_seeds) for arm in recipe.trained}
     arms = {arm: runs for arm, runs in arms.items() if runs.directories}
     if not arms:
         raise ValueError(f"{out} holds no finished run of {', '.join(recipe.trained)}")
@@ -159,7 +159,7 @@ def summarise(recipe: ComparisonRecipe, out: Path) -> Nested:
         "detection": {arm: _detection(runs) for arm, runs in arms.items()},
         "curves": {arm: curve for arm, runs in arms.items() if (curve := _curve(runs))},
         "similarity": {
-            arm: pool_similarity(found, groups_of_seeds)
+            arm: pool_similarity(found, runs.groups)
             for arm, runs in arms.items()
             if (found := read_similarity(runs.directories))
         },

@@ -37,7 +37,7 @@ from agevlm.evaluation.statistics import (
 SPLITS = ("random", "adversarial")
 DETECTORS = ("null_mass", "p_no", "entropy")
 ANSWER = "p_no"
-PROBABILITIES = ("null_mass", "p_no")  # the detectors that can be read as they are
+PROBABILITIES = ("null_mass", ANSWER)  # the detectors that can be read as they are
 NUM_BINS = 10
 
 _ROUNDING = 1e-5  # of a sum of softmax weights in float32
