@@ -35,7 +35,6 @@ def compare(
     from agevlm.comparison.page import draw_attention, write_index
     from agevlm.comparison.recipe import load_comparison
     from agevlm.comparison.run import compare as run_comparison
-    from agevlm.comparison.sections import DESCRIBED
     from agevlm.comparison.summary import summarise, write_summary
     from agevlm.training.recipe_files import resolve_recipe
 
@@ -43,7 +42,7 @@ def compare(
     quiet_transformers()
     loaded = load_comparison(path, overrides or (), quick=quick)
     if dry_run:
-        print_table(("arm", "seeds", *DESCRIBED), _plan(loaded, arms or ()))
+        print_table(("arm", "what it is"), _plan(loaded, arms or ()))
         return
     out = run_comparison(loaded, out or Path("runs") / path.stem, arms=arms or (), num_parallel=jobs)
     summary = summarise(loaded, out)
@@ -55,10 +54,14 @@ def compare(
 
 
 def _plan(recipe: ComparisonRecipe, arms: Sequence[str]) -> list[list[object]]:
-    """A row for each arm that would be trained."""
-    from agevlm.comparison.sections import described
+    """A row for each arm that would be trained. In words: columns of all that is said do not fit a terminal."""
+    from agevlm.comparison.sections import DESCRIBED, described
 
-    return [[arm, len(recipe.seeds_of(arm)), *described(recipe.describe(arm))] for arm in recipe.choose_arms(arms)]
+    rows: list[list[object]] = []
+    for arm in recipe.choose_arms(arms):
+        facts = zip(("seeds", *DESCRIBED), (len(recipe.seeds_of(arm)), *described(recipe.describe(arm))), strict=True)
+        rows.append([arm, "; ".join(f"{name} {value}" for name, value in facts)])
+    return rows
 
 
 def results(
