@@ -283,6 +283,18 @@ def test_a_job_that_fails_is_named_with_the_end_of_its_log(tmp_path: Path) -> No
         run_jobs([wrong], 1, QUIET)
 
 
+def test_jobs_side_by_side_are_spread_over_the_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "program"
+    program.write_text('#!/bin/bash\nsleep 1\necho "$CUDA_VISIBLE_DEVICES $OMP_NUM_THREADS" > "${!#}"\n')
+    program.chmod(0o755)
+    monkeypatch.setattr("sys.executable", str(program))
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    done = [tmp_path / str(number) for number in range(4)]
+    run_jobs([Job(path.name, (str(path),), path, tmp_path / "log") for path in done], 4, QUIET)
+    assert sorted(path.read_text() for path in done) == ["3 2\n", "3 2\n", "5 2\n", "5 2\n"]
+
+
 def test_a_stop_ends_the_jobs_that_run(content: dict[str, Any], tmp_path: Path) -> None:
     common = {**content["common"], "snapshot_steps": None, "evaluation": None}
     common["stages"] = [{**stage, "steps": 100_000} for stage in common["stages"]]

@@ -19,7 +19,7 @@ def compare(
     recipe: Recipe,
     out: Annotated[Path | None, typer.Option(help="The directory of all runs; runs/NAME where none is given.")] = None,
     arms: Annotated[list[str] | None, typer.Option("--arm", help="Train only this arm; may be repeated.")] = None,
-    jobs: Annotated[int, typer.Option(min=1, help="Runs side by side; the cores are shared among them.")] = 1,
+    jobs: Annotated[int, typer.Option(min=1, help="Runs side by side; cores and GPUs are shared among them.")] = 1,
     overrides: Overrides = None,
     quick: Annotated[bool, typer.Option("--quick", help="At the smaller size that the recipe names.")] = False,
     json: Annotated[

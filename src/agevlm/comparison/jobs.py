@@ -1,4 +1,4 @@
-"""Run commands side by side, each in a process of its own with its share of the cores, and go on after a kill."""
+"""Run commands side by side, each in a process with its share of the cores and GPUs, and go on after a kill."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -44,17 +45,26 @@ class Job:
             return min(sum(1 for _ in file), self.num_steps)
 
 
-def run_jobs(jobs: Sequence[Job], num_parallel: int, console: Console) -> None:
-    """Run the jobs that are not done, in order, `num_parallel` at a time; the rest of the cores is shared evenly.
+@dataclass(frozen=True)
+class _Running:
+    job: Job
+    log: IO[bytes]
+    gpu: str | None
 
-    A job that fails is a ValueError with the end of its log, after the ones that run beside it have ended. An
-    interrupt ends all of them, and so does SIGTERM. What is done stays done.
+
+def run_jobs(jobs: Sequence[Job], num_parallel: int, console: Console) -> None:
+    """Run the jobs that are not done, in order, `num_parallel` at a time; they share the cores evenly.
+
+    Each sees one GPU, the one on which the fewest run; there may be more jobs than GPUs. A job that fails is a
+    ValueError with the end of its log, after the ones that run beside it have ended. An interrupt ends all of them, and
+    so does SIGTERM. What is done stays done.
     """
     threads = max(1, (os.cpu_count() or 1) // num_parallel)
     waiting = [job for job in jobs if not job.done.exists()]
     if not waiting:
         return
-    running: dict[subprocess.Popen[bytes], tuple[Job, IO[bytes]]] = {}
+    gpus = visible_gpus()
+    running: dict[subprocess.Popen[bytes], _Running] = {}
     failed: list[Job] = []
     before = signal.signal(signal.SIGTERM, _stop)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("steps"))
@@ -63,17 +73,17 @@ def run_jobs(jobs: Sequence[Job], num_parallel: int, console: Console) -> None:
         try:
             while running or (waiting and not failed):
                 while waiting and not failed and len(running) < num_parallel:
-                    job = waiting.pop(0)
-                    running |= _started(job, threads)
+                    taken = [other.gpu for other in running.values()]
+                    running |= _started(waiting.pop(0), threads, min(gpus, key=taken.count, default=None))
                 time.sleep(POLL_S)
                 for process in [process for process in running if process.poll() is not None]:
-                    job, log = running.pop(process)
-                    log.close()
-                    if process.returncode or not job.done.exists():
-                        failed.append(job)
+                    ended = running.pop(process)
+                    ended.log.close()
+                    if process.returncode or not ended.job.done.exists():
+                        failed.append(ended.job)
                     else:
-                        console.print(f"done: {job.name}", highlight=False)
-                names = ", ".join(job.name for job, _ in running.values())
+                        console.print(f"done: {ended.job.name}", highlight=False)
+                names = ", ".join(other.job.name for other in running.values())
                 progress.update(bar, completed=sum(job.steps_done for job in jobs), description=names or "comparison")
         finally:
             for process in running:
@@ -90,13 +100,24 @@ def _stop(number: int, frame: object) -> None:
     sys.exit(128 + number)
 
 
-def _started(job: Job, threads: int) -> dict[subprocess.Popen[bytes], tuple[Job, IO[bytes]]]:
+def visible_gpus() -> list[str]:
+    """The GPUs of this process, as `CUDA_VISIBLE_DEVICES` names them; [] without any."""
+    if "CUDA_VISIBLE_DEVICES" in os.environ:
+        return [name for name in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if name.strip() not in ("", "-1")]
+    return [str(number) for number in range(torch.cuda.device_count())]
+
+
+def _started(job: Job, threads: int, gpu: str | None) -> dict[subprocess.Popen[bytes], _Running]:
     job.log.parent.mkdir(parents=True, exist_ok=True)
     log = job.log.open("ab")
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+    share = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+    if gpu is not None:
+        share["CUDA_VISIBLE_DEVICES"] = gpu
     command = [sys.executable, "-m", "agevlm.cli", *job.arguments]
-    process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True)
-    return {process: (job, log)}
+    process = subprocess.Popen(
+        command, stdout=log, stderr=subprocess.STDOUT, env=os.environ | share, start_new_session=True
+    )
+    return {process: _Running(job, log, gpu)}
 
 
 def _complaint(job: Job) -> str:
