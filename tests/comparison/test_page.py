@@ -76,6 +76,11 @@ def test_claims_hold_or_are_refuted_by_what_was_measured() -> None:
     assert found[f"At equal time, adversarial accuracy of AGE minus that of {unguided}"][0] is True
 
 
+def test_what_a_recipe_notes_comes_before_the_verdict() -> None:
+    page = build_page(Figures(make_content() | {"note": "Of no weight."}))
+    assert page.verdict.startswith("**Of no weight.** **The adversarial error")
+
+
 def test_a_refuted_claim_is_told_in_the_verdict_of_the_page() -> None:
     content = make_content({"cross_attention": 0.6, "age": 0.7})
     page = build_page(Figures(content))

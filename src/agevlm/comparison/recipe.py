@@ -65,6 +65,8 @@ class ComparisonRecipe(Strict):
     equal_time: EqualTimeRecipe | None = None
     analyse: bool = True  # beside the figures of `agevlm evaluate`: along the training, and similarity
     costs: tuple[int, ...] = ()  # numbers of image tokens at which the arms' costs are measured
+    cost_repetitions: int = Field(8, ge=1)  # turns of each arm in that
+    note: str = ""  # what a reader of the figures must know first
 
     @model_validator(mode="after")
     def _arms_are_recipes(self) -> ComparisonRecipe:

@@ -166,6 +166,7 @@ def costs_job(recipe: ComparisonRecipe, out: Path) -> Job:
     foundation = ["--foundation", str(out / "foundations" / "0")] if recipe.foundations else []
     done = out / COSTS
     arguments = ("costs", str(out / f"{recipe.name}.yaml"), "--out", str(done), *tokens, *foundation)
+    arguments += ("--repetitions", str(recipe.cost_repetitions))
     return Job("costs", arguments, done, out / "logs" / "costs.log")
 
 

@@ -85,7 +85,7 @@ def titles(content: Nested) -> dict[str, str]:
 
 
 def verdict(content: Nested) -> str:
-    """What guidance does, in a sentence, and how much of what was claimed holds."""
+    """What guidance does, in a sentence, and how much of what was claimed holds; the recipe's note before it."""
     found = [claim for claim in claims(content) if not claim.added]
     known = [claim for claim in found if claim.holds is not None]
     parts = []
@@ -98,6 +98,8 @@ def verdict(content: Nested) -> str:
         parts.append(f"**The adversarial error of {GUIDED[guided]} is {', '.join(against)}.**")
     if not parts:
         parts.append("No verdict: the file does not set a guided arm against unguided cross-attention.")
+    if note := content.get("note"):
+        parts.insert(0, f"**{note}**")
     if known:
         holding = sum(bool(claim.holds) for claim in known)
         parts.append(f"Of the {len(known)} claims that were measured {holding} hold; the table below has each.")

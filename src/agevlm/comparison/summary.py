@@ -147,6 +147,7 @@ def summarise(recipe: ComparisonRecipe, out: Path) -> Nested:
     facts = _Facts()
     summary: Nested = {
         "name": recipe.name,
+        "note": recipe.note,
         "titles": {arm: recipe.arms[arm].title for arm in arms},
         "settings": {arm: recipe.changes_of(arm) for arm in arms},
         "described": {arm: recipe.describe(arm) for arm in arms},
