@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from agevlm.comparison.claims import claims
-from agevlm.comparison.document import Page, Plot, Table, markdown
+from agevlm.comparison.document import Page, Plot, Table, Text, markdown
 from agevlm.comparison.groups import groups_section, winner
 from agevlm.comparison.page import INDEX, Figures, build_page, read_figures, write_index, write_page
 from agevlm.comparison.readings import ERROR, Reading, percent, reading, signed, written
@@ -144,7 +144,7 @@ def test_the_page_has_every_section_of_a_full_comparison() -> None:
     assert [row[0] for row in main.rows][-1].startswith("AGE +") and len(main.rows) == len(ACCURACY)
     assert main.rows[-1][2] == "0.050 (0.040 to 0.060)"
     assert found["At equal time/"].rows[0][1:3] == ["3", "× 1.20"]
-    assert found["What guidance is worth in compute/Adversarial error"].rows[1][1:] == [
+    assert found["What guidance is worth in compute/Adversarial error"].rows[2][1:] == [
         "0.400 (0.390 to 0.410)",
         "0.200 (0.190 to 0.210)",
         "0.030 (0.020 to 0.040)",
@@ -167,10 +167,15 @@ def test_the_page_has_every_section_of_a_full_comparison() -> None:
     assert found["Does the null token know?/"].rows[0][4] == "**+0.030 (+0.020 to +0.040)**"
     looking = found["The figures of every arm/Where it looks"]
     assert looking.headers[2] == "of perfect attention on its grid" and looking.rows[1][2].startswith("0.840")
-    caption = "Adversarial accuracy of AGE, once as long, minus that of, on the seeds of both"
+    assert found["What guidance is worth in compute/Pointing"].rows[2][1:3] == [
+        "0.400 (0.390 to 0.410)",
+        "0.970 (0.960 to 0.980)",
+    ]
+    caption = "Adversarial accuracy of the guided arms, once as long, minus that of the others, on the seeds of both"
     gaps = found[f"What guidance is worth in compute/{caption}"]
     assert gaps.rows == [
-        ["cross-attention, unguided", "–", "**+0.150 (+0.140 to +0.160)**", "**−0.020 (−0.030 to −0.010)**"]
+        ["AGE minus cross-attention, unguided", "–", "**+0.150 (+0.140 to +0.160)**", "**−0.020 (−0.030 to −0.010)**"],
+        ["AGE + minus cross-attention, unguided", "–", "**+0.175 (+0.165 to +0.185)**", "+0.005 (−0.005 to +0.015)"],
     ]
     matrix = found["Paired differences/Adversarial accuracy of the arm of a row minus that of a column"]
     assert matrix.rows[0][1] == "" and matrix.rows[4][1] == "**+0.100 (+0.090 to +0.110)**"
@@ -188,19 +193,26 @@ def test_sections_without_figures_are_left_out() -> None:
     assert {block.name for block in page.blocks if isinstance(block, Plot)} == {"error"}
 
 
-def test_longer_unguided_training_says_whether_the_gap_closes() -> None:
-    page = build_page(Figures(make_content({"cross_attention": 0.6, "age": 0.9}), {"longer": make_longer()}))
+def told_of_longer_training(longer: dict[str, Any]) -> str:
+    page = build_page(Figures(make_content({"cross_attention": 0.6, "age": 0.9, "age_plus": 0.9}), {"longer": longer}))
     section = next(section for section in page.sections if section.title == "What guidance is worth in compute")
-    assert "reaches AGE with 16 times the steps" in section.blocks[0].content  # type: ignore[union-attr]
+    assert isinstance(section.blocks[0], Text)
+    return section.blocks[0].content
+
+
+def test_longer_unguided_training_says_whether_the_gap_closes() -> None:
+    told = told_of_longer_training(make_longer())
+    assert "reaches AGE with 16 times the steps." in told
+    assert (
+        "does not reach AGE + with 16 times the steps: AGE + stays ahead by +0.005 (−0.005 to +0.015), which is" in told
+    )
 
 
 def test_unguided_runs_reach_age_on_the_seeds_of_both() -> None:
     longer = make_longer()
-    longer["differences"]["age"]["cross_attention_16x"]["pope"]["adversarial"]["accuracy"] = estimate(0.01)
-    page = build_page(Figures(make_content({"cross_attention": 0.6, "age": 0.9}), {"longer": longer}))  # 0.97 of 16 x
-    section = next(section for section in page.sections if section.title == "What guidance is worth in compute")
-    expected = "does not reach AGE with 16 times the steps: AGE stays ahead by +0.010"
-    assert expected in section.blocks[0].content  # type: ignore[union-attr]
+    longer["differences"]["age"]["cross_attention_16x"]["pope"]["adversarial"]["accuracy"] = estimate(0.02)
+    told = told_of_longer_training(longer)  # whose error with 16 times the steps is 0.03, that of AGE 0.1
+    assert "does not reach AGE with 16 times the steps: AGE stays ahead by +0.020 (+0.010 to +0.030)." in told
 
 
 def test_groups_are_set_against_their_first_arm_and_the_best_is_marked() -> None:

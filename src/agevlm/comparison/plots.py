@@ -131,12 +131,12 @@ def _draw_line(
 
 def compute_plot(
     lines: Mapping[str, Sequence[tuple[float, Reading]]],
-    level: tuple[str, str, Reading],
+    levels: Mapping[str, Reading],
     titles: Mapping[str, str],
     *,
     theme: ThemeName = "light",
 ) -> Figure:
-    """Adversarial error against how often as long an arm trained; that of `level` (arm, title, error) is a line."""
+    """Adversarial error against how often as long an arm trained; `levels` of other arms are lines."""
     look = THEMES[theme]
     figure = _figure(3.4)
     axes = figure.subplots()
@@ -146,11 +146,11 @@ def compute_plot(
         _draw_line(axes, points, colour, titles.get(arm, arm))
         for multiple, found in points:
             axes.plot([multiple] * len(found.values), found.values, "o", color=colour, ms=3.5, alpha=0.6, mew=0)
-    arm, title, found = level
-    colour = colour_of(arm, 0, theme)
-    axes.axhline(found.mean, color=colour, linewidth=1.7, zorder=3, label=f"{title}, trained once as long")
-    if found.low is not None and found.high is not None:
-        axes.axhspan(found.low, found.high, color=colour, alpha=0.13, linewidth=0)
+    for arm, found in levels.items():
+        colour = colour_of(arm, 0, theme)
+        axes.axhline(found.mean, color=colour, linewidth=1.7, zorder=3, label=f"{titles[arm]}, once as long")
+        if found.low is not None and found.high is not None:
+            axes.axhspan(found.low, found.high, color=colour, alpha=0.13, linewidth=0)
     multiples = sorted({multiple for points in lines.values() for multiple, _ in points})
     axes.set_xscale("log", base=2)
     axes.set_xticks(multiples, [f"{multiple:g} ×" for multiple in multiples])

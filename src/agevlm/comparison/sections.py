@@ -316,37 +316,45 @@ def equal_time_section(content: Nested) -> Section | None:
 
 
 def compute_section(content: Nested, longer: Nested) -> Section | None:
-    """Adversarial error of unguided arms that train several times longer, against AGE trained once as long.
+    """Unguided arms that train several times longer, against the guided ones trained once as long.
 
-    From the arms of `longer` that are called ARM_4x and the like. Whether they reach AGE is decided on shared seeds.
+    From the arms of `longer` that are called ARM_4x and the like. Whether they reach a guided one is decided on shared
+    seeds.
     """
-    lines = _longer(content, longer)
-    arm = next((arm for arm in GUIDED if reading(content, f"arms.{arm}.{ERROR}")), None)
-    if not any(len(points) > 1 for points in lines.values()) or arm is None:
+    lines = _longer(content, longer, ERROR)
+    guided = [arm for arm in GUIDED if arm in section(longer, "arms") and reading(content, f"arms.{arm}.{ERROR}")]
+    if not any(len(points) > 1 for points in lines.values()) or not guided:
         return None
-    level = reading(content, f"arms.{arm}.{ERROR}")
-    assert level is not None
     names = titles(content)
     multiples = sorted({multiple for points in lines.values() for multiple in points})
     headers = ["arm", *(f"{multiple} × the steps" for multiple in multiples)]
-    errors = [[f"{names[arm]}, once as long", written(level), *[""] * (len(multiples) - 1)]]
-    errors += [[names[of], *(written(points.get(m)) for m in multiples)] for of, points in lines.items()]
-    gaps = [[names[of], *(_gap(longer, arm, _multiplied(of, m)) for m in multiples)] for of in lines]
-    caption = f"Adversarial accuracy of {GUIDED[arm]}, once as long, minus that of, on the seeds of both"
-    draw = partial(_draw_compute, lines, (arm, names[arm], level), names)
+    tables = []
+    for figure, caption in ((ERROR, "Adversarial error"), LOOKING[0]):
+        found = _longer(content, longer, figure)
+        once = [[written(reading(content, f"arms.{arm}.{figure}")), *[""] * (len(multiples) - 1)] for arm in guided]
+        rows = [[f"{names[arm]}, once as long", *cells] for arm, cells in zip(guided, once, strict=True)]
+        rows += [[names[of], *(written(points.get(m)) for m in multiples)] for of, points in found.items()]
+        tables.append(Table(headers, rows, caption[:1].upper() + caption[1:]))
+    pairs = [(arm, of) for of in lines for arm in guided]
+    gaps = [
+        [f"{GUIDED[arm]} minus {names[of]}", *(_gap(longer, arm, _multiplied(of, multiple)) for multiple in multiples)]
+        for arm, of in pairs
+    ]
+    caption = "Adversarial accuracy of the guided arms, once as long, minus that of the others, on the seeds of both"
+    draw = partial(_draw_compute, lines, {arm: reading(content, f"arms.{arm}.{ERROR}") for arm in guided}, names)
     return Section(
         "What guidance is worth in compute",
         [
-            Text(" ".join(_reaches(longer, arm, of, names[of], list(points)) for of, points in lines.items())),
+            Text(" ".join(_reaches(longer, arm, of, names[of], list(lines[of])) for arm, of in pairs)),
             Plot("compute", "Adversarial error against multiples of the training", draw),
-            Table(headers, errors, "Adversarial error"),
-            Table(headers, gaps, caption),
+            *tables,
+            Table(["", *headers[1:]], gaps, caption),
         ],
     )
 
 
-def _draw_compute(lines: Any, level: Any, names: dict[str, str], theme: Any) -> Any:
-    return compute_plot({arm: list(points.items()) for arm, points in lines.items()}, level, names, theme=theme)
+def _draw_compute(lines: Any, levels: Any, names: dict[str, str], theme: Any) -> Any:
+    return compute_plot({arm: list(points.items()) for arm, points in lines.items()}, levels, names, theme=theme)
 
 
 def _multiplied(arm: str, multiple: int) -> str:
@@ -359,19 +367,21 @@ def _reaches(longer: Nested, guided: str, arm: str, title: str, multiples: Seque
     reaching = [multiple for multiple, gap in gaps.items() if gap.mean <= 0]
     if reaching:
         return f"Unguided, {title} reaches {GUIDED[guided]} with {reaching[0]} times the steps."
-    ahead = f": {GUIDED[guided]} stays ahead by {signed(gaps[max(gaps)])}" if gaps else ""
-    return f"Unguided, {title} does not reach {GUIDED[guided]} with {max(multiples)} times the steps{ahead}."
+    last = gaps[max(gaps)] if gaps else None
+    ahead = f": {GUIDED[guided]} stays ahead by {signed(last)}" if last else ""
+    sure = ", which is not clear of 0" if last and not last.clear_of_zero else ""
+    return f"Unguided, {title} does not reach {GUIDED[guided]} with {max(multiples)} times the steps{ahead}{sure}."
 
 
-def _longer(content: Nested, longer: Nested) -> dict[str, dict[int, Reading]]:
-    """Arm → multiple of the steps → adversarial error, in order; once as long it is the comparison's."""
+def _longer(content: Nested, longer: Nested, figure: str) -> dict[str, dict[int, Reading]]:
+    """Arm → multiple of the steps → figure, in order; once as long it is the comparison's."""
     found: dict[str, dict[int, Reading]] = {}
     for name in section(longer, "arms"):
         named = re.fullmatch(r"(\w+)_(\d+)x", name)
-        error = reading(longer, f"arms.{name}.{ERROR}")
-        if named and error:
-            found.setdefault(named[1], {})[int(named[2])] = error
+        measured = reading(longer, f"arms.{name}.{figure}")
+        if named and measured:
+            found.setdefault(named[1], {})[int(named[2])] = measured
     for arm, points in found.items():
-        if error := reading(content, f"arms.{arm}.{ERROR}"):
-            points[1] = error
+        if once := reading(content, f"arms.{arm}.{figure}"):
+            points[1] = once
     return {arm: dict(sorted(points.items())) for arm, points in found.items() if arm in titles(content)}
