@@ -322,26 +322,29 @@ def compute_section(content: Nested, longer: Nested) -> Section | None:
     seeds.
     """
     lines = _longer(content, longer, ERROR)
-    guided = [arm for arm in GUIDED if arm in section(longer, "arms") and reading(content, f"arms.{arm}.{ERROR}")]
+    levels = {arm: level for arm in GUIDED if (level := reading(content, f"arms.{arm}.{ERROR}"))}
+    guided = [arm for arm in levels if arm in section(longer, "arms")]
     if not any(len(points) > 1 for points in lines.values()) or not guided:
         return None
     names = titles(content)
     multiples = sorted({multiple for points in lines.values() for multiple in points})
     headers = ["arm", *(f"{multiple} × the steps" for multiple in multiples)]
     tables = []
-    for figure, caption in ((ERROR, "Adversarial error"), LOOKING[0]):
-        found = _longer(content, longer, figure)
-        once = [[written(reading(content, f"arms.{arm}.{figure}")), *[""] * (len(multiples) - 1)] for arm in guided]
-        rows = [[f"{names[arm]}, once as long", *cells] for arm, cells in zip(guided, once, strict=True)]
-        rows += [[names[of], *(written(points.get(m)) for m in multiples)] for of, points in found.items()]
-        tables.append(Table(headers, rows, caption[:1].upper() + caption[1:]))
+    for figure, caption in ((ERROR, "Adversarial error"), ("pointing.accuracy", "Pointing")):
+        blank = [""] * (len(multiples) - 1)
+        rows = [
+            [f"{names[arm]}, once as long", written(reading(content, f"arms.{arm}.{figure}")), *blank] for arm in guided
+        ]
+        for of, points in _longer(content, longer, figure).items():
+            rows.append([names[of], *(written(points.get(multiple)) for multiple in multiples)])
+        tables.append(Table(headers, rows, caption))
     pairs = [(arm, of) for of in lines for arm in guided]
     gaps = [
         [f"{GUIDED[arm]} minus {names[of]}", *(_gap(longer, arm, _multiplied(of, multiple)) for multiple in multiples)]
         for arm, of in pairs
     ]
     caption = "Adversarial accuracy of the guided arms, once as long, minus that of the others, on the seeds of both"
-    draw = partial(_draw_compute, lines, {arm: reading(content, f"arms.{arm}.{ERROR}") for arm in guided}, names)
+    draw = partial(_draw_compute, lines, {arm: levels[arm] for arm in guided}, names)
     return Section(
         "What guidance is worth in compute",
         [

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 import yaml
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
@@ -40,6 +40,7 @@ from agevlm.data.scenes import CATEGORIES, COLOURS, WorldSpec, draw_scene
 from agevlm.data.schema import IGNORE_INDEX, AnnotatedImage, Conversation
 from agevlm.files import write_beside
 from agevlm.training.dataset import without_pictures
+from agevlm.training.recipe import Strict
 from agevlm.training.tokenizer import build_tokenizer
 
 # Shapes: B pictures, N cells of the grid, G groups of words, W words of a group, C categories.
@@ -56,12 +57,6 @@ MIN_COVERAGE_RATIO = 0.3  # of a cell: from here on the cell must say the object
 MAX_BACKGROUND_RATIO = 0.05  # of a cell: up to here it must say "background"; between the two it may say anything
 
 Progress = Callable[[str, int, int, float], None]  # name of the model, step, number of steps, loss
-
-
-class Strict(BaseModel):
-    """Settings that refuse keys they do not know."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class VisionSpec(Strict):

@@ -27,7 +27,8 @@ from transformers import (
 from agevlm.checkpoints import resolve_model
 from agevlm.data.scenes import CATEGORIES
 from agevlm.modeling.vision import load_backbone
-from agevlm.training.foundation import Progress, Strict, endless_order, make_optimizer, optimise
+from agevlm.training.foundation import Progress, endless_order, make_optimizer, optimise
+from agevlm.training.recipe import Strict
 from agevlm.training.teachers.pool import Pool, boxes_of, normalised
 
 # Shapes: B pictures, N cells or queries, Q queries, W words asked, K things of a picture (padded).
