@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from agevlm.cli import app
 from agevlm.comparison.jobs import Job, run_jobs
 from agevlm.comparison.recipe import ComparisonRecipe, load_comparison
-from agevlm.comparison.run import compare, equal_time_factors, training_jobs
+from agevlm.comparison.run import compare, equal_time_factors, foundation_jobs, training_jobs
 from agevlm.comparison.summary import summarise
 from agevlm.training.recipe import load_recipe
 
@@ -209,6 +209,15 @@ def test_comparisons_of_one_directory_share_the_runs_that_are_the_same(done: tup
     compare(fewer, out, console=QUIET)
     assert {path: path.stat().st_mtime_ns for path in out.rglob("model.safetensors")} == before
     assert summarise(fewer, out)["runs"] == {"age": [0], "concat": [0]}
+
+
+def test_only_foundations_that_a_seed_of_the_arms_starts_from_are_trained(tmp_path: Path) -> None:
+    recipe = load_comparison(ROOT / "recipes" / "longer.yaml")
+    assert recipe.seeds_of("cross_attention_16x") == range(1)
+    assert [job.name for job in foundation_jobs(recipe, tmp_path, ["cross_attention_16x"])] == ["foundation 0"]
+    assert len(foundation_jobs(recipe, tmp_path, recipe.trained)) == 3
+    written = yaml.safe_load((tmp_path / "foundations" / "2.yaml").read_text())
+    assert written["seed"] == 2
 
 
 def test_the_recipe_in_the_package_has_the_arms_of_the_claim() -> None:

@@ -51,7 +51,7 @@ def compare(
     out, console = Path(out), console or Console(stderr=True)
     chosen = recipe.choose_arms(arms)
     _open(recipe, out)
-    run_jobs(foundation_jobs(recipe, out), num_parallel, console)
+    run_jobs(foundation_jobs(recipe, out, chosen), num_parallel, console)
     jobs = training_jobs(recipe, out, chosen)
     run_jobs(jobs, num_parallel, console)
     if recipe.costs and not arms:
@@ -72,11 +72,12 @@ def run_directory(out: Path, arm: str, seed: int) -> Path:
     return out / arm / str(seed)
 
 
-def foundation_jobs(recipe: ComparisonRecipe, out: Path) -> list[Job]:
-    """One job for each foundation; their recipes are written."""
+def foundation_jobs(recipe: ComparisonRecipe, out: Path, arms: Sequence[str]) -> list[Job]:
+    """One job for each foundation that the seeds of these arms start from; their recipes are written."""
+    if recipe.foundations is None:
+        return []
     jobs = []
-    for number in range(recipe.foundations.num if recipe.foundations else 0):
-        assert recipe.foundations is not None
+    for number in sorted({recipe.groups_of_seeds[seed] for arm in arms for seed in recipe.seeds_of(arm)}):
         directory = out / "foundations" / str(number)
         settings = recipe.foundations.spec.model_dump(mode="json") | {"seed": number}
         file = directory.with_suffix(".yaml")
