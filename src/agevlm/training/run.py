@@ -36,6 +36,7 @@ from agevlm.checkpoints import choose_device, load_model, resolve_model
 from agevlm.data.collate import Collator
 from agevlm.data.scenes import split_seed
 from agevlm.files import write_beside
+from agevlm.modeling.interleaving import decoder_layers
 from agevlm.modeling.joined import JoinedModel
 from agevlm.modeling.modeling_agevlm import AgeVlmForConditionalGeneration
 from agevlm.modeling.modeling_concat import ConcatVlmForConditionalGeneration
@@ -139,6 +140,9 @@ class Run:
         first = self._first_open_stage()
         if first:
             model.load_state_dict(load_model(self.stage_directory(first - 1))[0].state_dict())
+        if self.recipe.compile:
+            for layer in decoder_layers(model.language_model):
+                layer.compile(dynamic=True)  # lengths of batches differ
         cache = self.recipe.cache_dir or self.out / "cache"
         if first < len(self.recipe.stages):
             with RunProgress(self.console, self.recipe, self.out / "log.jsonl") as progress:
