@@ -73,6 +73,7 @@ def results(
     attention: Annotated[
         Path | None, typer.Option(help="The attention.png of the comparison's directory; else the one that is there.")
     ] = None,
+    log: Annotated[Path | None, typer.Option(help="A page of reasons and of what did not work, to link.")] = None,
 ) -> None:
     """Write the page of a comparison from its figures.
 
@@ -83,7 +84,7 @@ def results(
     named = {"sweeps": sweeps, "longer": longer, "ablations": ablations}
     others = {name: path for name, path in named.items() if path is not None}
     figures = read_figures(comparison, others, attention)
-    typer.echo(f"page: {write_page(figures, out, [comparison, *others.values()])}")
+    typer.echo(f"page: {write_page(figures, out, [comparison, *others.values()], log)}")
 
 
 def costs(

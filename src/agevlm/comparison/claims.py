@@ -1,8 +1,8 @@
 """The method's claim, figure by figure, and whether what was measured bears it out.
 
-What is wanted was written down before anything was measured; what was added later is marked. A claim holds if the mean
-meets it and, where errors are set against each other, the interval of the difference is clear of 0; whether the whole
-interval of the figure meets it too is said beside.
+What is wanted of AGE was written down before anything was measured; what was added later is marked, and so is AGE +,
+which is held to the same. A claim holds if the mean meets it and, where errors are set against each other, the interval
+of the difference is clear of 0; whether the whole interval of the figure meets it too is said beside.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Claim:
 def claims(content: Nested) -> list[Claim]:
     """Every claim, for AGE and, where it was trained, for AGE +; what was not measured is among them."""
     guided = [arm for arm in GUIDED if arm == "age" or arm in section(content, "arms")]
-    found = [claim for arm in guided for claim in _of_guided(content, arm)]
+    found = [replace(claim, added=claim.added or arm != "age") for arm in guided for claim in _of_guided(content, arm)]
     pointing = reading(content, f"arms.{UNGUIDED}.pointing.accuracy")
     found.append(_bounded("Pointing, cross-attention unguided", pointing, MAX_POINTING_UNGUIDED, "under"))
     for split, wanted in MIN_NULL_AUROC.items():

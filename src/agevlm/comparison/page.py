@@ -46,9 +46,11 @@ _GROUPS = (
     "chance, where the interval of its difference holds 0."
 )
 _ABLATIONS = (
-    "One thing changed at a time, everything else as in the group’s first arm, at half the comparison’s steps. "
-    f"{_GROUPS} The language model trains in stage 4 alone, so an arm that is guided in stage 3 only is not the AGE of "
-    "the comparison, whose language model learns while it is guided."
+    "One thing changed at a time, everything else as in the group’s first arm, at half the comparison’s steps. AGE + "
+    "has the KL loss, weights 0.5 and 0.3 in stages 3 and 4, both layers, heads averaged, phrases and answers guided, "
+    f"the true masks of all samples. {_GROUPS} All seeds start from the packaged foundation: what differs between "
+    "foundations is not in these intervals. The language model trains in stage 4 alone, so an arm that is guided in "
+    "stage 3 only is not the AGE of the comparison, whose language model learns while it is guided."
 )
 _SWEEPS = (
     "How the settings of each arm were chosen: shorter runs of one seed, measured on validation scenes, which no other "
@@ -87,11 +89,11 @@ def read_figures(
     return Figures(_load_comparison(comparison), named, picture)
 
 
-def write_page(figures: Figures, out: Path, sources: Sequence[Path] = ()) -> Path:
+def write_page(figures: Figures, out: Path, sources: Sequence[Path] = (), log: Path | None = None) -> Path:
     """Write the page as Markdown to `out`, and its plots into the directory beside it that has its name.
 
-    `sources` are the files of figures, which it links. A picture of attention that lies there already stays. A path
-    that does not end in .md is a ValueError.
+    It links `sources`, the files of figures, and `log`, which tells of reasons and of what did not work. A picture of
+    attention that lies there already stays. A path that does not end in .md is a ValueError.
     """
     if out.suffix != ".md" or out.is_dir():
         raise ValueError(f"{out} is no name of a page: it must end in .md and be no directory")
@@ -99,7 +101,12 @@ def write_page(figures: Figures, out: Path, sources: Sequence[Path] = ()) -> Pat
     if figures.attention is None and kept.exists():
         figures = replace(figures, attention=kept.read_bytes())
     links = [f"[{path.name}]({os.path.relpath(path, out.parent)})" for path in sources]
-    return write_markdown(build_page(figures, [Text(f"All figures: {', '.join(links)}.")] if links else []), out)
+    told = [Text(f"All figures: {', '.join(links)}.")] if links else []
+    if log is not None:
+        told.append(
+            Text(f"Why claims failed, and what did not work: [{log.name}]({os.path.relpath(log, out.parent)}).")
+        )
+    return write_markdown(build_page(figures, told), out)
 
 
 def write_index(out: Path) -> Path:
@@ -175,15 +182,18 @@ def _again(figures: Figures, links: Sequence[Block]) -> Section:
     """Intervals, commands, seeds and versions."""
     content = figures.comparison
     sure = (
-        "A seed has its own training scenes, weights, order and test world, and one of the foundations. Intervals "
-        "hold 95 %: the outer ends of a bootstrap over seeds and pictures, of Student’s t over the seeds, and, as "
-        "seeds of one foundation are not independent, of Student’s t over the means of the foundations. Where an arm "
-        "has one seed, its interval knows its pictures only. Of twenty intervals one is expected to miss."
+        "A seed has its own training scenes, weights, order and test world, and in the comparison one of its "
+        "foundations, in turn. Intervals hold 95 %: the outer ends of a bootstrap over seeds and pictures, of "
+        "Student’s t over the seeds, and, as seeds of one foundation are not independent, of Student’s t over the "
+        "means of the foundations. Where an arm has one seed, its interval knows its pictures only. Of twenty "
+        "intervals one is expected to miss."
     )
     runs = section(content, "runs")
     rows = [[title, ", ".join(map(str, runs.get(arm, ())))] for arm, title in titles(content).items()]
     facts = section(content, "environment")
-    versions = Table(["environment", ""], [[str(key), _short(value)] for key, value in facts.items()])
+    others = ((f"git, {name}", section(found, "environment").get("git")) for name, found in figures.others.items())
+    made_with = [*facts.items(), *((key, commits) for key, commits in others if commits)]
+    versions = Table(["environment", ""], [[str(key), _short(value)] for key, value in made_with])
     blocks = [Text(sure), Code(_commands(figures)), *links, Table(["arm", "seeds"], rows)]
     return Section("How sure, and how to make it again", [*blocks, versions] if facts else blocks)
 
@@ -198,6 +208,7 @@ def _commands(figures: Figures) -> str:
     page += [f"--{name} results/{name}.json" for name in OTHERS if name in figures.others]
     if figures.attention:
         page.append(f"--attention runs/comparison/{ATTENTION}")
+    page.append("--log docs/log.md")
     return "\n".join([*lines, " \\\n  ".join([*page, "--out docs/results/comparison.md"])])
 
 

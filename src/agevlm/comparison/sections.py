@@ -6,6 +6,7 @@ Each function takes the content of comparison.json and gives a section, or None 
 from __future__ import annotations
 
 import re
+import statistics
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -39,6 +40,12 @@ from agevlm.comparison.readings import (
 
 Columns = Sequence[tuple[str, str]]  # a figure's name and its heading
 
+_GUIDANCE = (
+    "Guidance sets, in training, the attention of each object word against the mask of the object. AGE, a language "
+    "model that reads the picture by cross-attention, is guided in its third stage, as in the paper; AGE + in the "
+    "fourth too, its answers as well, and words for what is absent are guided to a null token. The other arms are the "
+    "same network unguided, and concatenation: image tokens before the text."
+)
 _GRIDS = (
     "Pooled arms look through a grid of a quarter of the cells. Perfect attention, every cell as the share that the "
     "thing covers, points no better there than the column says, so pointing is to be read against it. Their cells are "
@@ -86,37 +93,58 @@ def titles(content: Nested) -> dict[str, str]:
 
 def verdict(content: Nested) -> str:
     """What guidance does, in a sentence, and how much of what was claimed holds; the recipe's note before it."""
-    found = [claim for claim in claims(content) if not claim.added]
-    known = [claim for claim in found if claim.holds is not None]
-    parts = []
+    parts = [_errs(content)]
     for guided in (arm for arm in GUIDED if error_ratio(content, arm, UNGUIDED)):
         against = [f"{percent(error_ratio(content, guided, UNGUIDED))} of that of unguided cross-attention"]
         arms = {best_concatenation(content, guided=True), best_concatenation(content, guided=False)}
         for arm in sorted(arm for arm in arms if arm):
             if ratio := error_ratio(content, guided, arm):
                 against.append(f"{percent(ratio)} of that of {titles(content)[arm]}")
-        parts.append(f"**The adversarial error of {GUIDED[guided]} is {', '.join(against)}.**")
-    if not parts:
+        parts.append(f"The error of {GUIDED[guided]} is {', '.join(against)}.")
+    if len(parts) == 1:
         parts.append("No verdict: the file does not set a guided arm against unguided cross-attention.")
     if note := content.get("note"):
         parts.insert(0, f"**{note}**")
+    found = claims(content)
+    known = [claim for claim in found if claim.holds is not None and not claim.added]
     if known:
         holding = sum(bool(claim.holds) for claim in known)
         parts.append(f"Of the {len(known)} claims that were measured {holding} hold; the table below has each.")
-    if len(known) < len(found):
-        parts.append(f"{len(found) - len(known)} claims were not measured.")
-    return " ".join(parts)
+    if missing := sum(claim.holds is None for claim in found):
+        parts.append(f"{missing} claims were not measured.")
+    return " ".join(part for part in parts if part)
+
+
+def _errs(content: Nested) -> str:
+    """How often unguided and guided arms err, from the least to the most; nothing where one kind was not measured."""
+    unguided, guided = (_span_of_errors(content, guided=guided) for guided in (False, True))
+    if not unguided or not guided:
+        return ""
+    return (
+        "**POPE’s adversarial questions are half about things that are there, half about absent ones that usually come "
+        f"with them. Unguided arms answer {unguided} of them wrongly, guided ones {guided}.**"
+    )
+
+
+def _span_of_errors(content: Nested, *, guided: bool) -> str:
+    known = section(content, "described")
+    arms = [arm for arm in titles(content) if arm in known and bool(known[arm]["guided"]) == guided]
+    errors = [error.mean for arm in arms if (error := reading(content, f"arms.{arm}.{ERROR}"))]
+    shares = sorted({f"{100 * error:.0f}" for error in errors}, key=float)
+    return f"{' to '.join((shares[0], shares[-1]) if len(shares) > 1 else shares)} %" if shares else ""
 
 
 def headline(content: Nested) -> list[Block]:
     """The plot and the short table for a reader with one minute."""
     names, blocks = titles(content), list[Block]()
+    if "age" in names:
+        blocks.append(Text(_GUIDANCE))
     rows = _errors(content)
     if rows:
         text = (
-            "Adversarial error: wrong answers to “is there a …?”, half about things that are there, half about absent "
-            "ones that usually come with them. Yes to an absent one is a false yes. Dots are seeds, the stroke is "
-            "their mean, the band its 95 % interval; dashed is what was claimed of AGE before it was measured."
+            "Adversarial error: the share of wrong answers to those questions. Yes to an absent thing is a false yes. "
+            "Dots are seeds, the stroke is their mean, the band the 95 % interval of this mean; dashed is what was "
+            "claimed of AGE before it was measured. A ratio of two arms is of the seeds that both have."
         )
         draw = partial(_draw_errors, rows, _wanted_errors(content))
         blocks += [Plot("error", "Adversarial error of every arm", draw), Text(text)]
@@ -183,8 +211,9 @@ def claims_section(content: Nested) -> Section:
         return [claim.what + (" †" if claim.added else ""), claim.wanted, claim.measured, claim.verdict]
 
     intro = (
-        "What was wanted was written down before anything was measured; † marks what was added later, when guided "
-        "concatenation had turned out best. A claim about two arms’ errors holds if their ratio meets it and the "
+        "What was wanted was written down before anything was measured. † marks what was added later: AGE + is held to "
+        "what was wanted of AGE, and, when guided concatenation had turned out best, unguided concatenation was set "
+        "beside it. A claim about two arms’ errors holds if their ratio meets it and the "
         "interval of their paired difference is clear of 0; every other one, at equal time too, if the mean meets it. "
         "What the interval adds stands beside."
     )
@@ -198,7 +227,8 @@ def figures_section(content: Nested) -> Section:
     """Every figure of every arm at equal steps."""
     intro = (
         "At equal steps: all arms start from the same foundations, read the same data in the same order, and are asked "
-        "the same questions. Mean over seeds, and its 95 % interval over seeds and pictures in brackets."
+        "the same questions. Mean over seeds, and its 95 % interval over seeds and pictures in brackets; over seeds "
+        "alone where a run gives one number. The file of figures has more of them."
     )
     tables: list[Block] = [Text(intro)]
     for caption, columns in (
@@ -228,7 +258,10 @@ def differences_section(content: Nested) -> Section | None:
     if not section(content, "differences") or len(names) < 2:
         return None
     blocks: list[Block] = [
-        Text("Paired by seed and question: both arms are drawn with the same seeds and pictures. Bold is clear of 0."),
+        Text(
+            "Paired by seed and question: both arms are drawn with the same seeds and pictures, those that both have; "
+            "so a ratio is not always that of the means above. Bold is clear of 0."
+        ),
         _matrix(content, "Adversarial accuracy of the arm of a row minus that of a column", _gap),
         _matrix(content, "Adversarial error of the arm of a row over that of a column", _share),
     ]
@@ -252,14 +285,14 @@ def _matrix(content: Nested, caption: str, cell: Any) -> Table:
 
 
 def _all_differences(content: Nested, arm: str) -> list[Block]:
-    """Every figure of an arm minus that of each other one."""
+    """The figures of the tables of an arm minus those of each other one."""
     names, others = titles(content), section(content, f"differences.{arm}")
     rows = [
         [label, *(_gap(content, arm, other, name) for other in others)]
         for name, label in _NAMES.items()
         if any(difference(content, arm, other, name) for other in others)
     ]
-    caption = f"Every figure of {GUIDED[arm]} minus that of"
+    caption = f"The figures of {GUIDED[arm]} minus those of"
     return [Table(["", *(names.get(other, other) for other in others)], rows, caption)] if rows else []
 
 
@@ -298,15 +331,20 @@ def equal_time_section(content: Nested) -> Section | None:
         steps = f"× {factors[arm]:.2f}" if arm in factors else str(section(equal, f"arms.{arm}").get("steps", NOTHING))
         against = [_gap(equal, reference, arm), _share(equal, reference, arm)] if arm != reference else ["", ""]
         seeds = str(len(section(equal, "runs").get(arm, ())))
-        rows.append([names.get(arm, arm), seeds, steps, *found, *against])
+        took = reading(equal, f"arms.{arm}.train.seconds")
+        seconds = f"{statistics.median(took.values):.0f}" if took and took.values else NOTHING
+        rows.append([names.get(arm, arm), seeds, steps, seconds, *found, *against])
     text = (
         f"Every arm gets as many steps as fit into the time that {name} takes for its own. An arm at × 1.00 takes as "
-        "long within the tolerance: its runs are those at equal steps."
+        "long within the tolerance: its runs are those at equal steps. The factors come from costs that were measured "
+        "before the first of these runs; seconds are the median of what the steps of a run took in the end, beside "
+        "other runs on the machine."
     )
     headers = [
         "arm",
         "seeds",
         "steps",
+        "took, s",
         "adversarial accuracy",
         "pointing",
         f"{name} minus it",
@@ -369,11 +407,12 @@ def _reaches(longer: Nested, guided: str, arm: str, title: str, multiples: Seque
     gaps = {m: gap for m in multiples if (gap := difference(longer, guided, _multiplied(arm, m)))}
     reaching = [multiple for multiple, gap in gaps.items() if gap.mean <= 0]
     if reaching:
-        return f"Unguided, {title} reaches {GUIDED[guided]} with {reaching[0]} times the steps."
-    last = gaps[max(gaps)] if gaps else None
-    ahead = f": {GUIDED[guided]} stays ahead by {signed(last)}" if last else ""
-    sure = ", which is not clear of 0" if last and not last.clear_of_zero else ""
-    return f"Unguided, {title} does not reach {GUIDED[guided]} with {max(multiples)} times the steps{ahead}{sure}."
+        return f"With {reaching[0]} times the steps {title} reaches {GUIDED[guided]}."
+    if not gaps:
+        return f"Unguided, {title} was not trained on the seeds of {GUIDED[guided]}."
+    last = gaps[max(gaps)]
+    sure = "" if last.clear_of_zero else ", not clear of 0: it may have caught up"
+    return f"With {max(gaps)} times the steps {title} still trails {GUIDED[guided]}, ahead by {signed(last)}{sure}."
 
 
 def _longer(content: Nested, longer: Nested, figure: str) -> dict[str, dict[int, Reading]]:
