@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from tiny_runs import STAGES, assert_same_weights, make_recipe, read_losses, read_weights, run
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from agevlm.checkpoints import load_model
 from agevlm.data.scenes import WorldSpec
@@ -98,6 +101,25 @@ def test_a_run_trains_on_stored_data_in_a_mixture(foundation: Path, tmp_path: Pa
     missing = {"stored": {"parquet": str(tmp_path / "none")}}
     with pytest.raises(ValueError, match="no such dataset directory"):
         run(make_recipe(foundation, stage | {"data": {"stored": 1.0}}, data=missing), tmp_path / "other")
+
+
+@pytest.mark.parametrize("architecture", ["cross_attention", "concat"])
+def test_a_compiled_run_has_the_losses_of_a_plain_one(
+    architecture: str, foundation: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = CompileCounterWithBackend("eager")  # wants no C++ compiler; counts what it was given to compile
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    trainable = ["projector", "language_model"]
+    content = make_recipe(foundation, {"name": "ground", **STAGES["ground"], "trainable": trainable})
+    content["model"] |= {"architecture": architecture}
+    run(content, tmp_path / "plain")
+    assert backend.frame_count == 0
+    run(content | {"compile": True}, tmp_path / "compiled")
+    assert 0 < backend.frame_count < 5  # four decoder layers: one for all of a kind, and what a change of shapes adds
+    plain, compiled = (read_losses(tmp_path / name) for name in ("plain", "compiled"))
+    for name in ("lm_loss", "guidance_loss"):
+        assert [line[name] for line in compiled] == pytest.approx([line[name] for line in plain], abs=1e-4)
+    assert read_weights(tmp_path / "plain" / "model").keys() == read_weights(tmp_path / "compiled" / "model").keys()
 
 
 def test_a_run_goes_on_from_a_trained_model(foundation: Path, done: Path, tmp_path: Path) -> None:

@@ -141,8 +141,7 @@ class Run:
         if first:
             model.load_state_dict(load_model(self.stage_directory(first - 1))[0].state_dict())
         if self.recipe.compile:
-            for layer in decoder_layers(model.language_model):
-                layer.compile(dynamic=True)  # lengths of batches differ
+            compile_layers(model)
         cache = self.recipe.cache_dir or self.out / "cache"
         if first < len(self.recipe.stages):
             with RunProgress(self.console, self.recipe, self.out / "log.jsonl") as progress:
@@ -187,6 +186,7 @@ class Run:
         self, index: int, model: Any, processor: Any, data: dict[str, SourceData], progress: RunProgress
     ) -> None:
         stage, directory = self.recipe.stages[index], self.stage_directory(index)
+        torch.compiler.reset()  # other modules train than before, and what is compiled for them is kept up to a limit
         set_seed(self.recipe.seed + index)  # of adapters: the same whether the stage before ran in this process or not
         counts = freeze_for_stage(model, stage)
         self._announce(stage, counts)
@@ -282,6 +282,15 @@ class Run:
     def _write(self, name: str, text: str) -> None:
         with write_beside(self.out / name) as beside:
             beside.write_text(text, encoding="utf-8")
+
+
+def compile_layers(model: JoinedModel) -> None:
+    """Compile the decoder layers of a network and its cross-attention layers, each kind once for all of its kind.
+
+    What stands between them stays as it is: it knows its place in the decoder, and would be compiled place by place.
+    """
+    for layer in (*decoder_layers(model.language_model), *getattr(model, "cross_attention", ())):
+        layer.forward = torch.compile(layer.forward, dynamic=True)  # lengths of batches differ
 
 
 def open_processes() -> PartialState:
