@@ -48,9 +48,10 @@ _GROUPS = (
 _ABLATIONS = (
     "One thing changed at a time, everything else as in the group’s first arm, at half the comparison’s steps. AGE + "
     "has the KL loss, weights 0.5 and 0.3 in stages 3 and 4, both layers, heads averaged, phrases and answers guided, "
-    f"the true masks of all samples. {_GROUPS} All seeds start from the packaged foundation: what differs between "
-    "foundations is not in these intervals. The language model trains in stage 4 alone, so an arm that is guided in "
-    "stage 3 only is not the AGE of the comparison, whose language model learns while it is guided."
+    f"the true masks of all samples. {_GROUPS} Colours of the plot mark the groups. All seeds start from the packaged "
+    "foundation: what differs between foundations is not in these intervals. The language model trains in stage 4 "
+    "alone, so an arm that is guided in stage 3 only is not the AGE of the comparison, whose language model learns "
+    "while it is guided."
 )
 _SWEEPS = (
     "How the settings of each arm were chosen: shorter runs of one seed, measured on validation scenes, which no other "

@@ -89,7 +89,10 @@ def _draw_interval(axes: Any, y: float, found: Reading, colour: str, look: Theme
 def curves_plot(
     curves: Mapping[str, Sequence[Nested]], titles: Mapping[str, str], *, theme: ThemeName = "light"
 ) -> Figure:
-    """Along the training: adversarial accuracy over steps and over seconds, yes ratio and pointing over steps."""
+    """Along the training: adversarial accuracy over steps and over seconds, yes ratio and pointing over steps.
+
+    Means alone: bands of six arms would cover one another.
+    """
     look = THEMES[theme]
     figure = _figure(6.2)
     panels = (
@@ -103,7 +106,7 @@ def curves_plot(
         for number, (arm, points) in enumerate(curves.items()):
             found = [(point[across], read(point["figures"].get(name))) for point in points]
             line = [(float(x), reading) for x, reading in found if reading is not None]
-            _draw_line(axes, line, colour_of(arm, number, theme), titles.get(arm, arm), alpha=0.07)
+            _draw_line(axes, line, colour_of(arm, number, theme), titles.get(arm, arm), band=False)
         for point in max(curves.values(), key=len)[:-1]:
             if across == "step" and point.get("ends_stage"):
                 axes.axvline(point["step"], color=look.faint, linewidth=0.8, alpha=0.5, zorder=1)
@@ -117,16 +120,16 @@ def curves_plot(
 
 
 def _draw_line(
-    axes: Any, points: Sequence[tuple[float, Reading]], colour: str, label: str, alpha: float = 0.13
+    axes: Any, points: Sequence[tuple[float, Reading]], colour: str, label: str, *, band: bool = True
 ) -> None:
-    """Means joined by a line, in a band of their intervals."""
+    """Means joined by a line; with `band` in one of their intervals."""
     if not points:
         return
     x = [place for place, _ in points]
     axes.plot(x, [found.mean for _, found in points], "o-", color=colour, ms=3, lw=1.7, zorder=4, label=label)
     bounded = [(place, f.low, f.high) for place, f in points if f.low is not None and f.high is not None]
-    if bounded:
-        axes.fill_between(*zip(*bounded, strict=True), color=colour, alpha=alpha, linewidth=0, zorder=3)
+    if band and bounded:
+        axes.fill_between(*zip(*bounded, strict=True), color=colour, alpha=0.13, linewidth=0, zorder=3)
 
 
 def compute_plot(
