@@ -406,14 +406,16 @@ def _multiplied(arm: str, multiple: int) -> str:
 def _reaches(longer: Nested, guided: str, arm: str, title: str, multiples: Sequence[int]) -> str:
     """Whether training an arm longer closes its gap to the guided one, in words."""
     gaps = {m: gap for m in multiples if (gap := difference(longer, guided, _multiplied(arm, m)))}
-    reaching = [multiple for multiple, gap in gaps.items() if gap.mean <= 0]
-    if reaching:
-        return f"With {reaching[0]} times the steps {title} reaches {GUIDED[guided]}."
     if not gaps:
         return f"Unguided, {title} was not trained on the seeds of {GUIDED[guided]}."
-    last = gaps[max(gaps)]
-    sure = "" if last.clear_of_zero else ", not clear of 0: it may have caught up"
-    return f"With {max(gaps)} times the steps {title} still trails {GUIDED[guided]}, ahead by {signed(last)}{sure}."
+    multiple = next((multiple for multiple, gap in gaps.items() if gap.mean <= 0), max(gaps))
+    gap = gaps[multiple]
+    seeds = "one seed" if len(gap.values) == 1 else f"{len(gap.values)} seeds"
+    trained = f"With {multiple} times the steps ({seeds}) {title}"
+    if gap.mean <= 0:
+        return f"{trained} reaches {GUIDED[guided]}."
+    sure = "" if gap.clear_of_zero else ", not clear of 0: it may have caught up"
+    return f"{trained} still trails {GUIDED[guided]}, ahead by {signed(gap)}{sure}."
 
 
 def _longer(content: Nested, longer: Nested, figure: str) -> dict[str, dict[int, Reading]]:
