@@ -383,11 +383,14 @@ def compute_section(content: Nested, longer: Nested) -> Section | None:
         for arm, of in pairs
     ]
     caption = "Adversarial accuracy of the guided arms, once as long, minus that of the others, on the seeds of both"
+    told = [_reaches(longer, arm, of, names[of], list(lines[of])) for arm, of in pairs]
+    if any(len(found.values) == 1 for points in lines.values() for found in points.values()):
+        told.append("Intervals of one seed know its pictures only.")
     draw = partial(_draw_compute, lines, {arm: levels[arm] for arm in guided}, names)
     return Section(
         "What guidance is worth in compute",
         [
-            Text(" ".join(_reaches(longer, arm, of, names[of], list(lines[of])) for arm, of in pairs)),
+            Text(" ".join(told)),
             Plot("compute", "Adversarial error against multiples of the training", draw),
             *tables,
             Table(["", *headers[1:]], gaps, caption),
