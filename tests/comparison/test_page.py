@@ -78,7 +78,7 @@ def test_claims_hold_or_are_refuted_by_what_was_measured() -> None:
 
 def test_what_a_recipe_notes_comes_before_the_verdict() -> None:
     page = build_page(Figures(make_content() | {"note": "Of no weight."}))
-    assert page.verdict.startswith("**Of no weight.** ")
+    assert page.verdict.startswith("**Of no weight.** The error of AGE is ")
 
 
 def test_the_verdict_begins_with_how_often_guided_and_unguided_arms_err() -> None:
@@ -105,6 +105,7 @@ def test_claims_that_came_later_are_marked_and_not_counted() -> None:
     added = [claim for claim in claims(content) if claim.added]
     assert all("unguided concatenation" in claim.what or "AGE +" in claim.what for claim in added)
     assert sum("AGE +" in claim.what for claim in added) == 10 and len(added) == 14
+    assert sum("unguided concatenation" in claim.what for claim in added) == 8
     page = build_page(Figures(content))
     known = [claim for claim in claims(content) if claim.holds is not None and not claim.added]
     assert f"Of the {len(known)} claims that were measured" in page.verdict

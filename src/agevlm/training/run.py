@@ -186,7 +186,8 @@ class Run:
         self, index: int, model: Any, processor: Any, data: dict[str, SourceData], progress: RunProgress
     ) -> None:
         stage, directory = self.recipe.stages[index], self.stage_directory(index)
-        torch.compiler.reset()  # other modules train than before, and what is compiled for them is kept up to a limit
+        if self.recipe.compile:
+            torch.compiler.reset()  # other modules train than before; what is compiled for them is kept up to a limit
         set_seed(self.recipe.seed + index)  # of adapters: the same whether the stage before ran in this process or not
         counts = freeze_for_stage(model, stage)
         self._announce(stage, counts)
