@@ -257,11 +257,13 @@ def test_the_page_is_markdown_with_light_plots_beside_it(tmp_path: Path) -> None
     stale = write_json(out.with_suffix("") / "old.png", {})
     longer = write_json(tmp_path / "results" / "longer.json", make_longer())
     others = {"ablations": ablations, "longer": longer}
-    write_page(read_figures(comparison, others, picture), out, [comparison, ablations])
+    log = tmp_path / "docs" / "log.md"
+    log.write_text("What did not work.")
+    write_page(read_figures(comparison, others, picture), out, [comparison, ablations], log)
     text = out.read_text(encoding="utf-8")
     links = re.findall(r"\]\(([^)]+)\)", text)
     assert all((out.parent / link).exists() for link in links)
-    assert "../../results/ablations.json" in links
+    assert "../../results/ablations.json" in links and "../log.md" in links
     pictures = list(out.with_suffix("").glob("*.png"))
     assert {path.stem for path in pictures} == EVERY_PLOT | {"attention"}
     assert max(path.stat().st_size for path in pictures) < 100_000

@@ -101,12 +101,13 @@ def write_page(figures: Figures, out: Path, sources: Sequence[Path] = (), log: P
     kept = out.with_suffix("") / ATTENTION
     if figures.attention is None and kept.exists():
         figures = replace(figures, attention=kept.read_bytes())
-    links = [f"[{path.name}]({os.path.relpath(path, out.parent)})" for path in sources]
-    told = [Text(f"All figures: {', '.join(links)}.")] if links else []
+
+    def link(path: Path) -> str:
+        return f"[{path.name}]({os.path.relpath(path, out.parent)})"
+
+    told = [Text(f"All figures: {', '.join(map(link, sources))}.")] if sources else []
     if log is not None:
-        told.append(
-            Text(f"Why claims failed, and what did not work: [{log.name}]({os.path.relpath(log, out.parent)}).")
-        )
+        told.append(Text(f"Why claims failed, and what did not work: {link(log)}."))
     return write_markdown(build_page(figures, told), out)
 
 
