@@ -40,6 +40,7 @@ from agevlm.data.scenes import CATEGORIES, COLOURS, WorldSpec, draw_scene
 from agevlm.data.schema import IGNORE_INDEX, AnnotatedImage, Conversation
 from agevlm.files import write_beside
 from agevlm.training.dataset import without_pictures
+from agevlm.training.depthwise import speed_up_depthwise
 from agevlm.training.recipe import Strict
 from agevlm.training.tokenizer import build_tokenizer
 
@@ -103,15 +104,18 @@ def train_foundation(out: str | Path, spec: FoundationSpec, progress: Progress |
     """Train both models and write them to `out/tiny-convnext` and `out/tiny-llama`, each with its recipe.
 
     Takes about 35 minutes on one core with the default recipe, which is recipes/foundation/tiny.yaml. The same recipe
-    gives the same scenes everywhere; weights agree as far as the machine's arithmetic does.
+    gives the same scenes everywhere; weights agree as far as the machine's arithmetic does. A model of the same recipe
+    that is there stays, so a run that was stopped goes on with the one that it was at.
     """
     report = progress or (lambda *_: None)
     out = Path(out)
     pixels, targets, annotations = draw_pool(spec)
-    language, tokenizer = train_language(spec, annotations[: spec.language.num_scenes], report)
-    _save(out / "tiny-llama", spec, language, tokenizer)
-    vision = train_vision(spec, pixels, targets, report)
-    _save(out / "tiny-convnext", spec, vision, image_processor(spec.world.image_size))
+    if not _is_there(out / "tiny-llama", spec):
+        language, tokenizer = train_language(spec, annotations[: spec.language.num_scenes], report)
+        _save(out / "tiny-llama", spec, language, tokenizer)
+    if not _is_there(out / "tiny-convnext", spec):
+        vision = train_vision(spec, pixels, targets, report)
+        _save(out / "tiny-convnext", spec, vision, image_processor(spec.world.image_size))
 
 
 def image_processor(image_size: int) -> ViTImageProcessorPil:
@@ -124,7 +128,16 @@ def _save(directory: Path, spec: FoundationSpec, *parts: Any) -> None:
     with write_beside(directory) as beside:
         for part in parts:
             part.save_pretrained(beside)
-        (beside / "foundation.yaml").write_text(yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False))
+        (beside / "foundation.yaml").write_text(_recipe_text(spec))
+
+
+def _is_there(directory: Path, spec: FoundationSpec) -> bool:
+    known = directory / "foundation.yaml"
+    return known.exists() and known.read_text() == _recipe_text(spec)
+
+
+def _recipe_text(spec: FoundationSpec) -> str:
+    return yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False)
 
 
 # ---------------------------------------------------------------------------------------------------------- scenes
@@ -236,6 +249,7 @@ def train_vision(spec: FoundationSpec, pixels: Tensor, targets: Tensor, report: 
     )
     model = ConvNextBackbone(config).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     reset_parameters(model)
+    speed_up_depthwise(model)
     contrast = WordContrast(settings.hidden_sizes[-1])
     parameters = [*model.parameters(), *contrast.parameters()]
     optimizer, schedule = make_optimizer(parameters, settings, weight_decay=settings.weight_decay)
