@@ -1,8 +1,8 @@
 """Depthwise convolutions whose backward pass takes about as long as their forward pass on a CPU.
 
-oneDNN's gradient of a depthwise kernel takes ten to thirty times as long as the convolution itself (torch 2.13), and two
-thirds of a step of a small ConvNeXt. It is a convolution as well: the picture's channels, with the gradient as a kernel of its
-own for each channel of each picture. Same sums, in float32.
+oneDNN's gradient of a depthwise kernel takes ten to thirty times as long as the convolution itself (torch 2.13), and
+two thirds of a step of a small ConvNeXt. It is a convolution as well: the picture's channels, with the gradient as a
+kernel of its own for each channel of each picture. Same sums, in float32.
 """
 
 from __future__ import annotations
