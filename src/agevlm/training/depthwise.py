@@ -23,7 +23,7 @@ def speed_up_depthwise(model: nn.Module) -> None:
     Parameters stay where they are, and their names. Others are left as they are.
     """
     for layer in model.modules():
-        if isinstance(layer, nn.Conv2d) and _is_depthwise(layer):
+        if isinstance(layer, nn.Conv2d) and is_depthwise(layer):
             layer.forward = partial(depthwise_conv, weight_CK=layer.weight, bias_C=layer.bias)  # type: ignore[method-assign]
 
 
@@ -32,7 +32,8 @@ def depthwise_conv(pixels_BCHW: Tensor, weight_CK: Tensor, bias_C: Tensor | None
     return _DepthwiseConv.apply(pixels_BCHW, weight_CK, bias_C)  # type: ignore[no-any-return,no-untyped-call]
 
 
-def _is_depthwise(layer: nn.Conv2d) -> bool:
+def is_depthwise(layer: nn.Conv2d) -> bool:
+    """Whether a convolution has one kernel of odd side for each channel, and keeps height and width."""
     side = layer.kernel_size[0]
     plain = layer.stride == layer.dilation == (1, 1) and layer.padding_mode == "zeros"
     keeps_size = side % 2 == 1 and layer.kernel_size == (side, side) and layer.padding == (side // 2, side // 2)

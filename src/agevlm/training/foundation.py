@@ -237,18 +237,7 @@ class WordContrast(nn.Module):
 def train_vision(spec: FoundationSpec, pixels: Tensor, targets: Tensor, report: Progress) -> ConvNextBackbone:
     """Train the ConvNeXt on drawn scenes, half of them mirrored at each visit."""
     torch.manual_seed(spec.seed)
-    settings = spec.vision
-    config = ConvNextConfig(
-        num_stages=len(settings.depths),
-        hidden_sizes=list(settings.hidden_sizes),
-        depths=list(settings.depths),
-        patch_size=settings.patch_size,
-        image_size=spec.world.image_size,
-        layer_scale_init_value=0.0,  # none: a small network that trains for minutes must use all layers at once
-        out_features=[f"stage{len(settings.depths)}"],
-    )
-    model = ConvNextBackbone(config).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    reset_parameters(model)
+    settings, model = spec.vision, build_vision(spec)
     speed_up_depthwise(model)
     contrast = WordContrast(settings.hidden_sizes[-1])
     parameters = [*model.parameters(), *contrast.parameters()]
@@ -265,6 +254,23 @@ def train_vision(spec: FoundationSpec, pixels: Tensor, targets: Tensor, report: 
         optimise(loss, parameters, optimizer, schedule)
         report("tiny-convnext", step + 1, settings.steps, loss.item())
     return model.eval()
+
+
+def build_vision(spec: FoundationSpec) -> ConvNextBackbone:
+    """The ConvNeXt, untrained, channels last."""
+    settings = spec.vision
+    config = ConvNextConfig(
+        num_stages=len(settings.depths),
+        hidden_sizes=list(settings.hidden_sizes),
+        depths=list(settings.depths),
+        patch_size=settings.patch_size,
+        image_size=spec.world.image_size,
+        layer_scale_init_value=0.0,  # none: a small network that trains for minutes must use all layers at once
+        out_features=[f"stage{len(settings.depths)}"],
+    )
+    model = ConvNextBackbone(config).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    reset_parameters(model)
+    return model  # type: ignore[no-any-return]
 
 
 def reset_parameters(model: nn.Module) -> None:
