@@ -76,9 +76,7 @@ def main() -> None:
     low, high = times["ratio_interval"]
     print(f"a step of {spec.vision.batch_size} pictures: torch's {times['median_a_ms']:.0f} ms, own backward ", end="")
     print(f"{times['median_b_ms']:.0f} ms, {times['ratio']:.2f} times as fast ({low:.2f} to {high:.2f})")
-    print(
-        f"floor {floor_ms:.0f} ms; kernels agree to {difference:.1%}; load before {before}, after {load()}"
-    )
+    print(f"floor {floor_ms:.0f} ms; kernels agree to {difference:.1%}; load before {before}, after {load()}")
     settings = {name: value for name, value in vars(args).items() if name != "out"}
     result = {"settings": settings, "load_before": before, "gradient_difference": difference, "floor_ms": floor_ms}
     print(write_result("depthwise", {**result, "step": times}, args.out))

@@ -161,6 +161,23 @@ def test_foundations_carry_their_recipe_and_are_made_again_from_it(made: Path, t
     shutil.rmtree(tmp_path)
 
 
+def test_a_stopped_foundation_keeps_the_model_that_is_there(made: Path, tmp_path: Path) -> None:
+    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
+    shutil.rmtree(tmp_path / "tiny-convnext")
+    trained: list[str] = []
+
+    def note(name: str, step: int, total: int, loss: float) -> None:
+        trained.append(name)
+
+    train_foundation(tmp_path, FoundationSpec(**SMALL), note)
+    assert set(trained) == {"tiny-convnext"}
+    weights = Path("tiny-convnext", "model.safetensors")
+    assert (tmp_path / weights).read_bytes() == (made / weights).read_bytes()
+    trained.clear()
+    train_foundation(tmp_path, FoundationSpec(**SMALL, seed=1), note)  # of another recipe: none of its models
+    assert set(trained) == {"tiny-llama", "tiny-convnext"}
+
+
 def test_foundations_can_be_joined_and_answer(made: Path) -> None:
     from agevlm import AgeVlmForConditionalGeneration, AgeVlmProcessor
 
