@@ -220,6 +220,17 @@ def test_only_foundations_that_a_seed_of_the_arms_starts_from_are_trained(tmp_pa
     assert written["seed"] == 2
 
 
+def test_the_foundation_that_the_package_carries_is_copied_and_not_trained(tmp_path: Path) -> None:
+    recipe = load_comparison(ROOT / "recipes" / "comparison.yaml")
+    jobs = foundation_jobs(recipe, tmp_path / "same", ["age"])
+    assert [job.done.exists() for job in jobs] == [True, False, False]
+    weights = "tiny-llama/model.safetensors"
+    packaged = ROOT / "src" / "agevlm" / "checkpoints" / weights
+    assert (tmp_path / "same" / "foundations" / "0" / weights).read_bytes() == packaged.read_bytes()
+    other = load_comparison(ROOT / "recipes" / "comparison.yaml", ["foundations.spec.vision.steps=3"])
+    assert not any(job.done.exists() for job in foundation_jobs(other, tmp_path / "other", ["age"]))
+
+
 def test_the_recipe_in_the_package_has_the_arms_of_the_claim() -> None:
     recipe = load_comparison(ROOT / "recipes" / "comparison.yaml")
     assert list(recipe.arms) == ["concat", "concat_pooled", "concat_guided", "cross_attention", "age", "age_plus"]

@@ -49,9 +49,9 @@ _ABLATIONS = (
     "One thing changed at a time, everything else as in the group’s first arm, at half the comparison’s steps. AGE + "
     "has the KL loss, weights 0.5 and 0.3 in stages 3 and 4, both layers, heads averaged, phrases and answers guided, "
     f"the true masks of all samples. {_GROUPS} Colours of the plot mark the groups. All seeds start from the packaged "
-    "foundation: what differs between foundations is not in these intervals. The language model trains in stage 4 "
-    "alone, so an arm that is guided in stage 3 only is not the AGE of the comparison, whose language model learns "
-    "while it is guided."
+    "foundation: what differs between foundations is not in these intervals. AGE +’s language model trains in stage 4 "
+    "alone, so its like that is guided in stage 3 only is not AGE, whose language model learns while it is guided; "
+    "what stage 4 adds to AGE itself is in a group of its own."
 )
 _SWEEPS = (
     "How the settings of each arm were chosen: shorter runs of one seed, measured on validation scenes, which no other "

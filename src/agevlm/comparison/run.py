@@ -24,10 +24,12 @@ from typing import Any
 import yaml
 from rich.console import Console
 
+from agevlm.checkpoints import resolve_model
 from agevlm.comparison.jobs import Job, run_jobs
 from agevlm.comparison.pooling import SIMILARITY_FILE
 from agevlm.comparison.recipe import ComparisonRecipe, scaled
 from agevlm.files import write_beside
+from agevlm.training.foundation import FoundationSpec, made_by
 from agevlm.training.recipe import Recipe, dump_recipe, load_recipe
 from agevlm.training.trajectory import FILE as TRAJECTORY
 
@@ -73,19 +75,32 @@ def run_directory(out: Path, arm: str, seed: int) -> Path:
 
 
 def foundation_jobs(recipe: ComparisonRecipe, out: Path, arms: Sequence[str]) -> list[Job]:
-    """One job for each foundation that the seeds of these arms start from; their recipes are written."""
+    """One job for each foundation that the seeds of these arms start from; their recipes are written.
+
+    The one that the package carries is copied from there.
+    """
     if recipe.foundations is None:
         return []
     jobs = []
     for number in sorted({recipe.groups_of_seeds[seed] for arm in arms for seed in recipe.seeds_of(arm)}):
         directory = out / "foundations" / str(number)
-        settings = recipe.foundations.spec.model_dump(mode="json") | {"seed": number}
+        spec = recipe.foundations.spec.model_copy(update={"seed": number})
+        _copy_packaged(spec, directory)
         file = directory.with_suffix(".yaml")
-        _write(file, yaml.safe_dump(settings, sort_keys=False))
+        _write(file, yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False))
         arguments = ("scenes", "foundation", "--recipe", str(file), "--out", str(directory))
         done = directory / "tiny-convnext" / "config.json"  # the one that is trained last
         jobs.append(Job(f"foundation {number}", arguments, done, directory.with_suffix(".log")))
     return jobs
+
+
+def _copy_packaged(spec: FoundationSpec, directory: Path) -> None:
+    """Copy the models of the package that this recipe made, and that the directory does not have, into it."""
+    for name in ("tiny-llama", "tiny-convnext"):
+        packaged, wanted = Path(resolve_model(name)), directory / name
+        if made_by(packaged, spec) and not wanted.exists():
+            with write_beside(wanted) as beside:
+                shutil.copytree(packaged, beside, dirs_exist_ok=True)
 
 
 def training_jobs(recipe: ComparisonRecipe, out: Path, arms: Sequence[str]) -> list[Job]:

@@ -57,6 +57,8 @@ MIDDLE, RIM = range(2)
 MIN_COVERAGE_RATIO = 0.3  # of a cell: from here on the cell must say the object's words
 MAX_BACKGROUND_RATIO = 0.05  # of a cell: up to here it must say "background"; between the two it may say anything
 
+RECIPE = "foundation.yaml"  # beside each model
+
 Progress = Callable[[str, int, int, float], None]  # name of the model, step, number of steps, loss
 
 
@@ -110,10 +112,10 @@ def train_foundation(out: str | Path, spec: FoundationSpec, progress: Progress |
     report = progress or (lambda *_: None)
     out = Path(out)
     pixels, targets, annotations = draw_pool(spec)
-    if not _is_there(out / "tiny-llama", spec):
+    if not made_by(out / "tiny-llama", spec):
         language, tokenizer = train_language(spec, annotations[: spec.language.num_scenes], report)
         _save(out / "tiny-llama", spec, language, tokenizer)
-    if not _is_there(out / "tiny-convnext", spec):
+    if not made_by(out / "tiny-convnext", spec):
         vision = train_vision(spec, pixels, targets, report)
         _save(out / "tiny-convnext", spec, vision, image_processor(spec.world.image_size))
 
@@ -128,16 +130,13 @@ def _save(directory: Path, spec: FoundationSpec, *parts: Any) -> None:
     with write_beside(directory) as beside:
         for part in parts:
             part.save_pretrained(beside)
-        (beside / "foundation.yaml").write_text(_recipe_text(spec))
+        (beside / RECIPE).write_text(yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
 
 
-def _is_there(directory: Path, spec: FoundationSpec) -> bool:
-    known = directory / "foundation.yaml"
-    return known.exists() and known.read_text() == _recipe_text(spec)
-
-
-def _recipe_text(spec: FoundationSpec) -> str:
-    return yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False)
+def made_by(directory: Path, spec: FoundationSpec) -> bool:
+    """Whether a directory holds a foundation model that was made by this recipe."""
+    known = directory / RECIPE
+    return known.exists() and FoundationSpec.model_validate(yaml.safe_load(known.read_text(encoding="utf-8"))) == spec
 
 
 # ---------------------------------------------------------------------------------------------------------- scenes
