@@ -129,19 +129,22 @@ def write_index(out: Path) -> Path:
 
 
 def draw_attention(summary: Nested, out: Path) -> Path | None:
-    """Draw the arms of a comparison in `out` side by side, from the first seed that all have, to attention.png there.
+    """Draw the arms of a comparison in `out` side by side, to attention.png there.
 
-    None where there is nothing to draw: groups of arms, a single arm, no seed in common, no question in dispute.
+    From the first seed that all have, with their models. None where there is nothing to draw: groups of arms, a single
+    arm, no such seed, no question in dispute.
     """
     runs = section(summary, "runs")
     shared = set.intersection(*(set(seeds) for seeds in runs.values())) if runs else set()
-    if _is_grouped(summary) or len(runs) < 2 or not shared:
+    of_seeds = ({arm: run_directory(out, arm, seed) for arm in runs} for seed in sorted(shared))
+    kept = (found for found in of_seeds if all((run / "model").exists() for run in found.values()))
+    directories = next(kept, None)
+    if _is_grouped(summary) or len(runs) < 2 or directories is None:
         return None
     from agevlm.comparison.attention import write_attention
 
-    seed, path = min(shared), out / ATTENTION
-    drawn = write_attention({arm: run_directory(out, arm, seed) for arm in runs}, titles(summary), path)
-    return path if drawn else None
+    path = out / ATTENTION
+    return path if write_attention(directories, titles(summary), path) else None
 
 
 def _is_grouped(content: Nested) -> bool:
