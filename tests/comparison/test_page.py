@@ -207,6 +207,13 @@ def test_sections_without_figures_are_left_out() -> None:
     assert {block.name for block in page.blocks if isinstance(block, Plot)} == {"error"}
 
 
+def test_remarks_of_every_file_stand_where_the_commands_do() -> None:
+    content = make_content({"cross_attention": 0.6, "age": 0.9}) | {"remarks": ["One arm came later."]}
+    page = build_page(Figures(content, {"longer": make_longer() | {"remarks": ["So did this one."]}}))
+    told = [block.content for block in page.sections[-1].blocks if isinstance(block, Text)]
+    assert told[1:] == ["One arm came later.", "So did this one."]
+
+
 def told_of_longer_training(longer: dict[str, Any]) -> str:
     page = build_page(Figures(make_content({"cross_attention": 0.6, "age": 0.9, "age_plus": 0.9}), {"longer": longer}))
     section = next(section for section in page.sections if section.title == "What guidance is worth in compute")

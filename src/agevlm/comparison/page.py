@@ -199,7 +199,8 @@ def _again(figures: Figures, links: Sequence[Block]) -> Section:
     others = ((f"git, {name}", section(found, "environment").get("git")) for name, found in figures.others.items())
     made_with = [*facts.items(), *((key, commits) for key, commits in others if commits)]
     versions = Table(["environment", ""], [[str(key), _short(value)] for key, value in made_with])
-    blocks = [Text(sure), Code(_commands(figures)), *links, Table(["arm", "seeds"], rows)]
+    remarks = [Text(remark) for found in (content, *figures.others.values()) for remark in found.get("remarks", ())]
+    blocks = [Text(sure), *remarks, Code(_commands(figures)), *links, Table(["arm", "seeds"], rows)]
     return Section("How sure, and how to make it again", [*blocks, versions] if facts else blocks)
 
 
