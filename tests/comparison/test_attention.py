@@ -96,11 +96,11 @@ def test_arms_that_agree_or_share_no_seed_have_no_figure(runs: Path) -> None:
 
 def test_runs_whose_models_were_not_kept_are_passed_over(runs: Path, tmp_path: Path) -> None:
     titles = {"age": "guided", "concat": "in front"}
-    for arm, seed in (("age", 0), ("concat", 0), ("concat", 1)):
+    for arm, seed in (("age", 1), ("concat", 0), ("concat", 1)):
         shutil.copytree(runs / arm / "0", tmp_path / arm / str(seed))
-    shutil.copytree(runs / "age" / "0", tmp_path / "age" / "1", ignore=shutil.ignore_patterns("model"))
+    shutil.copytree(runs / "age" / "0", tmp_path / "age" / "0", ignore=shutil.ignore_patterns("model"))
     both = {"arms": {"age": {}, "concat": {}}, "titles": titles, "runs": {"age": [0, 1], "concat": [0, 1]}}
     assert draw_attention(both, tmp_path) == tmp_path / "attention.png"
-    shutil.rmtree(tmp_path / "age" / "0" / "model")
+    shutil.rmtree(tmp_path / "age" / "1" / "model")
     (tmp_path / "attention.png").unlink()
     assert draw_attention(both, tmp_path) is None

@@ -7,10 +7,10 @@ from torch import nn
 from agevlm.training.depthwise import depthwise_conv, speed_up_depthwise
 
 
-def convolutions(side: int, dtype: torch.dtype = torch.float32) -> tuple[nn.Conv2d, nn.Conv2d]:
+def convolutions(side: int) -> tuple[nn.Conv2d, nn.Conv2d]:
     """The same depthwise convolution as torch has it, and with the backward pass of its own."""
     torch.manual_seed(0)
-    plain, fast = (nn.Conv2d(6, 6, side, padding=side // 2, groups=6, dtype=dtype) for _ in range(2))
+    plain, fast = (nn.Conv2d(6, 6, side, padding=side // 2, groups=6) for _ in range(2))
     fast.load_state_dict(plain.state_dict())
     speed_up_depthwise(fast)
     return plain, fast

@@ -174,6 +174,8 @@ def test_a_stopped_foundation_keeps_the_model_that_is_there(made: Path, tmp_path
     weights = Path("tiny-convnext", "model.safetensors")
     assert (tmp_path / weights).read_bytes() == (made / weights).read_bytes()
     trained.clear()
+    train_foundation(tmp_path, FoundationSpec(**SMALL), note)
+    assert not trained
     train_foundation(tmp_path, FoundationSpec(**SMALL, seed=1), note)  # of another recipe: none of its models
     assert set(trained) == {"tiny-llama", "tiny-convnext"}
 

@@ -78,7 +78,8 @@ def export(
 def foundation(out: OutDir, recipe: SettingsFile = None, seed: OwnSeed = None) -> None:
     """Make tiny-convnext and tiny-llama again.
 
-    The vision and the language model of the embedded world, from nothing, in about 45 minutes on two cores.
+    The vision and the language model of the embedded world, from nothing, in about half an hour on
+    one core. Stopped, it goes on with the model that it was at.
     """
     from agevlm.training.foundation import FoundationSpec, console_progress, train_foundation
 

@@ -29,7 +29,7 @@ from agevlm.comparison.jobs import Job, run_jobs
 from agevlm.comparison.pooling import SIMILARITY_FILE
 from agevlm.comparison.recipe import ComparisonRecipe, scaled
 from agevlm.files import write_beside
-from agevlm.training.foundation import FoundationSpec, made_by
+from agevlm.training.foundation import MODELS, FoundationSpec, made_by
 from agevlm.training.recipe import Recipe, dump_recipe, load_recipe
 from agevlm.training.trajectory import FILE as TRAJECTORY
 
@@ -96,7 +96,7 @@ def foundation_jobs(recipe: ComparisonRecipe, out: Path, arms: Sequence[str]) ->
 
 def _copy_packaged(spec: FoundationSpec, directory: Path) -> None:
     """Copy the models of the package that this recipe made, and that the directory does not have, into it."""
-    for name in ("tiny-llama", "tiny-convnext"):
+    for name in MODELS:
         packaged, wanted = Path(resolve_model(name)), directory / name
         if made_by(packaged, spec) and not wanted.exists():
             with write_beside(wanted) as beside:
