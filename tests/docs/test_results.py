@@ -1,0 +1,110 @@
+"""What is said in figures is what the files of figures hold: the README's tables, and the page of the comparison."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agevlm.comparison.page import read_figures, write_page
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+ATTENTION = Path("docs/results/comparison/attention.png")
+TABLES = [f"results/{name}.json" for name in ("comparison", "sweeps", "longer", "ablations")]
+FIGURES = {
+    "POPE random, accuracy": "pope.random.accuracy",
+    "POPE popular, accuracy": "pope.popular.accuracy",
+    "POPE adversarial, accuracy": "pope.adversarial.accuracy",
+    "POPE adversarial, yes ratio (truth 0.5)": "pope.adversarial.yes_ratio",
+    "POPE adversarial, scenes like the training's": "biased.pope.adversarial.accuracy",
+    "Counting": "counting.accuracy",
+    "Colour": "colour.accuracy",
+    "Coloured presence": "presence.colour.accuracy",
+    "Spatial relation": "relation.accuracy",
+    "Location": "location.accuracy",
+    "Pointing of object words": "pointing.accuracy",
+    "Attention inside the mask": "attention.mass",
+    "Null token, absent against present (AUROC)": "null_token.auroc",
+    "Text perplexity before": "text_perplexity.before",
+    "Text perplexity after": "text_perplexity.after",
+}
+
+
+def load(path: str) -> Any:
+    return json.loads((ROOT / path).read_text(encoding="utf-8"))
+
+
+def table(header: str) -> dict[str, list[str]]:
+    """The rows of the README's table with this header, by their first cell."""
+    body = README.split(header + "\n", 1)[1].split("\n\n", 1)[0].splitlines()[1:]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in body]
+    return {first: rest for first, *rest in cells}
+
+
+def spread(values: list[float]) -> str:
+    """Mean, lowest and highest; a single value stands alone."""
+    mean = f"{sum(values) / len(values):.3f}"
+    return f"{mean} ({min(values):.3f} to {max(values):.3f})" if len(values) > 1 else mean
+
+
+def test_what_it_reaches() -> None:
+    files = [load(f"results/{name}.json")["figures"] for name in ("quickstart", "unguided", "tiny")]
+    told = table("| figure | quickstart, 3 seeds | the same without guidance, 1 seed | `tiny`, 3 test worlds |")
+    assert told == {label: [spread(f[figure]["values"]) for f in files] for label, figure in FIGURES.items()}
+
+
+def test_what_guidance_does() -> None:
+    content = load("results/comparison.json")
+    arms, titles = content["arms"], content["titles"]
+
+    def row(figures: dict[str, Any]) -> list[str]:
+        adversarial = spread(figures["pope"]["adversarial"]["accuracy"]["values"])
+        means = figures["pope"]["random"]["accuracy"], figures["pointing"]["accuracy"]
+        text = figures["text_perplexity"]["after"]
+        return [adversarial, *(f"{figure['mean']:.3f}" for figure in means), f"{text['mean']:.2f}"]
+
+    told = table("| arm | POPE adversarial | random | pointing | text perplexity after |")
+    assert told == {titles[arm]: row(figures) for arm, figures in arms.items()}
+
+
+def test_the_page_is_what_the_files_of_figures_make(tmp_path: Path) -> None:
+    for name in [*TABLES, str(ATTENTION)]:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    paths = [tmp_path / name for name in TABLES]
+    figures = read_figures(paths[0], {path.stem: path for path in paths[1:]})
+    page = write_page(figures, tmp_path / "docs" / "results" / "comparison.md", paths, tmp_path / "docs" / "log.md")
+    kept = ROOT / "docs" / "results" / "comparison.md"
+    assert page.read_text(encoding="utf-8") == kept.read_text(encoding="utf-8")
+    plots = {path.name for path in page.with_suffix("").iterdir()}
+    assert plots == {path.name for path in kept.with_suffix("").iterdir()}
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "results").glob("*.json")))
+def test_figures_are_told_by_their_values(name: str) -> None:
+    """Every figure lies between its bounds, and its mean is that of its values. (A ratio's is the means' own ratio.)"""
+    found = 0
+
+    def look(value: Any, where: str) -> None:
+        nonlocal found
+        if isinstance(value, dict) and {"mean", "values"} <= value.keys():
+            found += 1
+            mean = sum(value["values"]) / len(value["values"])
+            if ".error_ratios." not in where:
+                assert value["mean"] == pytest.approx(mean, abs=2e-6, rel=1e-5), where
+            low, high = (value[bound] for bound in ("low", "high"))  # None where there is no bound
+            assert low is None or low <= value["mean"], where
+            assert high is None or value["mean"] <= high, where
+        elif isinstance(value, dict):
+            for key, part in value.items():
+                look(part, f"{where}.{key}")
+        elif isinstance(value, list):
+            for number, part in enumerate(value):
+                look(part, f"{where}[{number}]")
+
+    look(load(f"results/{name}"), name)
+    assert found
