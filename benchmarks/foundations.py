@@ -4,25 +4,26 @@
 
 reads results/comparison.json, and in results/foundations.json (`earlier`) the values of an earlier set of its runs,
 whose foundations 1 and 2 were other networks. It writes means, paired differences and ratios over both sets to
-results/foundations.json, with intervals over runs and foundations alone, and prints the table of docs/log.md.
+results/foundations.json, with intervals over runs and foundations alone, and prints them as tables.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import operator
-from functools import reduce
 from pathlib import Path
 from typing import Any
 
+from agevlm.comparison.readings import percent, read, section, signed, written
+from agevlm.comparison.recipe import load_comparison
 from agevlm.comparison.summary import write_summary
 from agevlm.evaluation.statistics import difference_of_seeds, estimate_of_seeds, ratio_of_seeds
 
-RESULTS = Path(__file__).parents[1] / "results"
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "results"
+RECIPE = load_comparison(ROOT / "recipes" / "comparison.yaml")
 ADVERSARIAL = "pope.adversarial.accuracy"
 FIGURES = (ADVERSARIAL, "pope.random.accuracy", "pointing.accuracy", "text_perplexity.after")
-NUM_FOUNDATIONS = 3  # of a set
 EARLIER = 10  # what the runs of the earlier set are counted from
 GUIDED = ("age", "age_plus", "concat_guided")
 
@@ -31,22 +32,23 @@ Values = dict[str, dict[str, dict[int, float]]]  # arm → figure → run → va
 
 def foundation(run: int) -> int:
     """The foundation that a run started from; number 0 counts as the same in both sets."""
-    number = run % EARLIER % NUM_FOUNDATIONS
+    number = RECIPE.foundation_of(run % EARLIER) or 0
     return number + EARLIER if run >= EARLIER and number else number
 
 
 def read_values(comparison: dict[str, Any], earlier: dict[str, Any]) -> Values:
-    values: Values = {}
-    for arm, figures in comparison["arms"].items():
-        for name in FIGURES:
-            found = reduce(operator.getitem, name.split("."), figures)
-            now = dict(zip(found["seeds"], found["values"], strict=True))
-            before = {EARLIER + int(seed): value for seed, value in earlier[arm][name].items()}
-            values.setdefault(arm, {})[name] = now | before
-    return values
+    """The values of both sets, a number of its own for each run."""
+    return {arm: {name: _values(comparison, earlier, arm, name) for name in FIGURES} for arm in comparison["arms"]}
+
+
+def _values(comparison: dict[str, Any], earlier: dict[str, Any], arm: str, name: str) -> dict[int, float]:
+    now = section(comparison, f"arms.{arm}.{name}")
+    before = {EARLIER + int(seed): value for seed, value in earlier[arm][name].items()}
+    return dict(zip(now["seeds"], now["values"], strict=True)) | before
 
 
 def pooled(values: Values) -> dict[str, Any]:
+    """Figures of all arms, and differences and ratios of adversarial accuracy and error of the guided ones."""
     runs = {run for figures in values.values() for known in figures.values() for run in known}
     groups = {run: foundation(run) for run in runs}
     answers = {arm: figures[ADVERSARIAL] for arm, figures in values.items()}
@@ -86,22 +88,20 @@ def main() -> None:
     kept = json.loads(path.read_text(encoding="utf-8"))
     comparison = json.loads((RESULTS / "comparison.json").read_text(encoding="utf-8"))
     values = read_values(comparison, kept["earlier"])
-    found = pooled(values)
-    write_summary({"name": "foundations", "remarks": kept["remarks"], "earlier": kept["earlier"], **found}, path)
+    found = kept | pooled(values)
+    write_summary(found, path)
+    titles = comparison["titles"]
     print("| arm | adversarial accuracy of each run, foundation by foundation | mean, 95 % interval | pointing |")
     print("|---|---|---|---|")
-    for arm, figures in found["arms"].items():
-        answers, pointing = figures[ADVERSARIAL], figures["pointing.accuracy"]
-        spread = f"{answers['mean']:.3f} ({answers['low']:.3f} to {answers['high']:.3f})"
-        told = by_foundation(values[arm][ADVERSARIAL])
-        print(f"| {comparison['titles'][arm]} | {told} | {spread} | {pointing['mean']:.3f} |")
+    for arm, figures in values.items():
+        means = (written(read(found["arms"][arm][name])) for name in (ADVERSARIAL, "pointing.accuracy"))
+        print(f"| {titles[arm]} | {by_foundation(figures[ADVERSARIAL])} | {' | '.join(means)} |")
+    print("\n| adversarial | error over the other's | accuracy minus the other's |")
+    print("|---|---|---|")
     for arm, others in found["error_ratios"].items():
         for other, ratio in others.items():
-            gap = found["differences"][arm][other][ADVERSARIAL]
-            print(
-                f"{arm} / {other}: error {ratio['mean']:.0%} ({ratio['low']:.0%} to {ratio['high']:.0%}), "
-                f"accuracy {gap['mean']:+.3f} ({gap['low']:+.3f} to {gap['high']:+.3f})"
-            )
+            difference = signed(read(found["differences"][arm][other][ADVERSARIAL]))
+            print(f"| {titles[arm]} and {titles[other]} | {percent(read(ratio))} | {difference} |")
 
 
 if __name__ == "__main__":

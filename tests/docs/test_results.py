@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,28 +11,15 @@ from typing import Any
 import pytest
 
 from agevlm.comparison.page import read_figures, write_page
+from agevlm.comparison.readings import percent, read
+from agevlm.comparison.summary import write_summary
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 ATTENTION = Path("docs/results/comparison/attention.png")
 TABLES = [f"results/{name}.json" for name in ("comparison", "sweeps", "longer", "ablations")]
-FIGURES = {
-    "POPE random, accuracy": "pope.random.accuracy",
-    "POPE popular, accuracy": "pope.popular.accuracy",
-    "POPE adversarial, accuracy": "pope.adversarial.accuracy",
-    "POPE adversarial, yes ratio (truth 0.5)": "pope.adversarial.yes_ratio",
-    "POPE adversarial, scenes like the training's": "biased.pope.adversarial.accuracy",
-    "Counting": "counting.accuracy",
-    "Colour": "colour.accuracy",
-    "Coloured presence": "presence.colour.accuracy",
-    "Spatial relation": "relation.accuracy",
-    "Location": "location.accuracy",
-    "Pointing of object words": "pointing.accuracy",
-    "Attention inside the mask": "attention.mass",
-    "Null token, absent against present (AUROC)": "null_token.auroc",
-    "Text perplexity before": "text_perplexity.before",
-    "Text perplexity after": "text_perplexity.after",
-}
+FIGURES = runpy.run_path(str(ROOT / "benchmarks" / "seeds.py"))["FIGURES"]
+FOUNDATIONS = runpy.run_path(str(ROOT / "benchmarks" / "foundations.py"))
 
 
 def load(path: str) -> Any:
@@ -54,7 +42,7 @@ def spread(values: list[float]) -> str:
 def test_what_it_reaches() -> None:
     files = [load(f"results/{name}.json")["figures"] for name in ("quickstart", "unguided", "tiny")]
     told = table("| figure | quickstart, 3 seeds | the same without guidance, 1 seed | `tiny`, 3 test worlds |")
-    assert told == {label: [spread(f[figure]["values"]) for f in files] for label, figure in FIGURES.items()}
+    assert told == {label: [spread(f[figure]["values"]) for f in files] for figure, label in FIGURES.items()}
 
 
 def test_what_guidance_does() -> None:
@@ -82,6 +70,18 @@ def test_the_page_is_what_the_files_of_figures_make(tmp_path: Path) -> None:
     assert page.read_text(encoding="utf-8") == kept.read_text(encoding="utf-8")
     plots = {path.name for path in page.with_suffix("").iterdir()}
     assert plots == {path.name for path in kept.with_suffix("").iterdir()}
+
+
+def test_both_sets_together_are_told_as_they_are(tmp_path: Path) -> None:
+    """The file is what its script makes of both sets, and the sentences on it have its figures."""
+    kept, comparison = load("results/foundations.json"), load("results/comparison.json")
+    made = FOUNDATIONS["pooled"](FOUNDATIONS["read_values"](comparison, kept["earlier"]))
+    write_summary(kept | made, tmp_path / "foundations.json")
+    assert json.loads((tmp_path / "foundations.json").read_text(encoding="utf-8")) == kept
+    for arm in ("age", "age_plus"):
+        told = percent(read(made["error_ratios"][arm]["cross_attention"]))
+        assert told in README
+        assert any(told in remark for remark in comparison["remarks"])
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "results").glob("*.json")))
