@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import pickle
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,18 @@ def fill(
     return cache, done[-1]
 
 
+def caches(root: Path) -> list[Path]:
+    """The caches in a directory, half-written ones included, and not their locks."""
+    return [path for path in root.iterdir() if path.suffix != ".lock"]
+
+
+def test_runs_that_start_together_compute_a_cache_once(parts: Parts, tmp_path: Path) -> None:
+    with ThreadPoolExecutor(3) as pool:
+        filled = list(pool.map(lambda _: fill(parts, tmp_path), range(3)))
+    assert sorted(done for _, done in filled) == [0, 0, 70]
+    assert all(cache is not None and len(cache.starts) == 71 for cache, _ in filled)
+
+
 def test_a_cache_holds_what_the_vision_model_says(parts: Parts, tmp_path: Path) -> None:
     source = SceneSource(WorldSpec(), 1, 70)
     cache, done = fill(parts, tmp_path, source)
@@ -72,7 +85,7 @@ def test_a_cache_is_reused(parts: Parts, tmp_path: Path) -> None:
     assert first is not None and again is not None
     assert np.array_equal(first[33], again[33])
     assert source.annotations is not None
-    assert len(list(tmp_path.iterdir())) == 1
+    assert len(caches(tmp_path)) == 1
 
 
 def other_weights(parts: Parts) -> dict[str, Any]:
@@ -109,7 +122,7 @@ def test_whatever_changes_the_features_gets_a_cache_of_its_own(
     fill(parts, tmp_path)
     _, done = fill(parts, tmp_path, **change(parts))
     assert done in (70, 71)
-    assert len(list(tmp_path.iterdir())) == 2
+    assert len(caches(tmp_path)) == 2
 
 
 def test_a_kill_while_filling_leaves_nothing(parts: Parts, tmp_path: Path) -> None:
@@ -118,7 +131,7 @@ def test_a_kill_while_filling_leaves_nothing(parts: Parts, tmp_path: Path) -> No
 
     with pytest.raises(KeyboardInterrupt):
         fill(parts, tmp_path, progress=killed)
-    assert list(tmp_path.iterdir()) == []
+    assert caches(tmp_path) == []
     assert fill(parts, tmp_path)[1] == 70
 
 
@@ -149,7 +162,7 @@ def test_a_shared_directory_is_kept_and_one_of_the_run_is_not(
     run(make_recipe(foundation, "align", **shared), tmp_path / "first")
     monkeypatch.setattr(features_module, "_fill", None)
     run(make_recipe(foundation, "cross", **shared), tmp_path / "second")
-    assert len(list((tmp_path / "shared").iterdir())) == 1
+    assert len(caches(tmp_path / "shared")) == 1
 
 
 def test_a_vision_model_that_trains_is_not_cached(foundation: Path, tmp_path: Path) -> None:
@@ -161,7 +174,7 @@ def test_a_vision_model_that_trains_is_not_cached(foundation: Path, tmp_path: Pa
 def test_sources_that_no_stage_asks_for_are_not_computed(foundation: Path, tmp_path: Path) -> None:
     data = {"scenes": {"num_scenes": 4}, "more": {"num_scenes": 5}}
     run(make_recipe(foundation, "align", data=data, cache_dir=str(tmp_path / "cache")), tmp_path / "run")
-    assert len(list((tmp_path / "cache").iterdir())) == 1
+    assert len(caches(tmp_path / "cache")) == 1
 
 
 def make_image(name: str, shade: int) -> ImageSource:

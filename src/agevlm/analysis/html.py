@@ -51,7 +51,7 @@ def table(headers: Sequence[object], rows: Iterable[Sequence[object]], *, captio
 def picture_uri(image: Image.Image) -> str:
     """`image` as a data: address, PNG while small and JPEG of high quality beyond."""
     png = io.BytesIO()
-    image.save(png, "PNG", optimize=True)
+    image.save(png, "PNG")
     if png.tell() <= 24_000:
         return _uri(png.getvalue(), "image/png")
     jpeg = io.BytesIO()

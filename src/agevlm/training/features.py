@@ -1,7 +1,8 @@
 """Feature maps of a frozen vision model, computed once and kept on disk for all stages.
 
 A cache is a directory named by what determines it: the pictures, the vision model's weights and the arithmetic. It is
-written beside and renamed, so a cache that exists is whole.
+written beside and renamed, so a cache that exists is whole; of runs that want the same one, one fills it and the others
+wait.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -58,9 +60,12 @@ def cached_features(
         return None
     directory = root / _name(source, model, processor, dtype)
     if not directory.exists():
-        with write_beside(directory) as beside:
-            beside.mkdir()
-            _fill(beside, source, model, processor, dtype, num_workers, progress)
+        root.mkdir(parents=True, exist_ok=True)
+        with FileLock(root / f".{directory.name}.lock"):
+            if not directory.exists():
+                with write_beside(directory) as beside:
+                    beside.mkdir()
+                    _fill(beside, source, model, processor, dtype, num_workers, progress)
     if isinstance(source, SceneSource):
         source.annotations = read_annotations(directory / "annotations.jsonl")
     return FeatureCache(directory)
