@@ -54,14 +54,13 @@ def trajectory(
     )
     benchmark = recipe.evaluation.benchmark
     samples = [_pope_only(sample) for sample in test_samples(run / "model", benchmark, settings)]
+    texts = held_out_texts(run / "model", load_model(run / "model")[1], benchmark, settings)
     kept = list(_kept_models(recipe, run))
     points = []
     for number, (directory, point) in enumerate(kept, 1):
         model, processor = load_model(directory)
         found = evaluate(model, processor, samples, batch_size=settings.batch_size)
-        perplexity = text_perplexity(
-            model, processor.tokenizer, held_out_texts(directory, processor, benchmark, settings)
-        )
+        perplexity = text_perplexity(model, processor.tokenizer, texts)
         points.append({**point, "metrics": {**found.metrics, "text_perplexity": perplexity}})
         if progress:
             progress(number, len(kept))
