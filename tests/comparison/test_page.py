@@ -97,7 +97,7 @@ def test_a_refuted_claim_is_told_in_the_verdict_of_the_page() -> None:
     content = make_content({"cross_attention": 0.6, "age": 0.7})
     page = build_page(Figures(content))
     assert "75 % (72 to 78 %) of that of unguided cross-attention" in page.verdict
-    assert "Of the 3 claims that were measured 2 hold" in page.verdict
+    assert "Of the 3 claims made beforehand and measured 2 hold" in page.verdict
 
 
 def test_claims_that_came_later_are_marked_and_not_counted() -> None:
@@ -108,7 +108,7 @@ def test_claims_that_came_later_are_marked_and_not_counted() -> None:
     assert sum("unguided concatenation" in claim.what for claim in added) == 8
     page = build_page(Figures(content))
     known = [claim for claim in claims(content) if claim.holds is not None and not claim.added]
-    assert f"Of the {len(known)} claims that were measured" in page.verdict
+    assert f"Of the {len(known)} claims made beforehand and measured" in page.verdict
     rows = tables(page)["What was claimed, and what holds/"].rows
     assert sum(row[0].endswith(" †") for row in rows) == len(added)
 
@@ -188,11 +188,29 @@ def test_the_page_has_every_section_of_a_full_comparison() -> None:
     caption = "Adversarial accuracy of the guided arms, once as long, minus that of the others, on the seeds of both"
     gaps = found[f"What guidance is worth in compute/{caption}"]
     assert gaps.rows == [
-        ["AGE minus cross-attention, unguided", "–", "**+0.150 (+0.140 to +0.160)**", "**−0.020 (−0.030 to −0.010)**"],
-        ["AGE + minus cross-attention, unguided", "–", "**+0.175 (+0.165 to +0.185)**", "+0.005 (−0.005 to +0.015)"],
+        [
+            "AGE minus cross-attention, unguided",
+            "**+0.350 (+0.340 to +0.360)**",
+            "**+0.150 (+0.140 to +0.160)**",
+            "**−0.020 (−0.030 to −0.010)**",
+        ],
+        [
+            "AGE + minus cross-attention, unguided",
+            "**+0.375 (+0.365 to +0.385)**",
+            "**+0.175 (+0.165 to +0.185)**",
+            "+0.005 (−0.005 to +0.015)",
+        ],
     ]
     matrix = found["Paired differences/Adversarial accuracy of the arm of a row minus that of a column"]
     assert matrix.rows[0][1] == "" and matrix.rows[4][1] == "**+0.100 (+0.090 to +0.110)**"
+
+
+@pytest.mark.parametrize(("accuracy", "told"), [(0.95, False), (0.93, True)])
+def test_longer_runs_that_are_others_than_the_page_s_are_named(accuracy: float, told: bool) -> None:
+    content = make_content({"cross_attention": 0.6, "age": accuracy, "age_plus": 0.975})
+    page = build_page(Figures(content, {"longer": make_longer()}))
+    texts = [block.content for block in page.blocks if isinstance(block, Text)]
+    assert any("are of other runs than those of the sections above" in text for text in texts) == told
 
 
 def test_sections_without_figures_are_left_out() -> None:

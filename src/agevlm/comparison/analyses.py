@@ -197,6 +197,7 @@ def costs_section(content: Nested) -> Section | None:
         f"Medians, and in brackets the ratio to {GUIDED.get(reference, reference)} on the same work: other load on the "
         "machine moves it less than the times. Tokens are those of the vision model, before any pooling. Attention is "
         "eager or fused (sdpa, which keeps less), whichever is faster for the arm."
+        + _measured_at(section(content, "costs_settings"))
     )
     head = ["arm", "image tokens"]
     return Section(
@@ -211,6 +212,16 @@ def costs_section(content: Nested) -> Section | None:
             Table([*head, "first token, ms", "further question, ms", "cache, kB"], answered, "An answer"),
         ],
     )
+
+
+def _measured_at(settings: Nested) -> str:
+    """How often each arm was timed and on what, a sentence; nothing where the file does not say."""
+    facts, turns = section(settings, "environment"), settings.get("repetitions")
+    if not facts or not turns:
+        return ""
+    threads = f", {facts.get('threads')} threads" if facts.get("device") == "cpu" else ""
+    commit = f", git {facts['git'][:10]}" if facts.get("git") else ""
+    return f" {turns} turns of each arm ({facts.get('device')}{threads}{commit}); their quartiles are in the file."
 
 
 def _time(spread: Nested, divisor: int | None = 1) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -109,7 +109,10 @@ def verdict(content: Nested) -> str:
     known = [claim for claim in found if claim.holds is not None and not claim.added]
     if known:
         holding = sum(bool(claim.holds) for claim in known)
-        parts.append(f"Of the {len(known)} claims that were measured {holding} hold; the table below has each.")
+        added = ", and those added later" if any(claim.added for claim in found) else ""
+        parts.append(
+            f"Of the {len(known)} claims made beforehand and measured {holding} hold; the table below has each{added}."
+        )
     if missing := sum(claim.holds is None for claim in found):
         parts.append(f"{missing} claims were not measured.")
     return " ".join(part for part in parts if part)
@@ -149,7 +152,13 @@ def headline(content: Nested) -> list[Block]:
         draw = partial(_draw_errors, rows, _wanted_errors(content))
         blocks += [Plot("error", "Adversarial error of every arm", draw), Text(text)]
     short = [(ERROR, "adversarial error"), *WRONG, *LOOKING[:1]]
-    headers = ["arm", "seeds", *(label for _, label in short), "error over unguided’s", "perplexity of text after"]
+    headers = [
+        "arm",
+        "seeds",
+        *(label for _, label in short),
+        f"error over {names.get(UNGUIDED, 'unguided')}’s",
+        "perplexity of text after",
+    ]
     lines = []
     for arm, title in names.items():
         figures = [written(reading(content, f"arms.{arm}.{name}")) for name, _ in short]
@@ -260,7 +269,8 @@ def differences_section(content: Nested) -> Section | None:
     blocks: list[Block] = [
         Text(
             "Paired by seed and question: both arms are drawn with the same seeds and pictures, those that both have; "
-            "so a ratio is not always that of the means above. Bold is clear of 0."
+            "so a ratio is not always that of the means above. Bold is clear of 0. Where the arm below may have next "
+            "to no errors, the upper end of a ratio says only that nothing bounds it."
         ),
         _matrix(content, "Adversarial accuracy of the arm of a row minus that of a column", _gap),
         _matrix(content, "Adversarial error of the arm of a row over that of a column", _share),
@@ -357,27 +367,26 @@ def equal_time_section(content: Nested) -> Section | None:
 def compute_section(content: Nested, longer: Nested) -> Section | None:
     """Unguided arms that train several times longer, against the guided ones trained once as long.
 
-    From the arms of `longer` that are called ARM_4x and the like. Whether they reach a guided one is decided on shared
-    seeds.
+    All from `longer`, whose arms are called ARM_4x and the like, on its seeds and from its foundations. Whether they
+    reach a guided one is decided on shared seeds.
     """
-    lines = _longer(content, longer, ERROR)
-    levels = {arm: level for arm in GUIDED if (level := reading(content, f"arms.{arm}.{ERROR}"))}
-    guided = [arm for arm in levels if arm in section(longer, "arms")]
-    if not any(len(points) > 1 for points in lines.values()) or not guided:
-        return None
     names = titles(content)
+    lines = _longer(longer, ERROR, names)
+    levels = {arm: level for arm in GUIDED if (level := reading(longer, f"arms.{arm}.{ERROR}"))}
+    if not any(len(points) > 1 for points in lines.values()) or not levels:
+        return None
     multiples = sorted({multiple for points in lines.values() for multiple in points})
     headers = ["arm", *(f"{multiple} × the steps" for multiple in multiples)]
     tables = []
     for figure, caption in ((ERROR, "Adversarial error"), ("pointing.accuracy", "Pointing")):
         blank = [""] * (len(multiples) - 1)
         rows = [
-            [f"{names[arm]}, once as long", written(reading(content, f"arms.{arm}.{figure}")), *blank] for arm in guided
+            [f"{GUIDED[arm]}, once as long", written(reading(longer, f"arms.{arm}.{figure}")), *blank] for arm in levels
         ]
-        for of, points in _longer(content, longer, figure).items():
+        for of, points in _longer(longer, figure, names).items():
             rows.append([names[of], *(written(points.get(multiple)) for multiple in multiples)])
         tables.append(Table(headers, rows, caption))
-    pairs = [(arm, of) for of in lines for arm in guided]
+    pairs = [(arm, of) for of in lines for arm in levels]
     gaps = [
         [f"{GUIDED[arm]} minus {names[of]}", *(_gap(longer, arm, _multiplied(of, multiple)) for multiple in multiples)]
         for arm, of in pairs
@@ -386,7 +395,9 @@ def compute_section(content: Nested, longer: Nested) -> Section | None:
     told = [_reaches(longer, arm, of, names[of], list(lines[of])) for arm, of in pairs]
     if any(len(found.values) == 1 for points in lines.values() for found in points.values()):
         told.append("Intervals of one seed know its pictures only.")
-    draw = partial(_draw_compute, lines, {arm: levels[arm] for arm in guided}, names)
+    if any(_runs_differ(content, longer, arm) for arm in levels):
+        told.append("All figures here, once as long too, are of other runs than those of the sections above.")
+    draw = partial(_draw_compute, lines, levels, names)
     return Section(
         "What guidance is worth in compute",
         [
@@ -421,8 +432,14 @@ def _reaches(longer: Nested, guided: str, arm: str, title: str, multiples: Seque
     return f"{trained} still trails {GUIDED[guided]}, ahead by {signed(gap)}{sure}."
 
 
-def _longer(content: Nested, longer: Nested, figure: str) -> dict[str, dict[int, Reading]]:
-    """Arm → multiple of the steps → figure, in order; once as long it is the comparison's."""
+def _runs_differ(content: Nested, longer: Nested, arm: str) -> bool:
+    """Whether the runs of an arm, once as long, are others in the two files."""
+    ours, others = (reading(found, f"arms.{arm}.{ERROR}") for found in (content, longer))
+    return ours is not None and others is not None and not set(others.values) <= set(ours.values)
+
+
+def _longer(longer: Nested, figure: str, names: Mapping[str, str]) -> dict[str, dict[int, Reading]]:
+    """Arm → multiple of the steps → figure, in order, of the arms that have a name."""
     found: dict[str, dict[int, Reading]] = {}
     for name in section(longer, "arms"):
         named = re.fullmatch(r"(\w+)_(\d+)x", name)
@@ -430,6 +447,6 @@ def _longer(content: Nested, longer: Nested, figure: str) -> dict[str, dict[int,
         if named and measured:
             found.setdefault(named[1], {})[int(named[2])] = measured
     for arm, points in found.items():
-        if once := reading(content, f"arms.{arm}.{figure}"):
+        if once := reading(longer, f"arms.{arm}.{figure}"):
             points[1] = once
-    return {arm: dict(sorted(points.items())) for arm, points in found.items() if arm in titles(content)}
+    return {arm: dict(sorted(points.items())) for arm, points in found.items() if arm in names}
