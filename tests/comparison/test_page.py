@@ -213,6 +213,14 @@ def test_longer_runs_that_are_others_than_the_page_s_are_named(accuracy: float, 
     assert any("are of other runs than those of the sections above" in text for text in texts) == told
 
 
+def test_costs_say_on_what_they_were_measured() -> None:
+    facts = {"git": "1a699b9+", "threads": 2, "device": "cpu"}
+    settings = {"reference": "age", "settings": {"repetitions": 8}, "environment": facts}
+    page = build_page(Figures({**make_content(), **make_analyses(), "costs_settings": settings}))
+    texts = [block.content for block in page.blocks if isinstance(block, Text)]
+    assert any("8 turns of each arm (cpu, 2 threads, git 1a699b9+)" in text for text in texts)
+
+
 def test_sections_without_figures_are_left_out() -> None:
     page = build_page(Figures(make_content({"cross_attention": 0.6, "age": 0.9})))
     assert [section.title for section in page.sections] == [

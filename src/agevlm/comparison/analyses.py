@@ -216,11 +216,11 @@ def costs_section(content: Nested) -> Section | None:
 
 def _measured_at(settings: Nested) -> str:
     """How often each arm was timed and on what, a sentence; nothing where the file does not say."""
-    facts, turns = section(settings, "environment"), settings.get("repetitions")
+    facts, turns = section(settings, "environment"), section(settings, "settings").get("repetitions")
     if not facts or not turns:
         return ""
     threads = f", {facts.get('threads')} threads" if facts.get("device") == "cpu" else ""
-    commit = f", git {facts['git'][:10]}" if facts.get("git") else ""
+    commit = f", git {facts['git']}" if facts.get("git") else ""
     return f" {turns} turns of each arm ({facts.get('device')}{threads}{commit}); their quartiles are in the file."
 
 
