@@ -91,18 +91,19 @@ def evaluate_scenes(
     Path(out).mkdir(parents=True, exist_ok=True)  # where nothing can be written, say so before the work
     statistics = training_statistics(spec, settings.seed)
     found: dict[str, Evaluation] = {}
-    for name, co_occurrence in (("test", TEST_CO_OCCURRENCE), ("biased", spec.co_occurrence)):
+    for name, co_occurrence in ((settings.split, TEST_CO_OCCURRENCE), ("biased", spec.co_occurrence)):
         samples = _drawn_samples(spec, co_occurrence, settings, statistics)
         found[name] = _ask(network, processor, samples, settings, name, progress)
     texts = held_out_conversations(spec, settings.seed, split=settings.split, num=NUM_TEXTS)
+    broken = found[settings.split]
     metrics = {
-        **found["test"].metrics,
+        **broken.metrics,
         "biased": found["biased"].metrics,
         "text_perplexity": _perplexity(origin, network, processor, texts),
-        "provenance": _facts(model, SCENES, found["test"], settings, world=spec.model_dump(mode="json")),
+        "provenance": _facts(model, SCENES, broken, settings, world=spec.model_dump(mode="json")),
     }
     write_evaluation(Path(out) / "biased", found["biased"].records(), found["biased"].metrics)
-    write_evaluation(out, found["test"].records(), metrics)
+    write_evaluation(out, broken.records(), metrics)
     return metrics
 
 
