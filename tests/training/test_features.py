@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -133,6 +133,31 @@ def test_a_kill_while_filling_leaves_nothing(parts: Parts, tmp_path: Path) -> No
         fill(parts, tmp_path, progress=killed)
     assert caches(tmp_path) == []
     assert fill(parts, tmp_path)[1] == 70
+
+
+@pytest.fixture
+def three_threads() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("three_threads")
+@pytest.mark.parametrize(("num_workers", "left"), [(0, 3), (1, 2), (4, 1)])
+def test_the_forward_pass_leaves_cores_to_the_workers(
+    parts: Parts, tmp_path: Path, num_workers: int, left: int
+) -> None:
+    seen = []
+
+    def killed(number: int, total: int) -> None:
+        seen.append(torch.get_num_threads())
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fill(parts, tmp_path, num_workers=num_workers, progress=killed)
+    assert seen == [left]
+    assert torch.get_num_threads() == 3
 
 
 def test_a_worker_process_opens_the_file_anew(parts: Parts, tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,8 @@ def cached_features(
             if not directory.exists():
                 with write_beside(directory) as beside:
                     beside.mkdir()
-                    _fill(beside, source, model, processor, dtype, num_workers, progress)
+                    with _cores_left_to(num_workers if isinstance(source, SceneSource) else 0):
+                        _fill(beside, source, model, processor, dtype, num_workers, progress)
     if isinstance(source, SceneSource):
         source.annotations = read_annotations(directory / "annotations.jsonl")
     return FeatureCache(directory)
@@ -80,6 +82,17 @@ def _name(source: Source, model: Any, processor: Any, dtype: torch.dtype) -> str
         digest.update(tensor.detach().float().cpu().numpy().tobytes())
     digest.update(str(dtype).encode())
     return f"features-{digest.hexdigest()[:16]}"
+
+
+@contextmanager
+def _cores_left_to(num_workers: int) -> Iterator[None]:
+    """Fewer threads for the forward pass: one that shares its core with a worker process keeps the others waiting."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(1, threads - num_workers))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _fill(
