@@ -90,20 +90,19 @@ def evaluate_scenes(
     network, processor = load_model(model, settings.device, settings.dtype)
     Path(out).mkdir(parents=True, exist_ok=True)  # where nothing can be written, say so before the work
     statistics = training_statistics(spec, settings.seed)
-    found: dict[str, Evaluation] = {}
-    for name, co_occurrence in ((settings.split, TEST_CO_OCCURRENCE), ("biased", spec.co_occurrence)):
-        samples = _drawn_samples(spec, co_occurrence, settings, statistics)
-        found[name] = _ask(network, processor, samples, settings, name, progress)
+    unbiased, biased = (
+        _ask(network, processor, _drawn_samples(spec, co_occurrence, settings, statistics), settings, name, progress)
+        for name, co_occurrence in ((settings.split, TEST_CO_OCCURRENCE), ("biased", spec.co_occurrence))
+    )
     texts = held_out_conversations(spec, settings.seed, split=settings.split, num=NUM_TEXTS)
-    broken = found[settings.split]
     metrics = {
-        **broken.metrics,
-        "biased": found["biased"].metrics,
+        **unbiased.metrics,
+        "biased": biased.metrics,
         "text_perplexity": _perplexity(origin, network, processor, texts),
-        "provenance": _facts(model, SCENES, broken, settings, world=spec.model_dump(mode="json")),
+        "provenance": _facts(model, SCENES, unbiased, settings, world=spec.model_dump(mode="json")),
     }
-    write_evaluation(Path(out) / "biased", found["biased"].records(), found["biased"].metrics)
-    write_evaluation(out, broken.records(), metrics)
+    write_evaluation(Path(out) / "biased", biased.records(), biased.metrics)
+    write_evaluation(out, unbiased.records(), metrics)
     return metrics
 
 
