@@ -9,6 +9,7 @@ import pytest
 import torch
 from tiny_models import DECODERS, VISION, VOCABULARY_SIZE, make_model, make_pixels, make_text_config, make_vision_config
 from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
 from transformers import AutoBackbone, AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText
 
 from agevlm import AgeVlmForConditionalGeneration, AgeVlmModel, ImageMemory
@@ -441,3 +442,16 @@ def test_it_compiles_without_a_break() -> None:
     told = {"image_memory": memory, "rows_per_image": 1, "images_seen": (ids == IMAGE).cumsum(1)}
     compiled = torch.compile(model, backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(ids, **told).logits, model(ids, **told).logits)
+
+
+def test_a_compiled_layer_takes_any_length() -> None:
+    model = make_model(null_token=True)
+    backend = CompileCounterWithBackend("eager")
+    layer = model.cross_attention[0]
+    layer.forward = torch.compile(layer.forward, backend=backend, dynamic=True, fullgraph=True)
+    memory = model.encode_images(make_pixels(2))
+    for length in (9, 12, 7):
+        ids = make_ids((1,), (2,), (0,), (0,), length=length)
+        seen, asked = (ids == IMAGE).cumsum(1), torch.tensor([[3, 4, 6]]).expand(4, -1)
+        model(ids, image_memory=memory, rows_per_image=2, images_seen=seen, attention_rows=asked)
+    assert backend.frame_count == 1

@@ -25,6 +25,7 @@ from agevlm.checkpoints import choose_device
 from agevlm.comparison.first_token import FirstToken
 from agevlm.comparison.recipe import ComparisonRecipe
 from agevlm.data.images import open_image
+from agevlm.training.compiled import compile_layers
 from agevlm.training.dataset import SourceData, StageDataset
 from agevlm.training.recipe import Recipe, ScenesSource, StageRecipe
 from agevlm.training.run import build_model, environment, open_source, stage_collator
@@ -41,7 +42,7 @@ from agevlm.training.timing import (
 
 TOKENS = (144, 576, 1024)  # image tokens that the vision model gives, before any pooling
 REFERENCE = "age"  # the arm that the others are set against, where it is measured
-KERNELS = ("eager", "sdpa")  # of attention: each arm has the one that is faster for it
+KERNELS = ("eager", "sdpa")  # of attention
 QUESTION = "is there a fish in the picture?"
 NUM_BATCHES = 4  # different batches of a stage, gone through in turn
 STEPS_AT_A_TIME = 2  # timed steps of an arm before the next arm's turn
@@ -74,6 +75,11 @@ class ArmNetwork:
     def stage(self, name: str) -> StageRecipe:
         """The stage of that name."""
         return next(stage for stage in self.recipe.stages if stage.name == name)
+
+    @property
+    def kernels(self) -> Sequence[str]:
+        """Of attention, of which the arm takes the faster; compiled layers have the one that they train with."""
+        return (self.model.config._attn_implementation,) if self.recipe.compile else KERNELS
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -127,6 +133,9 @@ def _measure(
 ) -> dict[str, dict[str, Any]]:
     """Arm → all figures for pictures of one size; `done` is called after each stage and after the answers."""
     networks = [_join(arm, recipe, size) for arm, recipe in recipes.items()]
+    for network in networks:
+        if network.recipe.compile:
+            compile_layers(network.model)
     trained: dict[str, dict[str, Any]] = {arm: {} for arm in recipes}
     for stage in measured_stages(recipes):
         for arm, figures in _train(networks, stage, size.batch_ratio, repetitions, reference).items():
@@ -243,19 +252,24 @@ def _train(
             batches[network.arm] = _collate(network, stage, items)
             vision = {"vision_seconds_per_image": _vision_seconds(network, items[0])}
             figures[network.arm] = {**_counts(stage, counts), **vision}
-            for kernel in KERNELS:
+            for kernel in network.kernels:
                 network.model.set_attn_implementation(kernel)
-                work[network.arm, kernel] = step_work(network.model, stage, batches[network.arm][0], dtype)
+                with torch.compiler.set_stance("force_eager"):  # compiled graphs hide their products from the counter
+                    work[network.arm, kernel] = step_work(network.model, stage, batches[network.arm][0], dtype)
+                if network.recipe.compile:
+                    step_times(network.model, stage, batches[network.arm], dtype)  # compiles for what lies ahead
+        turns = [(network, kernel) for network in networks for kernel in network.kernels]
         for repetition in range(repetitions):
-            for network, kernel in _rotated([*itertools.product(networks, KERNELS)], repetition):
+            for network, kernel in _rotated(turns, repetition):
                 network.model.set_attn_implementation(kernel)
                 start, of_arm = repetition * STEPS_AT_A_TIME, batches[network.arm]
                 chosen = [of_arm[(start + step) % len(of_arm)] for step in range(STEPS_AT_A_TIME)]
                 steps = step_times(network.model, stages[network.arm], [chosen[0], *chosen], network.recipe.dtype)
                 times.setdefault((network.arm, kernel), []).extend(steps)
     for arm in figures:
-        kernel = min(KERNELS, key=lambda kernel: float(np.median([wall for wall, _ in times[arm, kernel]])))
-        flops = {"flops": work[arm, KERNELS[0]]["flops"]}  # a fused kernel's are not counted
+        kernels = [kernel for of_arm, kernel in times if of_arm == arm]
+        kernel = min(kernels, key=lambda kernel: float(np.median([wall for wall, _ in times[arm, kernel]])))
+        flops = {"flops": work[arm, kernels[0]]["flops"]}  # a fused kernel's are not counted
         figures[arm] |= {"attention": kernel, **work[arm, kernel], **flops}
     walls, processors = (
         {arm: [taken[part] for taken in times[arm, found["attention"]]] for arm, found in figures.items()}

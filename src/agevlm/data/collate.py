@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,8 @@ from agevlm.data.images import open_image
 from agevlm.data.mask_noise import MaskNoise, spoil_masks
 from agevlm.data.masks import mask_to_grid, union_mask
 from agevlm.data.schema import IGNORE_INDEX, RLE, Conversation, Grounding, Sample
+
+MAX_KNOWN_CHATS = 20_000  # tokenised conversations that are kept: short questions come again and again
 
 # Shapes: R text rows, T text positions, K guided positions of a row, M pictures of a row, N = M * h * w image tokens.
 
@@ -49,6 +51,7 @@ class Collator:
     free_answers: tuple[str, ...] = ()
     mask_noise: MaskNoise | None = None
     max_length: int = 512
+    _known: dict[tuple[Any, ...], TokenisedChat] = field(default_factory=dict, init=False, repr=False)
 
     def __call__(self, items: Sequence[tuple[Sample, NDArray[np.float16] | None]]) -> dict[str, Any]:
         """Batch samples with their cached features (images, C, h, w), or None to read their pictures.
@@ -59,7 +62,7 @@ class Collator:
         rows = [(sample, conversation) for sample in samples for conversation in sample.conversations]
         if not rows:
             raise ValueError(f"samples {[sample.id for sample in samples]} have no conversation")
-        chats = [tokenise_conversation(self.processor, conversation, self.max_length) for _, conversation in rows]
+        chats = [self._tokenised(conversation) for _, conversation in rows]
         left_out = Counter({"conversations cut at max_length": sum(chat.num_cut > 0 for chat in chats)})
         batch: dict[str, Any] = self._text(chats)
         batch |= self._images(items)
@@ -78,6 +81,16 @@ class Collator:
         batch["left_out"] = {reason: number for reason, number in left_out.items() if number}
         return batch
 
+    def _tokenised(self, conversation: Conversation) -> TokenisedChat:
+        """As `tokenise_conversation`, which knows nothing of a conversation but its words and where its phrases are."""
+        spans = tuple((grounding.message, grounding.start, grounding.end) for grounding in conversation.groundings)
+        key = (conversation.kind, conversation.messages, spans)
+        if key not in self._known:
+            if len(self._known) == MAX_KNOWN_CHATS:
+                self._known.clear()
+            self._known[key] = tokenise_conversation(self.processor, conversation, self.max_length)
+        return self._known[key]
+
     def _num_shown(self, sample: Sample, conversation: Conversation, chat: TokenisedChat) -> int:
         """How many of its sample's pictures a row shows: as many as placeholders are left of it."""
         stated = sum(message.num_images for message in conversation.messages)
@@ -90,16 +103,14 @@ class Collator:
 
     def _text(self, chats: Sequence[TokenisedChat]) -> dict[str, Tensor]:
         length = max(len(chat.input_ids) for chat in chats)
-        input_ids = torch.full((len(chats), length), self.processor.tokenizer.pad_token_id)
-        labels = torch.full((len(chats), length), IGNORE_INDEX)
-        attention_mask = torch.zeros(len(chats), length, dtype=torch.long)
-        for row, chat in enumerate(chats):
-            start = length - len(chat.input_ids)
-            ids = torch.tensor(chat.input_ids)
-            input_ids[row, start:] = ids
-            attention_mask[row, start:] = 1
-            labels[row, start:] = torch.where(torch.tensor(chat.supervised), ids, IGNORE_INDEX)
-        return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
+        padding = self.processor.tokenizer.pad_token_id
+        left = [length - len(chat.input_ids) for chat in chats]
+        input_ids = [[padding] * num + chat.input_ids for num, chat in zip(left, chats, strict=True)]
+        supervised = [[False] * num + chat.supervised for num, chat in zip(left, chats, strict=True)]
+        mask = [[0] * num + [1] * (length - num) for num in left]
+        ids = torch.tensor(input_ids)
+        labels = torch.where(torch.tensor(supervised), ids, IGNORE_INDEX)
+        return {"input_ids": ids, "attention_mask": torch.tensor(mask), "labels": labels}
 
     def _images(self, items: Sequence[tuple[Sample, NDArray[np.float16] | None]]) -> dict[str, Tensor]:
         pictured = [(sample, features) for sample, features in items if sample.images]
@@ -122,16 +133,17 @@ class Collator:
             for (_, conversation), chat in zip(rows, chats, strict=True)
         ]
         width = max([1, *(len(positions) for positions in guided)])
-        attention_rows = torch.zeros(len(rows), width, dtype=torch.long)
-        present = torch.full((len(rows), width), -1)
-        shares = torch.zeros(len(rows), width, most * self.grid[0] * self.grid[1])
+        attention_rows = np.zeros((len(rows), width), dtype=np.int64)
+        present = np.full((len(rows), width), -1)
+        shares = np.zeros((len(rows), width, most * self.grid[0] * self.grid[1]), dtype=np.float32)
         for row, positions in enumerate(guided):
             start = length - len(chats[row].input_ids)
             for column, position in enumerate(positions):
                 attention_rows[row, column] = start + position.position
                 present[row, column] = int(position.present)
-                shares[row, column] = torch.from_numpy(position.shares)
-        return {"attention_rows": attention_rows, "guidance_present": present, "guidance_shares": shares}
+                shares[row, column] = position.shares
+        found = {"attention_rows": attention_rows, "guidance_present": present, "guidance_shares": shares}
+        return {name: torch.from_numpy(values) for name, values in found.items()}
 
     def _guided_rows(
         self, conversation: Conversation, chat: TokenisedChat, num_images: int, left_out: Counter[str]

@@ -37,5 +37,8 @@ def mask_to_grid(mask: NDArray[np.bool_], grid: tuple[int, int]) -> NDArray[np.f
     width in the picture, whatever its size. A mask smaller than a cell keeps its small share.
     """
     height, width = grid
+    rows, columns = (side // cells for side, cells in zip(mask.shape, grid, strict=True))
+    if (rows * height, columns * width) == mask.shape:  # whole pixels in every cell
+        return mask.reshape(height, rows, width, columns).mean(axis=(1, 3), dtype=np.float32)
     picture = Image.fromarray(mask.astype(np.float32))
     return np.asarray(picture.resize((width, height), Image.Resampling.BOX), dtype=np.float32).clip(0.0, 1.0)

@@ -262,7 +262,7 @@ class GatedCrossAttentionLayer(GradientCheckpointingLayer):
         thought = self.mlp(self.mlp_norm(hidden_BTW))
         hidden_BTW = hidden_BTW + self._gated(thought, self.mlp_gate, sees_BT1).to(hidden_BTW.dtype)
         if weights_BHKS is not None:
-            weights_BHKS = torch.where(sees_BT.take_along_dim(asked_BK, dim=1)[:, None, :, None], weights_BHKS, 0.0)
+            weights_BHKS = torch.where(take_rows(sees_BT, asked_BK)[:, None, :, None], weights_BHKS, 0.0)
         return hidden_BTW, weights_BHKS
 
     @staticmethod

@@ -36,11 +36,11 @@ from agevlm.checkpoints import choose_device, load_model, resolve_model
 from agevlm.data.collate import Collator
 from agevlm.data.scenes import split_seed
 from agevlm.files import write_beside
-from agevlm.modeling.interleaving import decoder_layers
 from agevlm.modeling.joined import JoinedModel
 from agevlm.modeling.modeling_agevlm import AgeVlmForConditionalGeneration
 from agevlm.modeling.modeling_concat import ConcatVlmForConditionalGeneration
 from agevlm.modeling.processing_agevlm import AgeVlmProcessor
+from agevlm.training.compiled import compile_layers, compiled_for
 from agevlm.training.dataset import SourceData, StageDataset
 from agevlm.training.features import cached_features
 from agevlm.training.progress import RunProgress
@@ -186,8 +186,6 @@ class Run:
         self, index: int, model: Any, processor: Any, data: dict[str, SourceData], progress: RunProgress
     ) -> None:
         stage, directory = self.recipe.stages[index], self.stage_directory(index)
-        if self.recipe.compile:
-            torch.compiler.reset()  # other modules train than before; what is compiled for them is kept up to a limit
         set_seed(self.recipe.seed + index)  # of adapters: the same whether the stage before ran in this process or not
         counts = freeze_for_stage(model, stage)
         self._announce(stage, counts)
@@ -199,7 +197,8 @@ class Run:
         if self.is_main:
             progress.start_stage(index, int(checkpoints[-1].name.rsplit("-", 1)[1]) if checkpoints else 0)
         trainer = self._trainer(index, model, processor, data, progress)
-        trainer.train(resume_from_checkpoint=resume_from)
+        with compiled_for(stage.steps):
+            trainer.train(resume_from_checkpoint=resume_from)
         if stage.gradient_checkpointing:
             model.gradient_checkpointing_disable()
         if stage.lora:
@@ -283,15 +282,6 @@ class Run:
     def _write(self, name: str, text: str) -> None:
         with write_beside(self.out / name) as beside:
             beside.write_text(text, encoding="utf-8")
-
-
-def compile_layers(model: JoinedModel) -> None:
-    """Compile the decoder layers of a network and its cross-attention layers, each kind once for all of its kind.
-
-    What stands between them stays as it is: it knows its place in the decoder, and would be compiled place by place.
-    """
-    for layer in (*decoder_layers(model.language_model), *getattr(model, "cross_attention", ())):
-        layer.forward = torch.compile(layer.forward, dynamic=True)  # lengths of batches differ
 
 
 def open_processes() -> PartialState:

@@ -52,7 +52,7 @@ class StageTrainer(Trainer):
         """AdamW over the stage's trainable parameters."""
         if self.optimizer is None:  # type: ignore[has-type]
             groups = parameter_groups(self.model, self.stage)
-            self.optimizer = torch.optim.AdamW(groups, lr=self.stage.learning_rate, betas=(0.9, 0.98))
+            self.optimizer = torch.optim.AdamW(groups, lr=self.stage.learning_rate, betas=(0.9, 0.98), fused=True)
         return self.optimizer
 
     def get_batch_samples(
