@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from agevlm.checkpoints import PACKAGED
+
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.slow
 
@@ -38,7 +40,7 @@ def test_the_wheel_holds_code_checkpoints_and_recipes_and_nothing_else(wheel: Pa
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
     assert {name.split("/")[0].split("-")[0] for name in names} == {"agevlm"}
-    for name in ("tiny", "tiny-convnext", "tiny-llama"):
+    for name in PACKAGED:
         assert f"agevlm/checkpoints/{name}/config.json" in names
         assert f"agevlm/checkpoints/{name}/model.safetensors" in names
     for name in ("recipes/quickstart.yaml", "recipes/scenes.yaml", "py.typed"):

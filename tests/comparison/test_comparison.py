@@ -220,13 +220,15 @@ def test_only_foundations_that_a_seed_of_the_arms_starts_from_are_trained(tmp_pa
     assert written["seed"] == 2
 
 
-def test_the_foundation_that_the_package_carries_is_copied_and_not_trained(tmp_path: Path) -> None:
+def test_models_that_the_package_carries_are_copied_and_not_trained(tmp_path: Path) -> None:
     recipe = load_comparison(ROOT / "recipes" / "comparison.yaml")
     jobs = foundation_jobs(recipe, tmp_path / "same", ["age"])
     assert [job.done.exists() for job in jobs] == [True, False, False]
-    weights = "tiny-llama/model.safetensors"
-    packaged = ROOT / "src" / "agevlm" / "checkpoints" / weights
-    assert (tmp_path / "same" / "foundations" / "0" / weights).read_bytes() == packaged.read_bytes()
+    assert jobs[1].done.parent.name == "tiny-llama"  # all that is left to train
+    checkpoints, copies = ROOT / "src" / "agevlm" / "checkpoints", tmp_path / "same" / "foundations"
+    for packaged, copy in {"tiny-llama": "0/tiny-llama", "tiny-convnext-2": "2/tiny-convnext"}.items():
+        weights = (folder / "model.safetensors" for folder in (checkpoints / packaged, copies / copy))
+        assert len({path.read_bytes() for path in weights}) == 1
     other = load_comparison(ROOT / "recipes" / "comparison.yaml", ["foundations.spec.vision.steps=3"])
     assert not any(job.done.exists() for job in foundation_jobs(other, tmp_path / "other", ["age"]))
 

@@ -110,6 +110,7 @@ def test_a_compiled_run_has_the_losses_of_a_plain_one(
 ) -> None:
     backend = CompileCounterWithBackend("eager")  # wants no C++ compiler; counts what it was given to compile
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    monkeypatch.setattr(compiled, "check_compiler", lambda: None)
     trainable = ["projector", "language_model"]
     content = make_recipe(foundation, {"name": "ground", **STAGES["ground"], "trainable": trainable})
     content["model"] |= {"architecture": architecture}
@@ -124,6 +125,18 @@ def test_a_compiled_run_has_the_losses_of_a_plain_one(
     for name in ("lm_loss", "guidance_loss"):
         assert [line[name] for line in changed] == pytest.approx([line[name] for line in plain], abs=1e-4)
     assert read_weights(tmp_path / "plain" / "model").keys() == read_weights(tmp_path / "compiled" / "model").keys()
+
+
+def test_without_a_compiler_a_compiled_run_says_so_before_it_trains(
+    foundation: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def find() -> str:
+        raise RuntimeError("No working C++ compiler found")
+
+    monkeypatch.setattr(compiled, "get_cpp_compiler", find)
+    with pytest.raises(ValueError, match=r"install g\+\+ or clang, or set compile=false"):
+        run(make_recipe(foundation, "ground") | {"compile": True}, tmp_path / "run")
+    assert not (tmp_path / "run" / "log.jsonl").exists()
 
 
 def test_a_run_goes_on_from_a_trained_model(foundation: Path, done: Path, tmp_path: Path) -> None:

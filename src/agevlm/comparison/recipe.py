@@ -190,7 +190,7 @@ def _read(path: Path) -> dict[str, Any]:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict) or "arms" not in content:
+    if not isinstance(content, dict) or not {"arms", "extends"} & content.keys():
         raise ValueError(f"{path} is no comparison: a comparison is a mapping with the keys name, common and arms")
     if "extends" not in content:
         return content
@@ -198,7 +198,7 @@ def _read(path: Path) -> dict[str, Any]:
     for key in ("quick", "equal_time", "costs"):  # of that comparison alone
         base.pop(key, None)
     base = apply_overrides(base, _as_overrides(content.pop("set", {})))
-    return {**base, **content, "arms": {**base["arms"], **content["arms"]}}
+    return {**base, **content, "arms": {**base["arms"], **content.get("arms", {})}}
 
 
 def _as_overrides(changes: Mapping[str, Any]) -> list[str]:

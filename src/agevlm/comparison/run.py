@@ -24,7 +24,7 @@ from typing import Any
 import yaml
 from rich.console import Console
 
-from agevlm.checkpoints import resolve_model
+from agevlm.checkpoints import PACKAGED, resolve_model
 from agevlm.comparison.jobs import Job, run_jobs
 from agevlm.comparison.pooling import SIMILARITY_FILE
 from agevlm.comparison.recipe import ComparisonRecipe, scaled
@@ -77,7 +77,7 @@ def run_directory(out: Path, arm: str, seed: int) -> Path:
 def foundation_jobs(recipe: ComparisonRecipe, out: Path, arms: Sequence[str]) -> list[Job]:
     """One job for each foundation that the seeds of these arms start from; their recipes are written.
 
-    The one that the package carries is copied from there.
+    Models that the package carries are copied from there.
     """
     if recipe.foundations is None:
         return []
@@ -89,7 +89,8 @@ def foundation_jobs(recipe: ComparisonRecipe, out: Path, arms: Sequence[str]) ->
         file = directory.with_suffix(".yaml")
         _write(file, yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False))
         arguments = ("scenes", "foundation", "--recipe", str(file), "--out", str(directory))
-        done = directory / "tiny-convnext" / "config.json"  # the one that is trained last
+        missing = [name for name in MODELS if not made_by(directory / name, spec)]
+        done = directory / (missing or MODELS)[-1] / "config.json"  # the one that is trained last
         jobs.append(Job(f"foundation {number}", arguments, done, directory.with_suffix(".log")))
     return jobs
 
@@ -97,10 +98,11 @@ def foundation_jobs(recipe: ComparisonRecipe, out: Path, arms: Sequence[str]) ->
 def _copy_packaged(spec: FoundationSpec, directory: Path) -> None:
     """Copy the models of the package that this recipe made, and that the directory does not have, into it."""
     for name in MODELS:
-        packaged, wanted = Path(resolve_model(name)), directory / name
-        if made_by(packaged, spec) and not wanted.exists():
-            with write_beside(wanted) as beside:
-                shutil.copytree(packaged, beside, dirs_exist_ok=True)
+        carried = [Path(resolve_model(known)) for known in PACKAGED if known.startswith(name)]
+        made = [packaged for packaged in carried if made_by(packaged, spec)]
+        if made and not (directory / name).exists():
+            with write_beside(directory / name) as beside:
+                shutil.copytree(made[0], beside, dirs_exist_ok=True)
 
 
 def training_jobs(recipe: ComparisonRecipe, out: Path, arms: Sequence[str]) -> list[Job]:

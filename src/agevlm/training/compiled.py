@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager
 import torch
 import torch._dynamo
 import torch._inductor.config
+from torch._inductor.cpp_builder import get_cpp_compiler
 
 from agevlm.modeling.interleaving import decoder_layers
 from agevlm.modeling.joined import JoinedModel
@@ -23,14 +24,25 @@ def compile_layers(model: JoinedModel) -> None:
     """Compile the decoder layers of a network and its cross-attention layers, once for all layers of a kind.
 
     What stands between them stays as it is: it knows its place in the decoder, and would be compiled place by place.
-    Settings of torch.compile that hold for the whole process are changed.
+    Settings of torch.compile that hold for the whole process are changed. No C++ compiler is a ValueError.
     """
+    check_compiler()
     torch._dynamo.config.recompile_limit = MAX_GRAPHS
     torch._dynamo.config.specialize_float = True  # numbers of the configuration: else every graph is traced twice
     for name in ("_enter_autocast", "_exit_autocast"):  # graphs with a float32 part under autocast are kept on disk too
         torch._inductor.config.unsafe_marked_cacheable_functions[f"torch.amp.autocast_mode.{name}"] = torch.__version__
     for layer in (*decoder_layers(model.language_model), *getattr(model, "cross_attention", ())):
         layer.forward = torch.compile(layer.forward, dynamic=True)  # lengths of batches differ
+
+
+def check_compiler() -> None:
+    """Raise ValueError where torch.compile would find no C++ compiler, which it wants on a CPU."""
+    try:
+        get_cpp_compiler()
+    except RuntimeError as error:
+        raise ValueError(
+            "`compile: true` wants a C++ compiler, and none was found: install g++ or clang, or set compile=false"
+        ) from error
 
 
 def compiled_for(num_steps: int) -> AbstractContextManager[None]:

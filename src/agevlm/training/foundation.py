@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 from transformers import (
     ConvNextBackbone,
     ConvNextConfig,
@@ -114,7 +114,8 @@ def train_foundation(out: str | Path, spec: FoundationSpec, progress: Progress |
     out = Path(out)
     if all(made_by(out / name, spec) for name in MODELS):
         return
-    pixels, targets, annotations = draw_pool(spec)
+    only_read = made_by(out / "tiny-convnext", spec)  # about the scenes: nobody has to see them
+    pixels, targets, annotations = draw_pool(spec, spec.language.num_scenes if only_read else None)
     if not made_by(out / "tiny-llama", spec):
         language, tokenizer = train_language(spec, annotations[: spec.language.num_scenes], report)
         _save(out / "tiny-llama", spec, language, tokenizer)
@@ -192,9 +193,10 @@ def middle_cell(share: NDArray[np.floating]) -> tuple[int, int]:
     return round(float(y)), round(float(x))
 
 
-def draw_pool(spec: FoundationSpec) -> tuple[Tensor, Tensor, list[AnnotatedImage]]:
-    """All scenes, drawn in worker processes: pixels (S, 3, H, W) uint8, targets (S, G, h, w), annotations."""
-    loader = DataLoader(_Pool(spec), batch_size=64, num_workers=spec.num_workers, collate_fn=list)
+def draw_pool(spec: FoundationSpec, most: int | None = None) -> tuple[Tensor, Tensor, list[AnnotatedImage]]:
+    """The first scenes, or all, drawn by workers: pixels (S, 3, H, W) uint8, targets (S, G, h, w), annotations."""
+    pool = Subset(_Pool(spec), range(spec.num_scenes)[:most])
+    loader = DataLoader(pool, batch_size=64, num_workers=spec.num_workers, collate_fn=list)
     drawn = [scene for batch in loader for scene in batch]
     pixels, targets, annotations = zip(*drawn, strict=True)
     return torch.from_numpy(np.stack(pixels)), torch.from_numpy(np.stack(targets)), list(annotations)
