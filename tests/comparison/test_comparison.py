@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -209,6 +210,14 @@ def test_comparisons_of_one_directory_share_the_runs_that_are_the_same(done: tup
     compare(fewer, out, console=QUIET)
     assert {path: path.stat().st_mtime_ns for path in out.rglob("model.safetensors")} == before
     assert summarise(fewer, out)["runs"] == {"age": [0], "concat": [0]}
+
+
+def test_a_comparison_may_change_another_and_add_no_arm(tmp_path: Path) -> None:
+    shutil.copy(ROOT / "recipes" / "comparison.yaml", tmp_path)
+    (tmp_path / "fewer.yaml").write_text("extends: comparison.yaml\nname: fewer\nset: {num_seeds: 2}\n")
+    fewer, whole = (load_comparison(tmp_path / f"{name}.yaml") for name in ("fewer", "comparison"))
+    assert (fewer.num_seeds, whole.num_seeds) == (2, 5)
+    assert fewer.arms == whole.arms
 
 
 def test_only_foundations_that_a_seed_of_the_arms_starts_from_are_trained(tmp_path: Path) -> None:
