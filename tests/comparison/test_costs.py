@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,13 @@ import pytest
 import torch
 import yaml
 from tiny_runs import make_foundation, make_recipe
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from agevlm.comparison.costs import compare_times, cost_tables, measure_costs, measured_stages
 from agevlm.comparison.first_token import FirstToken
 from agevlm.comparison.recipe import ComparisonRecipe, load_comparison
 from agevlm.data.scenes import WorldSpec, draw_scene
+from agevlm.training import compiled
 from agevlm.training.run import build_model
 
 # The tiny decoder is 32 wide and has 4 layers with 2 key/value heads of width 8; cross-attention has 2 such layers.
@@ -72,6 +75,22 @@ def test_every_arm_has_every_figure_at_every_size(measured: dict[str, Any], reci
     found = json.loads(json.dumps(measured, allow_nan=False))
     assert all(leaf is None or isinstance(leaf, str | float | int) for leaf in leaves(found["costs"]))
     assert found["environment"]["num_cores"] >= 1
+
+
+@pytest.mark.parametrize("kernel", ["eager", "sdpa"])
+def test_a_recipe_that_compiles_is_measured_compiled(
+    kernel: str, content: dict[str, Any], measured: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = CompileCounterWithBackend("eager")  # wants no C++ compiler; counts what it was given to compile
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    monkeypatch.setattr(compiled, "check_compiler", lambda: None)
+    common = content["common"] | {"compile": True}
+    common["model"] = common["model"] | {"attn_implementation": kernel}
+    recipe = ComparisonRecipe.model_validate(content | {"common": common})
+    found = measure_costs(recipe, arms=["age"], tokens=[36], repetitions=1)["costs"]["age"]["36"]["train"]["ground"]
+    assert backend.frame_count > 0
+    assert found["attention"] == kernel
+    assert found["flops"] == measured["costs"]["age"]["36"]["train"]["ground"]["flops"]
 
 
 def test_memory_is_what_the_shapes_say(measured: dict[str, Any]) -> None:

@@ -244,6 +244,7 @@ def _train(
     times: dict[tuple[str, str], list[tuple[float, float]]] = {}  # by wall and by processor
     drawn: dict[str, list[list[Item]]] = {}
     stages = {network.arm: _smaller(network.stage(stage_name), batch_ratio) for network in networks}
+    kernels = {network.arm: network.kernels for network in networks}
     with ExitStack() as stack:
         for network in networks:
             stage, dtype = stages[network.arm], network.recipe.dtype
@@ -252,13 +253,14 @@ def _train(
             batches[network.arm] = _collate(network, stage, items)
             vision = {"vision_seconds_per_image": _vision_seconds(network, items[0])}
             figures[network.arm] = {**_counts(stage, counts), **vision}
-            for kernel in network.kernels:
-                network.model.set_attn_implementation(kernel)
-                with torch.compiler.set_stance("force_eager"):  # compiled graphs hide their products from the counter
+            with torch.compiler.set_stance("force_eager"):  # compiled graphs hide their products from the counter
+                for kernel in KERNELS:
+                    network.model.set_attn_implementation(kernel)
                     work[network.arm, kernel] = step_work(network.model, stage, batches[network.arm][0], dtype)
-                if network.recipe.compile:
-                    step_times(network.model, stage, batches[network.arm], dtype)  # compiles for what lies ahead
-        turns = [(network, kernel) for network in networks for kernel in network.kernels]
+            if network.recipe.compile:
+                network.model.set_attn_implementation(*kernels[network.arm])
+                step_times(network.model, stage, batches[network.arm], dtype)  # compiles for what lies ahead
+        turns = [(network, kernel) for network in networks for kernel in kernels[network.arm]]
         for repetition in range(repetitions):
             for network, kernel in _rotated(turns, repetition):
                 network.model.set_attn_implementation(kernel)
@@ -267,9 +269,8 @@ def _train(
                 steps = step_times(network.model, stages[network.arm], [chosen[0], *chosen], network.recipe.dtype)
                 times.setdefault((network.arm, kernel), []).extend(steps)
     for arm in figures:
-        kernels = [kernel for of_arm, kernel in times if of_arm == arm]
-        kernel = min(kernels, key=lambda kernel: float(np.median([wall for wall, _ in times[arm, kernel]])))
-        flops = {"flops": work[arm, kernels[0]]["flops"]}  # a fused kernel's are not counted
+        kernel = min(kernels[arm], key=lambda kernel: float(np.median([wall for wall, _ in times[arm, kernel]])))
+        flops = {"flops": work[arm, KERNELS[0]]["flops"]}  # a fused kernel's are not counted
         figures[arm] |= {"attention": kernel, **work[arm, kernel], **flops}
     walls, processors = (
         {arm: [taken[part] for taken in times[arm, found["attention"]]] for arm, found in figures.items()}

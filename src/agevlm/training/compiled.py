@@ -24,9 +24,10 @@ def compile_layers(model: JoinedModel) -> None:
     """Compile the decoder layers of a network and its cross-attention layers, once for all layers of a kind.
 
     What stands between them stays as it is: it knows its place in the decoder, and would be compiled place by place.
-    Settings of torch.compile that hold for the whole process are changed. No C++ compiler is a ValueError.
+    Settings of torch.compile that hold for the whole process are changed. On a CPU, no C++ compiler is a ValueError.
     """
-    check_compiler()
+    if model.projector.weight.device.type == "cpu":
+        check_compiler()
     torch._dynamo.config.recompile_limit = MAX_GRAPHS
     torch._dynamo.config.specialize_float = True  # numbers of the configuration: else every graph is traced twice
     for name in ("_enter_autocast", "_exit_autocast"):  # graphs with a float32 part under autocast are kept on disk too
@@ -36,7 +37,7 @@ def compile_layers(model: JoinedModel) -> None:
 
 
 def check_compiler() -> None:
-    """Raise ValueError where torch.compile would find no C++ compiler, which it wants on a CPU."""
+    """Raise ValueError where torch.compile would find no C++ compiler."""
     try:
         get_cpp_compiler()
     except RuntimeError as error:
