@@ -254,7 +254,7 @@ def _train(
             vision = {"vision_seconds_per_image": _vision_seconds(network, items[0])}
             figures[network.arm] = {**_counts(stage, counts), **vision}
             with torch.compiler.set_stance("force_eager"):  # compiled graphs hide their products from the counter
-                for kernel in KERNELS:
+                for kernel in dict.fromkeys((KERNELS[0], *kernels[network.arm])):  # of the first are the flops
                     network.model.set_attn_implementation(kernel)
                     work[network.arm, kernel] = step_work(network.model, stage, batches[network.arm][0], dtype)
             if network.recipe.compile:
