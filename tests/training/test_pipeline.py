@@ -13,7 +13,7 @@ import yaml
 from tiny_runs import STAGES, assert_same_weights, make_recipe, read_losses, read_weights, run
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from agevlm.checkpoints import load_model
+from agevlm.checkpoints import computes_in, load_model
 from agevlm.data.scenes import WorldSpec
 from agevlm.data.scenes.export import export_parquet
 from agevlm.training import compiled
@@ -212,3 +212,23 @@ def test_the_concatenation_baseline_has_no_cross_attention_to_train(foundation: 
     content["model"] |= {"architecture": "concat"}
     with pytest.raises(ValueError, match="stage 'cross' trains cross_attention, which has no parameters"):
         run(content, tmp_path / "run")
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_model_kept_in_a_type_that_the_machine_emulates_is_read_in_float32(
+    foundation: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, known: bool
+) -> None:
+    model, processor = build_model(parse_recipe(make_recipe(foundation, "align"), "recipe"))
+    model.bfloat16().save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    monkeypatch.setattr("agevlm.checkpoints.computes_in", lambda dtype, device: known)
+    assert load_model(tmp_path, device="cpu")[0].dtype == (torch.bfloat16 if known else torch.float32)
+    assert load_model(tmp_path, device="cpu", dtype="bfloat16")[0].dtype == torch.bfloat16
+
+
+def test_every_machine_computes_in_float32_and_none_in_bfloat16_without_kernels_for_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    assert computes_in(torch.float32, "cpu")
+    assert not computes_in(torch.bfloat16, "cpu") and not computes_in(torch.float16, "cpu")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -9,14 +10,16 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from tiny_runs import STAGES, make_recipe, read_losses, read_weights, run
 from torch.nn import functional as F
 
 from agevlm.data.collate import Collator
 from agevlm.guidance import guidance_loss
+from agevlm.training.arithmetic import choose_arithmetic
 from agevlm.training.dataset import SourceData, StageDataset
 from agevlm.training.recipe import StageRecipe, parse_recipe
-from agevlm.training.run import Run, build_model, image_grid, open_source
+from agevlm.training.run import Run, build_model, image_grid, open_source, train
 from agevlm.training.trainer import StageTrainer, training_arguments
 
 
@@ -181,6 +184,29 @@ def test_bfloat16_trains_float32_weights(foundation: Path, tmp_path: Path) -> No
     assert {tensor.dtype for tensor in read_weights(tmp_path / "model").values()} == {torch.float32}
 
 
+@pytest.mark.parametrize("known", [True, False])
+def test_auto_is_bfloat16_where_the_machine_computes_in_it(
+    foundation: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, known: bool
+) -> None:
+    monkeypatch.setattr("agevlm.training.arithmetic.computes_in", lambda dtype, device: known)
+    assert choose_arithmetic("auto") == (torch.bfloat16 if known else torch.float32)
+    assert choose_arithmetic("bfloat16") == torch.bfloat16 and choose_arithmetic("float32") == torch.float32
+    asked = parse_recipe(make_recipe(foundation, "align", dtype="auto"), "recipe")
+    told = json.loads(Run(asked, tmp_path, Console(quiet=True)).files["environment.json"])
+    assert told["arithmetic"] == ("bfloat16" if known else "float32")
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_run_says_that_its_bfloat16_is_emulated(
+    foundation: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, known: bool
+) -> None:
+    monkeypatch.setattr("agevlm.training.run.computes_in", lambda dtype, device: known)
+    text = io.StringIO()
+    recipe = make_recipe(foundation, "align", dtype="bfloat16", evaluation=None)
+    train(parse_recipe(recipe, "recipe"), tmp_path, console=Console(file=text, width=120))
+    assert ("`dtype: auto`" in text.getvalue()) is not known
+
+
 def test_nothing_is_printed_beside_the_console(
     foundation: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -189,10 +215,6 @@ def test_nothing_is_printed_beside_the_console(
 
 
 def test_a_run_tells_which_modules_train(foundation: Path, tmp_path: Path) -> None:
-    import io
-
-    from rich.console import Console
-
     text = io.StringIO()
     recipe = parse_recipe(make_recipe(foundation, "align", "instruct"), "recipe")
     Run(recipe, tmp_path, Console(file=text, width=120)).describe()
@@ -212,7 +234,7 @@ def test_a_run_tells_which_modules_train(foundation: Path, tmp_path: Path) -> No
 
 def test_several_gpus_in_one_process_do_not_make_the_batch_larger(tmp_path: Path) -> None:
     stage = StageRecipe(name="ground", trainable=("projector",), steps=1, images_per_batch=6)
-    arguments = training_arguments(stage, tmp_path, seed=0, dtype="float32", num_workers=0, save_steps=1)
+    arguments = training_arguments(stage, tmp_path, seed=0, dtype=torch.float32, num_workers=0, save_steps=1)
     arguments._n_gpu = 4  # as transformers finds them where nothing was launched
     trainer = StageTrainer(
         model=torch.nn.Linear(2, 2), args=arguments, train_dataset=[], stage=stage, on_step=lambda _: None, files={}

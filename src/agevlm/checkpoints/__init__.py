@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import torch
+
     from agevlm.modeling.joined import JoinedModel
     from agevlm.modeling.processing_agevlm import AgeVlmProcessor
 
@@ -78,8 +80,9 @@ def load_model(name: str | Path, device: str = "auto", dtype: str = "auto") -> t
     """Load a model, ready to answer, and its processor: an AGE-VLM, or a baseline that takes the same arguments.
 
     `device` is "auto" (an accelerator where there is one, else the CPU) or a torch device; `dtype` is "auto" (the
-    checkpoint's own) or the name of a torch type. Raises ValueError on a checkpoint of another architecture, on one
-    that cannot be read, and on a device or a type that torch does not know.
+    checkpoint's own, or float32 where the device only emulates that) or the name of a torch type. Raises ValueError on
+    a checkpoint of another architecture, on one that cannot be read, and on a device or a type that torch does not
+    know.
     """
     from safetensors import SafetensorError
     from transformers import AutoModelForImageTextToText
@@ -96,6 +99,8 @@ def load_model(name: str | Path, device: str = "auto", dtype: str = "auto") -> t
         raise ValueError(
             f"the weights in {source} cannot be read ({error}): copy or train the checkpoint again"
         ) from error
+    if dtype == "auto" and not computes_in(model.dtype, place):
+        model = model.float()
     return model.to(place).eval(), AgeVlmProcessor.from_pretrained(source)
 
 
@@ -111,6 +116,23 @@ def choose_device(name: str = "auto") -> str:
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device {name!r} is not to be had here: use auto, cpu, cuda or mps") from error
     return name
+
+
+def computes_in(dtype: torch.dtype, device: str) -> bool:
+    """Whether a device has arithmetic of its own for a torch type.
+
+    One without emulates it: a CPU of the AVX2 kind multiplies in bfloat16 some forty times slower than in float32.
+    """
+    import torch
+
+    kind = torch.device(device).type
+    if kind == "cpu" and dtype in (torch.bfloat16, torch.float16):
+        known = torch.ops.mkldnn
+        asked = known._is_mkldnn_bf16_supported if dtype == torch.bfloat16 else known._is_mkldnn_fp16_supported
+        return torch.backends.mkldnn.is_available() and asked()
+    if kind == "cuda" and dtype == torch.bfloat16:
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return True
 
 
 def _choose_dtype(name: str) -> Any:

@@ -25,6 +25,7 @@ from agevlm.checkpoints import choose_device
 from agevlm.comparison.first_token import FirstToken
 from agevlm.comparison.recipe import ComparisonRecipe
 from agevlm.data.images import open_image
+from agevlm.training.arithmetic import autocast, choose_arithmetic
 from agevlm.training.compiled import compile_layers
 from agevlm.training.dataset import SourceData, StageDataset
 from agevlm.training.recipe import Recipe, ScenesSource, StageRecipe
@@ -77,6 +78,11 @@ class ArmNetwork:
         return next(stage for stage in self.recipe.stages if stage.name == name)
 
     @property
+    def arithmetic(self) -> torch.dtype:
+        """In which it trains."""
+        return choose_arithmetic(self.recipe.dtype)
+
+    @property
     def kernels(self) -> Sequence[str]:
         """Of attention, of which the arm takes the faster; compiled layers have the one that they train with."""
         return (self.model.config._attn_implementation,) if self.recipe.compile else KERNELS
@@ -119,7 +125,8 @@ def measure_costs(
         for arm, figures in measured.items():
             costs[arm][str(size.num_tokens)] = figures
     facts = {"num_cores": os.cpu_count(), "load_before": list(load), "load_after": list(os.getloadavg())}
-    settings = {"repetitions": repetitions, "question": QUESTION, "training_dtype": recipes[reference].dtype}
+    trained_in = str(choose_arithmetic(recipes[reference].dtype)).removeprefix("torch.")
+    settings = {"repetitions": repetitions, "question": QUESTION, "training_dtype": trained_in}
     return {
         "costs": costs,
         "reference": reference,
@@ -247,7 +254,7 @@ def _train(
     kernels = {network.arm: network.kernels for network in networks}
     with ExitStack() as stack:
         for network in networks:
-            stage, dtype = stages[network.arm], network.recipe.dtype
+            stage, dtype = stages[network.arm], network.arithmetic
             counts = stack.enter_context(prepared(network.model, stage))
             items = _draw(network, stage, drawn)
             batches[network.arm] = _collate(network, stage, items)
@@ -266,7 +273,7 @@ def _train(
                 network.model.set_attn_implementation(kernel)
                 start, of_arm = repetition * STEPS_AT_A_TIME, batches[network.arm]
                 chosen = [of_arm[(start + step) % len(of_arm)] for step in range(STEPS_AT_A_TIME)]
-                steps = step_times(network.model, stages[network.arm], [chosen[0], *chosen], network.recipe.dtype)
+                steps = step_times(network.model, stages[network.arm], [chosen[0], *chosen], network.arithmetic)
                 times.setdefault((network.arm, kernel), []).extend(steps)
     for arm in figures:
         kernel = min(kernels[arm], key=lambda kernel: float(np.median([wall for wall, _ in times[arm, kernel]])))
@@ -323,7 +330,7 @@ def _vision_seconds(network: ArmNetwork, items: list[Item]) -> float | None:
     pixels = pixels_of(items, network.processor).to(network.model.projector.weight.device)
 
     def see() -> Tensor:
-        with torch.autocast(pixels.device.type, torch.bfloat16, enabled=network.recipe.dtype == "bfloat16"):
+        with autocast(network.arithmetic, pixels.device.type):
             return network.model.vision_features(pixels)
 
     return float(np.median([seconds(see) for _ in range(3)])) / len(pixels)

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from agevlm.data.images import open_image
 from agevlm.files import write_beside
+from agevlm.training.arithmetic import autocast
 from agevlm.training.sources import DrawnScenes, ParquetSource, SceneSource, Source, read_annotations, write_annotations
 
 Progress = Callable[[int, int], None]  # pictures done, pictures in all
@@ -130,7 +131,7 @@ def _fill(
 @torch.no_grad()
 def _forward(model: Any, pixels: Tensor, dtype: torch.dtype) -> Tensor:
     device = next(model.vision_model.parameters()).device
-    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+    with autocast(dtype, device.type):
         return model.vision_features(pixels.to(device)).to("cpu", torch.float16)
 
 

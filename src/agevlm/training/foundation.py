@@ -39,6 +39,7 @@ from agevlm.data.masks import decode_mask, mask_to_grid
 from agevlm.data.scenes import CATEGORIES, COLOURS, WorldSpec, draw_scene
 from agevlm.data.schema import IGNORE_INDEX, AnnotatedImage, Conversation
 from agevlm.files import write_beside
+from agevlm.training.arithmetic import autocast, choose_arithmetic
 from agevlm.training.dataset import without_pictures
 from agevlm.training.depthwise import speed_up_depthwise
 from agevlm.training.recipe import Strict
@@ -246,13 +247,13 @@ def train_vision(spec: FoundationSpec, pixels: Tensor, targets: Tensor, report: 
     contrast = WordContrast(settings.hidden_sizes[-1])
     parameters = [*model.parameters(), *contrast.parameters()]
     optimizer, schedule = make_optimizer(parameters, settings, weight_decay=settings.weight_decay)
-    order = endless_order(len(pixels), settings.batch_size, spec.seed)
+    order, arithmetic = endless_order(len(pixels), settings.batch_size, spec.seed), choose_arithmetic(device="cpu")
     for step in range(settings.steps):
         chosen = next(order)
         pictures, words = pixels[chosen].float() / 127.5 - 1, targets[chosen]
         if step % 2:
             pictures, words = pictures.flip(-1), words.flip(-1)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with autocast(arithmetic):
             features = model(pictures.to(memory_format=torch.channels_last)).feature_maps[-1]
             loss = contrast.loss(features, words, settings.picture_weight)
         optimise(loss, parameters, optimizer, schedule)
@@ -328,11 +329,12 @@ def train_language(
     model.set_attn_implementation("eager")  # at this size faster than the fused kernel on a CPU
     coded = _tokenise_all(tokenizer, conversations)
     optimizer, schedule = make_optimizer(list(model.parameters()), settings, weight_decay=0.01, betas=(0.9, 0.98))
+    arithmetic = choose_arithmetic(device="cpu")
     order = _by_length(endless_order(len(coded), 16 * settings.batch_size, spec.seed), coded, settings.batch_size)
     for step in range(settings.steps):
         ids = nn.utils.rnn.pad_sequence([coded[i] for i in next(order)], True, tokenizer.pad_token_id)
         mask = ids != tokenizer.pad_token_id
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with autocast(arithmetic):
             loss = model(input_ids=ids, attention_mask=mask.long(), labels=ids.masked_fill(~mask, IGNORE_INDEX)).loss
         optimise(loss, list(model.parameters()), optimizer, schedule)
         report("tiny-llama", step + 1, settings.steps, loss.item())

@@ -168,7 +168,7 @@ class Recipe(Strict):
     data: dict[str, Source] = {"scenes": ScenesSource()}
     stages: tuple[StageRecipe, ...] = Field(min_length=1)
     evaluation: EvaluationRecipe | None = EvaluationRecipe()
-    dtype: Literal["float32", "bfloat16"] = "float32"  # of arithmetic under autocast; weights stay float32
+    dtype: Literal["auto", "float32", "bfloat16"] = "float32"  # of products; auto: see `choose_arithmetic`
     compile: bool = False  # the layers of the decoder, those of cross-attention with them, by torch.compile
     cache_features: bool = True  # keep the feature maps of a frozen vision model on disk
     num_workers: int = Field(1, ge=0)

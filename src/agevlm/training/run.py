@@ -32,7 +32,7 @@ from rich.console import Console
 from transformers import AutoTokenizer, set_seed
 
 import agevlm
-from agevlm.checkpoints import choose_device, load_model, resolve_model
+from agevlm.checkpoints import choose_device, computes_in, load_model, resolve_model
 from agevlm.data.collate import Collator
 from agevlm.data.scenes import split_seed
 from agevlm.files import write_beside
@@ -40,6 +40,7 @@ from agevlm.modeling.joined import JoinedModel
 from agevlm.modeling.modeling_agevlm import AgeVlmForConditionalGeneration
 from agevlm.modeling.modeling_concat import ConcatVlmForConditionalGeneration
 from agevlm.modeling.processing_agevlm import AgeVlmProcessor
+from agevlm.training.arithmetic import choose_arithmetic
 from agevlm.training.compiled import compile_layers, compiled_for
 from agevlm.training.dataset import SourceData, StageDataset
 from agevlm.training.features import cached_features
@@ -90,9 +91,10 @@ class Run:
         self.recipe, self.out, self.console = recipe, out, console if self.is_main else Console(quiet=True)
         for stage in recipe.stages:
             images_per_process(stage, self.processes.num_processes)
+        self.dtype = choose_arithmetic(recipe.dtype)
         facts = {"seed": recipe.seed, "processes": self.processes.num_processes, **environment()}
+        facts["arithmetic"] = str(self.dtype).removeprefix("torch.")
         self.files = {"recipe.yaml": dump_recipe(recipe), "environment.json": json.dumps(facts, indent=2)}
-        self.dtype = torch.bfloat16 if recipe.dtype == "bfloat16" else torch.float32
 
     def stage_directory(self, index: int) -> Path:
         return self.out / f"{index + 1}-{self.recipe.stages[index].name}"
@@ -134,6 +136,10 @@ class Run:
     def train(self) -> Path:
         """Train all stages that are not done, measure, and report."""
         set_seed(self.recipe.seed)
+        if not computes_in(self.dtype, choose_device()):
+            self.console.print(
+                "this machine emulates bfloat16, many times slower than float32: `dtype: auto` would take that"
+            )
         model, processor = build_model(self.recipe)
         _check_layers(self.recipe, model)
         model.to(choose_device())
@@ -215,7 +221,7 @@ class Run:
             stage,
             self.stage_directory(index),
             seed=settings.seed + index,
-            dtype=settings.dtype,
+            dtype=self.dtype,
             num_workers=settings.num_workers,
             save_steps=settings.save_steps,
             num_processes=self.processes.num_processes,

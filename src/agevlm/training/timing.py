@@ -87,7 +87,7 @@ def prepared(model: Any, stage: StageRecipe) -> Iterator[dict[str, dict[str, int
 
 
 def step_times(
-    model: nn.Module, stage: StageRecipe, batches: Sequence[dict[str, Any]], dtype: str
+    model: nn.Module, stage: StageRecipe, batches: Sequence[dict[str, Any]], dtype: torch.dtype
 ) -> list[tuple[float, float]]:
     """Train on collated batches, one step each, and give (wall, processor) seconds of each step but the first.
 
@@ -123,7 +123,7 @@ def step_times(
     return [(later[0] - earlier[0], later[1] - earlier[1]) for earlier, later in pairwise(ends)]
 
 
-def step_work(model: nn.Module, stage: StageRecipe, batch: dict[str, Any], dtype: str) -> dict[str, int | None]:
+def step_work(model: nn.Module, stage: StageRecipe, batch: dict[str, Any], dtype: torch.dtype) -> dict[str, int | None]:
     """What one step takes beside time: `flops`, `activation_bytes` and, where there is CUDA, `peak_bytes`.
 
     `flops` are those of its products, forward and backward; attention counts where it is eager. `activation_bytes` are

@@ -27,6 +27,7 @@ from transformers import (
 from agevlm.checkpoints import resolve_model
 from agevlm.data.scenes import CATEGORIES
 from agevlm.modeling.vision import load_backbone
+from agevlm.training.arithmetic import autocast, choose_arithmetic
 from agevlm.training.foundation import Progress, endless_order, make_optimizer, optimise
 from agevlm.training.recipe import Strict
 from agevlm.training.teachers.pool import Pool, boxes_of, normalised
@@ -110,7 +111,7 @@ def train_detector(
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     rng = np.random.default_rng(seed)
     optimizer, schedule = make_optimizer(parameters, settings, weight_decay=0.05)
-    order = endless_order(len(pool), settings.batch_size, seed)
+    order, arithmetic = endless_order(len(pool), settings.batch_size, seed), choose_arithmetic(device="cpu")
     for step in range(settings.steps):
         chosen = next(order)
         pixels, masks = pool.pixels[chosen], pool.masks(chosen)
@@ -118,7 +119,7 @@ def train_detector(
             pixels, masks = pixels.flip(-1), masks.flip(-1)
         asked = rng.permutation(len(CATEGORIES))[: rng.integers(2, len(CATEGORIES), endpoint=True)]
         categories, masks = of_asked(pool.categories[chosen], masks, asked)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with autocast(arithmetic):
             inputs = normalised(pixels, processor.image_processor)
             found = _detect(model, processor.tokenizer, inputs, [CATEGORIES[number] for number in asked])
         truth = boxes_of(masks)

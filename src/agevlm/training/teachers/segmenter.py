@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import SamConfig, SamImageProcessorPil, SamModel, SamProcessor
 
+from agevlm.training.arithmetic import autocast, choose_arithmetic
 from agevlm.training.foundation import Progress, endless_order, make_optimizer, optimise
 from agevlm.training.recipe import Strict
 from agevlm.training.teachers.pool import Pool, boxes_of, normalised
@@ -63,13 +64,13 @@ def train_segmenter(settings: SegmenterSpec, pool: Pool, seed: int, report: Prog
     model, processor = make_segmenter(settings, pool.image_size)
     rng = np.random.default_rng(seed)
     optimizer, schedule = make_optimizer(list(model.parameters()), settings, weight_decay=0.05)
-    order = endless_order(len(pool), settings.batch_size, seed)
+    order, arithmetic = endless_order(len(pool), settings.batch_size, seed), choose_arithmetic(device="cpu")
     for step in range(settings.steps):
         chosen = next(order)
         pixels, masks = pool.pixels[chosen], _prompted(pool, chosen, settings.prompts_per_image, rng)
         as_points = rng.random() < settings.point_ratio
         prompts = _points(masks, rng) if as_points else {"input_boxes": _jittered(masks, settings.jitter_ratio)}
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with autocast(arithmetic):
             inputs = normalised(pixels, processor.image_processor)
             outputs = model(pixel_values=inputs, **prompts, multimask_output=False)
         loss = segmenter_loss(outputs.pred_masks[:, :, 0].float(), outputs.iou_scores[..., 0].float(), masks)
