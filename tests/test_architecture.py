@@ -50,6 +50,21 @@ def test_importing_the_package_and_its_command_loads_no_drawing_and_no_data_form
     assert result.stdout.split() == []
 
 
+@pytest.mark.parametrize("called", ["agevlm", "-m"])
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["--version"], ["recipe", "list"]])
+def test_the_command_answers_without_torch(called: str, arguments: list[str]) -> None:
+    code = (
+        f"import sys; sys.argv = [{called!r}, *{arguments}]\n"
+        "from agevlm.cli import main\n"
+        "try: main()\n"
+        "except SystemExit as end: assert not end.code, end.code\n"
+        "assert not {'torch', 'transformers'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
+
+
 @pytest.mark.parametrize("path", [p for p in SOURCES if {"cli", "checkpoints"} & set(p.parts)], ids=lambda p: p.name)
 def test_the_command_imports_a_room_only_where_it_calls_it(path: Path) -> None:
     names: list[str] = []

@@ -1,11 +1,14 @@
 """AGE-VLM: small vision-language models that are taught where to look.
 
-`import agevlm` makes the Auto classes of transformers know its models; the public names load when they are used.
+`import agevlm` makes the Auto classes of transformers know its models; the public names load when they are used. The
+`agevlm` command loads nothing but what it needs: its help does not wait for torch.
 """
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 __version__ = "0.1.0"
@@ -33,10 +36,16 @@ def __dir__() -> list[str]:
     return sorted(__all__)
 
 
+def _is_command() -> bool:
+    """Whether this process is `agevlm` or `python -m agevlm.cli`, which is called "-m" while its package loads."""
+    return Path(sys.argv[0]).stem in ("agevlm", "-m")
+
+
 def _register() -> None:
     from agevlm.modeling import register
 
     register()
 
 
-_register()
+if not _is_command():
+    _register()

@@ -87,8 +87,10 @@ def load_model(name: str | Path, device: str = "auto", dtype: str = "auto") -> t
     from safetensors import SafetensorError
     from transformers import AutoModelForImageTextToText
 
+    from agevlm.modeling import register
     from agevlm.modeling.processing_agevlm import AgeVlmProcessor
 
+    register()
     source = resolve_model(name)
     if Path(source).is_dir():
         check_architecture(source)
