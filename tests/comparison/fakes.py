@@ -87,6 +87,7 @@ def make_analyses(accuracy: Mapping[str, float] = ACCURACY) -> dict[str, Any]:
         "answers_guided": True,
         "language_model": ["instruct"],
         "learning_rates": [0.001, 0.00075],
+        "steady": ["ground"],
         "steps": 1860,
     }
     return {

@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 from agevlm.cli import app
 from agevlm.comparison.jobs import Job, run_jobs
 from agevlm.comparison.recipe import ComparisonRecipe, load_comparison
-from agevlm.comparison.run import compare, equal_time_factors, foundation_jobs, training_jobs
+from agevlm.comparison.run import compare, costs_job, equal_time_factors, foundation_jobs, training_jobs
 from agevlm.comparison.summary import summarise
 from agevlm.training.recipe import load_recipe
 
@@ -212,12 +212,25 @@ def test_comparisons_of_one_directory_share_the_runs_that_are_the_same(done: tup
     assert summarise(fewer, out)["runs"] == {"age": [0], "concat": [0]}
 
 
-def test_a_comparison_may_change_another_and_add_no_arm(tmp_path: Path) -> None:
+@pytest.mark.parametrize("added", ["", "arms:\n"])
+def test_a_comparison_may_change_another_and_add_no_arm(tmp_path: Path, added: str) -> None:
     shutil.copy(ROOT / "recipes" / "comparison.yaml", tmp_path)
-    (tmp_path / "fewer.yaml").write_text("extends: comparison.yaml\nname: fewer\nset: {num_seeds: 2}\n")
+    (tmp_path / "fewer.yaml").write_text(f"extends: comparison.yaml\nname: fewer\nset: {{num_seeds: 2}}\n{added}")
     fewer, whole = (load_comparison(tmp_path / f"{name}.yaml") for name in ("fewer", "comparison"))
     assert (fewer.num_seeds, whole.num_seeds) == (2, 5)
     assert fewer.arms == whole.arms
+
+
+def test_seeds_begin_where_the_recipe_says(tmp_path: Path) -> None:
+    recipe = load_comparison(ROOT / "recipes" / "longer.yaml", ["first_seed=4", "num_seeds=2"])
+    assert recipe.seeds == recipe.seeds_of("cross_attention_4x") == range(4, 6)
+    assert recipe.seeds_of("cross_attention_16x") == range(4, 5)
+    assert recipe.groups_of_seeds == {4: 1, 5: 2}
+    assert [job.name for job in foundation_jobs(recipe, tmp_path, recipe.trained)] == ["foundation 1", "foundation 2"]
+    trained = training_jobs(recipe, tmp_path, ["cross_attention_4x", "cross_attention_16x"])
+    assert [job.name for job in trained] == ["cross_attention_4x 4", "cross_attention_16x 4", "cross_attention_4x 5"]
+    costs = costs_job(recipe, tmp_path).arguments
+    assert costs[costs.index("--foundation") + 1] == str(tmp_path / "foundations" / "1")
 
 
 def test_only_foundations_that_a_seed_of_the_arms_starts_from_are_trained(tmp_path: Path) -> None:
@@ -326,6 +339,24 @@ def test_jobs_side_by_side_are_spread_over_the_gpus(tmp_path: Path, monkeypatch:
     assert sorted(path.read_text() for path in done) == ["3 2\n", "3 2\n", "5 2\n", "5 2\n"]
 
 
+def test_a_job_waits_for_what_it_comes_after_and_lets_others_by(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "program"
+    program.write_text('#!/bin/bash\necho "${!#}" >> "$(dirname "$0")/begun"\nsleep 0.2\ntouch "${!#}"\n')
+    program.chmod(0o755)
+    monkeypatch.setattr("sys.executable", str(program))
+
+    def job(name: str, after: Path | None = None) -> Job:
+        return Job(name, (str(tmp_path / name),), tmp_path / name, tmp_path / "log", after=after)
+
+    run_jobs([job("run"), job("analysis", tmp_path / "run"), job("other"), job("another")], 2, QUIET)
+    begun = [Path(line).name for line in (tmp_path / "begun").read_text().splitlines()]
+    assert sorted(begun[:2]) == ["other", "run"] and sorted(begun[2:]) == ["analysis", "another"]
+    run_jobs([job("late", tmp_path / "never")], 1, QUIET)
+    assert not (tmp_path / "late").exists()
+
+
 def test_a_stop_ends_the_jobs_that_run(content: dict[str, Any], tmp_path: Path) -> None:
     common = {**content["common"], "snapshot_steps": None, "evaluation": None}
     common["stages"] = [{**stage, "steps": 100_000} for stage in common["stages"]]
@@ -352,8 +383,8 @@ def test_a_dry_run_says_what_would_train(content: dict[str, Any], tmp_path: Path
     result = CliRunner().invoke(app, command, env={"COLUMNS": "300"})
     assert result.exit_code == 0, result.output
     lines = [line.strip() for line in result.output.splitlines()]
-    starts = [line.split()[:3] for line in lines if line.startswith(("age", "concat"))]
-    assert starts == [["age", "seeds", "2;"], ["concat", "seeds", "1;"]]
+    starts = [line.split(";")[0].split() for line in lines if line.startswith(("age", "concat"))]
+    assert starts == [["age", "seeds", "0", "to", "1"], ["concat", "seeds", "0"]]
     assert result.output.count("steps 6") == 2
     assert not (tmp_path / "out").exists()
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from agevlm.comparison.analyses import breakdown_section
 from agevlm.comparison.claims import claims
 from agevlm.comparison.document import Page, Plot, Table, Text, markdown
 from agevlm.comparison.groups import groups_section, winner
@@ -55,6 +56,15 @@ def test_figures_are_written_with_their_interval() -> None:
     assert written(Reading(0.5)) == "0.500"
     assert percent(Reading(0.355, 0.2, None)) == "36 % (20 to ∞ %)"
     assert reading(content, "arms.age.nothing") is None and written(None) == "–"
+
+
+@pytest.mark.parametrize(("num_arms", "plotted"), [(8, True), (9, False)])
+def test_more_arms_than_an_eye_tells_apart_are_in_tables_alone(num_arms: int, plotted: bool) -> None:
+    accuracy = {f"arm_{number}": 0.9 for number in range(num_arms)}
+    found = breakdown_section({**make_content(accuracy), **make_analyses(accuracy)})
+    assert found is not None
+    assert any(isinstance(block, Plot) for block in found.blocks) == plotted
+    assert all(len(block.rows) == num_arms for block in found.blocks if isinstance(block, Table))
 
 
 # ----------------------------------------------------------------------------------------------------------- claims
@@ -152,6 +162,7 @@ def test_the_page_has_every_section_of_a_full_comparison() -> None:
         "yes",
         "instruct",
         "0.00075",
+        "ground",
         "1860",
     ]
     main = next(block for block in page.head if isinstance(block, Table))

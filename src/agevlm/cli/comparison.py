@@ -59,7 +59,9 @@ def _plan(recipe: ComparisonRecipe, arms: Sequence[str]) -> list[list[object]]:
 
     rows: list[list[object]] = []
     for arm in recipe.choose_arms(arms):
-        facts = zip(("seeds", *DESCRIBED), (len(recipe.seeds_of(arm)), *described(recipe.describe(arm))), strict=True)
+        first, last = (recipe.seeds_of(arm)[end] for end in (0, -1))
+        seeds = f"{first} to {last}" if last > first else str(first)
+        facts = zip(("seeds", *DESCRIBED), (seeds, *described(recipe.describe(arm))), strict=True)
         rows.append([arm, "; ".join(f"{name} {value}" for name, value in facts)])
     return rows
 

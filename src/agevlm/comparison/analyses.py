@@ -24,6 +24,7 @@ _SITUATIONS = {
     ("miss", "num_objects"): "Misses, by number of things",
 }
 _DETECTORS = {"null_mass": "mass on the null token", "p_no": "1 − P(yes)", "entropy": "entropy of attention"}
+_MOST_PLOTTED = 8  # arms side by side that an eye can tell apart
 _SHOWN = ("hidden_max", "query_key_cosine", "caption_likelihood")  # as histograms
 
 
@@ -47,8 +48,12 @@ def breakdown_section(content: Nested) -> Section | None:
         "False yes: the share of yes to things that are not there, by how often the thing comes with the others of the "
         "picture in training scenes. Misses: the share of no to things that are there."
     )
-    plot = Plot("breakdown", "Rates of errors by situation", lambda theme: breakdown_plot(panels, names, theme=theme))
-    return Section("When does it err?", [Text(text), plot, *tables])
+    plots: list[Block] = []
+    if len(names) <= _MOST_PLOTTED:
+        plots.append(
+            Plot("breakdown", "Rates of errors by situation", lambda theme: breakdown_plot(panels, names, theme=theme))
+        )
+    return Section("When does it err?", [Text(text), *plots, *tables])
 
 
 def _bin(cell: Nested, situation: str) -> str:

@@ -24,6 +24,7 @@ TAIL_LINES = 5  # of the log of a job that failed, in the error
 class Job:
     """A command of `agevlm`, whose outcome is the file `done`; `log` takes what it prints.
 
+    It waits until the file `after` exists, the outcome of a job that comes before it, while later ones may begin.
     `steps_log` is the file in which it writes a line a step, `num_steps` how many it will be: for the progress bar.
     """
 
@@ -33,6 +34,11 @@ class Job:
     log: Path
     num_steps: int = 1
     steps_log: Path | None = None
+    after: Path | None = None
+
+    @property
+    def may_begin(self) -> bool:
+        return self.after is None or self.after.exists()
 
     @property
     def steps_done(self) -> int:
@@ -71,10 +77,11 @@ def run_jobs(jobs: Sequence[Job], num_parallel: int, console: Console) -> None:
     with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console) as progress:
         bar = progress.add_task("comparison", total=sum(job.num_steps for job in jobs))
         try:
-            while running or (waiting and not failed):
-                while waiting and not failed and len(running) < num_parallel:
+            while running or (not failed and any(job.may_begin for job in waiting)):
+                while not failed and len(running) < num_parallel and (ready := [j for j in waiting if j.may_begin]):
                     taken = [other.gpu for other in running.values()]
-                    running |= _started(waiting.pop(0), threads, min(gpus, key=taken.count, default=None))
+                    running |= _started(ready[0], threads, min(gpus, key=taken.count, default=None))
+                    waiting.remove(ready[0])
                 time.sleep(POLL_S)
                 for process in [process for process in running if process.poll() is not None]:
                     ended = running.pop(process)

@@ -56,6 +56,7 @@ class ComparisonRecipe(Strict):
 
     name: str = Field(pattern=r"^[\w.-]+$")
     num_seeds: int = Field(5, ge=1)
+    first_seed: int = Field(0, ge=0)
     foundations: FoundationsRecipe | None = None
     common: dict[str, Any]
     arms: dict[str, ArmRecipe] = Field(min_length=1)
@@ -106,9 +107,14 @@ class ComparisonRecipe(Strict):
             raise ValueError(f"no arm {unknown[0]!r} in the comparison: there are {', '.join(self.trained)}")
         return [arm for arm in self.trained if arm in names or not names]
 
+    @property
+    def seeds(self) -> range:
+        """The seeds of the comparison."""
+        return range(self.first_seed, self.first_seed + self.num_seeds)
+
     def seeds_of(self, arm: str) -> range:
         """The seeds that an arm is trained with."""
-        return range(min(self.arms[arm].num_seeds or self.num_seeds, self.num_seeds))
+        return self.seeds[: self.arms[arm].num_seeds]
 
     def foundation_of(self, seed: int) -> int | None:
         """The number of the foundation that a seed starts from; None where none is trained."""
@@ -117,7 +123,7 @@ class ComparisonRecipe(Strict):
     @property
     def groups_of_seeds(self) -> dict[int, int]:
         """Seed → the number of the foundation that it starts from; where none is trained all share one."""
-        return {seed: self.foundation_of(seed) or 0 for seed in range(self.num_seeds)}
+        return {seed: self.foundation_of(seed) or 0 for seed in self.seeds}
 
     def describe(self, arm: str) -> dict[str, Any]:
         """What an arm is, for people: how it reads images, and what its stages guide, train and take."""
@@ -131,6 +137,7 @@ class ComparisonRecipe(Strict):
             "answers_guided": any(settings.answer_position for settings in guided.values()),
             "language_model": [stage.name for stage in recipe.stages if "language_model" in stage.trainable],
             "learning_rates": [stage.learning_rate for stage in recipe.stages],
+            "steady": [stage.name for stage in recipe.stages if stage.lr_scheduler == "constant_with_warmup"],
             "steps": sum(stage.steps for stage in recipe.stages),
         }
 
@@ -197,8 +204,8 @@ def _read(path: Path) -> dict[str, Any]:
     base = _read(path.with_name(content.pop("extends")))
     for key in ("quick", "equal_time", "costs"):  # of that comparison alone
         base.pop(key, None)
-    base = apply_overrides(base, _as_overrides(content.pop("set", {})))
-    return {**base, **content, "arms": {**base["arms"], **content.get("arms", {})}}
+    base = apply_overrides(base, _as_overrides(content.pop("set", None) or {}))
+    return {**base, **content, "arms": {**(base["arms"] or {}), **(content.get("arms") or {})}}
 
 
 def _as_overrides(changes: Mapping[str, Any]) -> list[str]:

@@ -54,18 +54,14 @@ def compare(
     chosen = recipe.choose_arms(arms)
     _open(recipe, out)
     run_jobs(foundation_jobs(recipe, out, chosen), num_parallel, console)
-    jobs = training_jobs(recipe, out, chosen)
-    run_jobs(jobs, num_parallel, console)
     if recipe.costs and not arms:
         run_jobs([costs_job(recipe, out)], 1, console)  # alone on the machine
-    at_equal_time: list[Job] = []
-    if recipe.equal_time is not None and not arms:
-        at_equal_time = equal_time_jobs(recipe, out)
-        run_jobs(at_equal_time, num_parallel, console)
+    runs = training_jobs(recipe, out, chosen)
+    at_equal_time = equal_time_jobs(recipe, out) if recipe.equal_time is not None and not arms else []
+    analyses = [job for run in runs for job in analysis_jobs(run)] if recipe.analyse else []
+    run_jobs([*runs, *at_equal_time, *analyses], num_parallel, console)  # at once, so that no core waits for another
     if all(job.done.exists() for job in [*at_equal_time, *training_jobs(recipe, out, recipe.trained)]):
         shutil.rmtree(out / "cache", ignore_errors=True)
-    if recipe.analyse:
-        run_jobs([job for run in jobs for job in analysis_jobs(run)], num_parallel, console)
     return out
 
 
@@ -109,7 +105,7 @@ def training_jobs(recipe: ComparisonRecipe, out: Path, arms: Sequence[str]) -> l
     """One job for each arm and seed, the seeds outermost: stopped early, it is even. Writes their recipes."""
     return [
         _training_job(recipe_of_run(recipe, out, arm, seed), run_directory(out, arm, seed), out, f"{arm}-{seed}")
-        for seed in range(recipe.num_seeds)
+        for seed in recipe.seeds
         for arm in arms
         if seed in recipe.seeds_of(arm)
     ]
@@ -129,7 +125,7 @@ def equal_time_jobs(recipe: ComparisonRecipe, out: Path) -> list[Job]:
     _write(out / EQUAL_TIME / FACTORS, json.dumps(factors, indent=1) + "\n")
     assert recipe.equal_time is not None
     jobs = []
-    for seed in range(recipe.equal_time.num_seeds):
+    for seed in recipe.seeds[: recipe.equal_time.num_seeds]:
         for arm, factor in factors.items():
             if factor != 1 and seed in recipe.seeds_of(arm):
                 directory = run_directory(out / EQUAL_TIME, arm, seed)
@@ -166,22 +162,27 @@ def equal_time_factors(recipe: ComparisonRecipe, out: Path) -> dict[str, float]:
 
 
 def analysis_jobs(run: Job) -> list[Job]:
-    """What is measured on a finished run beside its own metrics."""
+    """What is measured on a run, once it is done, beside its own metrics."""
     directory = run.done.parent
-    asked = load_recipe(directory / "recipe.yaml").evaluation
+    asked = load_recipe(run.arguments[1]).evaluation
     assert asked is not None
     similarity = ("similarity", str(directory / "model"), "--seed", str(asked.seed), "--split", asked.split)
     written = directory / SIMILARITY_FILE
+
+    def job(name: str, arguments: tuple[str, ...], done: Path) -> Job:
+        return Job(f"{name} of {run.name}", arguments, done, run.log, after=run.done)
+
     return [
-        Job(f"trajectory of {run.name}", ("trajectory", str(directory)), directory / TRAJECTORY, run.log),
-        Job(f"similarity of {run.name}", (*similarity, "--out", str(written)), written, run.log),
+        job("trajectory", ("trajectory", str(directory)), directory / TRAJECTORY),
+        job("similarity", (*similarity, "--out", str(written)), written),
     ]
 
 
 def costs_job(recipe: ComparisonRecipe, out: Path) -> Job:
     """Measure what the arms cost."""
     tokens = [argument for number in recipe.costs for argument in ("--tokens", str(number))]
-    foundation = ["--foundation", str(out / "foundations" / "0")] if recipe.foundations else []
+    number = recipe.foundation_of(recipe.first_seed)
+    foundation = [] if number is None else ["--foundation", str(out / "foundations" / str(number))]
     done = out / COSTS
     arguments = ("costs", str(out / f"{recipe.name}.yaml"), "--out", str(done), *tokens, *foundation)
     arguments += ("--repetitions", str(recipe.cost_repetitions))

@@ -80,7 +80,16 @@ LOOKING: Columns = (
     ("attention.iou", "IoU with the mask"),
     ("null_token.auroc", "null token, AUROC"),
 )
-DESCRIBED = ("image tokens", "null token", "guided in", "answers guided", "language model trains in", "rate", "steps")
+DESCRIBED = (
+    "image tokens",
+    "null token",
+    "guided in",
+    "answers guided",
+    "language model trains in",
+    "rate",
+    "rate stays in",
+    "steps",
+)
 """The headings of what `described` says."""
 _NAMES = dict((*HALLUCINATION, *SKILLS, *LOOKING))
 
@@ -193,7 +202,7 @@ def arms_section(content: Nested) -> Section | None:
     rows = [[names[arm], *described(found[arm])] for arm in names if arm in found]
     text = (
         "All start from the same foundations and read the same data in the same order. A learning rate is that of the "
-        "last stage, chosen in the sweeps; those of the others go with it."
+        "last stage, chosen in the sweeps; those of the others go with it. It falls in the course of a stage, or stays."
     )
     return Section("The arms", [Text(text), Table(["arm", *DESCRIBED], rows)]) if rows else None
 
@@ -209,6 +218,7 @@ def described(arm: Nested) -> list[str]:
         "yes" if arm["answers_guided"] else "no",
         ", ".join(arm["language_model"]) or "no stage",
         f"{arm['learning_rates'][-1]:g}",
+        ", ".join(arm.get("steady", [])) or "no stage",
         str(arm["steps"]),
     ]
 

@@ -257,7 +257,7 @@ def _equal_time(recipe: ComparisonRecipe, out: Path, equal_steps: Mapping[str, A
     """The figures at equal time; an arm whose steps stay as they are is there with its runs at equal steps."""
     assert recipe.equal_time is not None
     factors = equal_time_factors(recipe, out)
-    seeds = range(min(recipe.equal_time.num_seeds, recipe.num_seeds))
+    seeds = recipe.seeds[: recipe.equal_time.num_seeds]
     places = {arm: out if factor == 1 else out / EQUAL_TIME for arm, factor in factors.items() if arm in equal_steps}
     arms = {
         arm: ArmRuns(place, arm, set(seeds) & set(recipe.seeds_of(arm)), recipe.groups_of_seeds)

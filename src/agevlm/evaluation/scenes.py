@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from types import MappingProxyType
 
 from agevlm.data.language import NUMBERS, make_conversations
@@ -68,13 +69,16 @@ def captioned_scenes(spec: WorldSpec, seed: int, num_images: int, *, split: str 
     ]
 
 
-def _drawn(spec: WorldSpec, seed: int, num_images: int, split: str) -> list[AnnotatedImage]:
+@lru_cache(maxsize=2)  # what is asked about is shown in a report afterwards
+def _drawn(spec: WorldSpec, seed: int, num_images: int, split: str) -> tuple[AnnotatedImage, ...]:
     """Scenes with their pictures as PNG."""
     if num_images < 1:
         raise ValueError(f"a benchmark needs at least 1 image, got {num_images}")
     scene_seed = split_seed(split, seed)
-    scenes = [draw_scene(spec, scene_seed, index) for index in range(num_images)]
-    return [replace(scene.annotation, image=replace(scene.annotation.image, data=scene_png(scene))) for scene in scenes]
+    scenes = (draw_scene(spec, scene_seed, index) for index in range(num_images))
+    return tuple(
+        replace(scene.annotation, image=replace(scene.annotation.image, data=scene_png(scene))) for scene in scenes
+    )
 
 
 def _others(annotated: AnnotatedImage, seed: int, questions: Mapping[str, int]) -> list[Conversation]:
@@ -88,10 +92,11 @@ def _counts_one(conversation: Conversation) -> bool:
     return conversation.kind == "counting" and conversation.messages[-1].content == NUMBERS[1]
 
 
-def training_statistics(spec: WorldSpec, seed: int, num_scenes: int = NUM_STATISTICS) -> list[AnnotatedImage]:
+@lru_cache(maxsize=1)
+def training_statistics(spec: WorldSpec, seed: int, num_scenes: int = NUM_STATISTICS) -> tuple[AnnotatedImage, ...]:
     """Annotations of the training split of a world, for POPE's frequencies."""
     scene_seed = split_seed("train", seed)
-    return [draw_scene(spec, scene_seed, index).annotation for index in range(num_scenes)]
+    return tuple(draw_scene(spec, scene_seed, index).annotation for index in range(num_scenes))
 
 
 def held_out_conversations(spec: WorldSpec, seed: int, *, split: str = "test", num: int = 300) -> list[Conversation]:
