@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import yaml
+from filelock import FileLock
 from tiny_runs import STAGES, assert_same_weights, make_recipe, read_losses, read_weights, run
 
 from agevlm.training.progress import RunProgress
@@ -203,6 +204,19 @@ def test_a_run_goes_on_only_with_its_own_recipe_and_only_when_asked(foundation: 
     with pytest.raises(ValueError, match="differs from the recipe given"):
         run({**content, "seed": 1}, tmp_path, resume=True)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+def test_two_processes_do_not_train_in_one_directory(
+    foundation: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agevlm.training.run.LEAVING_S", 0.0)
+    content = make_recipe(foundation, "align")
+    with FileLock(tmp_path / ".lock"):
+        with pytest.raises(ValueError, match="is being trained by another process"):
+            run(content, tmp_path, resume=True)
+        assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+    run(content, tmp_path, resume=True)
+    assert (tmp_path / "model" / "config.json").exists()
 
 
 def test_a_directory_of_something_else_is_left_alone(foundation: Path, tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
+from filelock import FileLock, Timeout
 from rich.console import Console
 from transformers import AutoTokenizer, set_seed
 
@@ -53,6 +54,8 @@ from agevlm.training.trainer import StageTrainer, find_checkpoints, images_per_p
 
 TRAIN_SPLIT = "train"
 SNAPSHOTS = "snapshots"
+LOCK = ".lock"  # held by the process that trains
+LEAVING_S = 15.0  # within which the workers of a run that was killed are gone too
 LONGEST_WAIT = timedelta(days=2)  # of the other processes, while the main one computes features
 
 
@@ -79,7 +82,10 @@ def train(
         run.describe()
         return run.out
     run.open(resume)
-    return run.train()
+    try:
+        return run.train()
+    finally:
+        run.close()
 
 
 class Run:
@@ -92,6 +98,7 @@ class Run:
         for stage in recipe.stages:
             images_per_process(stage, self.processes.num_processes)
         self.dtype = choose_arithmetic(recipe.dtype)
+        self.lock = FileLock(out / LOCK)
         facts = {"seed": recipe.seed, "processes": self.processes.num_processes, **environment()}
         facts["arithmetic"] = str(self.dtype).removeprefix("torch.")
         self.files = {"recipe.yaml": dump_recipe(recipe), "environment.json": json.dumps(facts, indent=2)}
@@ -119,10 +126,19 @@ class Run:
                 )
         elif self.out.exists() and any(path for path in self.out.iterdir() if not _is_leftover(path)):
             raise ValueError(f"{self.out} is not empty and holds no run; choose another --out")
+        self.out.mkdir(parents=True, exist_ok=True)
+        try:
+            self.lock.acquire(timeout=LEAVING_S)
+        except Timeout as error:
+            raise ValueError(f"{self.out} is being trained by another process: wait for it, or end it") from error
         if resume:
             _recover(self.out)
         for name, text in self.files.items():
             self._write(name, text)
+
+    def close(self) -> None:
+        """Leave the directory to others; the end of the process does so too."""
+        self.lock.release()
 
     def describe(self) -> None:
         """Print what each stage would train."""
@@ -360,7 +376,7 @@ def stage_collator(recipe: Recipe, stage: StageRecipe, model: Any, processor: An
 
 def _is_leftover(path: Path) -> bool:
     """Whether a file is none of a run's own: the cache of features, and what a kill left of a file in writing."""
-    return path.name == "cache" or (path.name.startswith(".") and path.suffix in (".part", ".old"))
+    return path.name in ("cache", LOCK) or (path.name.startswith(".") and path.suffix in (".part", ".old"))
 
 
 def _recover(directory: Path) -> None:
