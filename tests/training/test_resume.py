@@ -216,7 +216,7 @@ def test_two_processes_do_not_train_in_one_directory(
             run(content, tmp_path, resume=True)
         assert [path.name for path in tmp_path.iterdir()] == [".lock"]
     run(content, tmp_path, resume=True)
-    assert (tmp_path / "model" / "config.json").exists()
+    assert (tmp_path / "model" / "config.json").exists() and not (tmp_path / ".lock").exists()
 
 
 def test_a_directory_of_something_else_is_left_alone(foundation: Path, tmp_path: Path) -> None:

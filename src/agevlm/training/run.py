@@ -20,6 +20,7 @@ import shutil
 import subprocess
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
@@ -138,7 +139,10 @@ class Run:
 
     def close(self) -> None:
         """Leave the directory to others; the end of the process does so too."""
-        self.lock.release()
+        if self.lock.is_locked:
+            with suppress(OSError):  # Windows keeps a file that is open
+                (self.out / LOCK).unlink()  # while it is held: filelock lets nobody have one that is gone
+            self.lock.release()
 
     def describe(self) -> None:
         """Print what each stage would train."""
