@@ -61,7 +61,7 @@ def collate_batches(
 
 
 def time_steps(
-    model: Any, stage: StageRecipe, batches: list[dict[str, Any]], pairs: int, warmup: int, dtype: str
+    model: Any, stage: StageRecipe, batches: list[dict[str, Any]], pairs: int, warmup: int, dtype: torch.dtype
 ) -> dict[str, tuple[list[float], list[float]]]:
     """Seconds of each guided and each unguided step, warm-up left out: on the clock, and of the processor."""
     freeze_for_stage(model, stage)
@@ -110,9 +110,10 @@ def measure(stage_name: str, args: argparse.Namespace) -> dict[str, Any]:
     freeze_for_stage(model, stage)
     batches, collation = collate_batches(model, processor, stage, args.batches, args.pixels)
     work = count_work(model, batches[0])
-    times = time_steps(model, stage, batches, args.pairs, args.warmup, args.dtype)
+    dtype = getattr(torch, args.dtype)
+    times = time_steps(model, stage, batches, args.pairs, args.warmup, dtype)
     compared = {name: compare(*arms) for name, arms in times.items()}
-    rates = machine_rates(getattr(torch, args.dtype))
+    rates = machine_rates(dtype)
     floor_s = max(work["guidance_flops"] / rates["flops_per_s"], work["guidance_bytes"] / rates["bytes_per_s"])
     return {
         "stage": stage_name,

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from launching import run_code
 
 import agevlm
 
@@ -46,23 +47,20 @@ def test_every_module_imports(name: str) -> None:
 
 def test_importing_the_package_and_its_command_loads_no_drawing_and_no_data_formats() -> None:
     code = f"import sys, agevlm.cli, agevlm.checkpoints; print(*(name for name in {OPTIONAL} if name in sys.modules))"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert result.stdout.split() == []
+    assert run_code(code).split() == []
 
 
-@pytest.mark.parametrize("called", ["agevlm", "-m"])
+@pytest.mark.parametrize("called", [["agevlm"], ["-m", "agevlm.cli"]])
 @pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["--version"], ["recipe", "list"]])
-def test_the_command_answers_without_torch(called: str, arguments: list[str]) -> None:
+def test_the_command_answers_without_torch(called: list[str], arguments: list[str]) -> None:
     code = (
-        f"import sys; sys.argv = [{called!r}, *{arguments}]\n"
+        f"import sys; sys.argv, sys.orig_argv = {[called[0], *arguments]}, [sys.executable, *{called + arguments}]\n"
         "from agevlm.cli import main\n"
         "try: main()\n"
         "except SystemExit as end: assert not end.code, end.code\n"
         "assert not {'torch', 'transformers'} & set(sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip()
+    assert run_code(code).strip()
 
 
 @pytest.mark.parametrize("path", [p for p in SOURCES if {"cli", "checkpoints"} & set(p.parts)], ids=lambda p: p.name)

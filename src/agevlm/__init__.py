@@ -37,8 +37,9 @@ def __dir__() -> list[str]:
 
 
 def _is_command() -> bool:
-    """Whether this process is `agevlm` or `python -m agevlm.cli`, which is called "-m" while its package loads."""
-    return Path(sys.argv[0]).stem in ("agevlm", "-m")
+    """Whether this process is `agevlm` or `python -m agevlm.cli`; any `-m` is called "-m" while its package loads."""
+    called = Path(*sys.argv[:1]).stem
+    return called == "agevlm" or (called == "-m" and "agevlm.cli" in sys.orig_argv)
 
 
 def _register() -> None:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
+from launching import run_code
 
 import agevlm
 
@@ -30,5 +28,14 @@ def test_import_registers_and_stays_in_its_room() -> None:
         "assert rooms == {'modeling'}, rooms\n"
         "assert 'matplotlib' not in sys.modules\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    run_code(code)
+
+
+def test_import_registers_in_the_package_of_anothers_command() -> None:
+    run_code(
+        "import sys\n"
+        "sys.argv, sys.orig_argv = ['-m'], [sys.executable, '-m', 'another.command']\n"
+        "import agevlm\n"
+        "from transformers import AutoConfig\n"
+        "AutoConfig.for_model('agevlm')\n"
+    )

@@ -59,8 +59,8 @@ def _plan(recipe: ComparisonRecipe, arms: Sequence[str]) -> list[list[object]]:
 
     rows: list[list[object]] = []
     for arm in recipe.choose_arms(arms):
-        first, last = (recipe.seeds_of(arm)[end] for end in (0, -1))
-        seeds = f"{first} to {last}" if last > first else str(first)
+        of_arm = recipe.seeds_of(arm)
+        seeds = f"{of_arm[0]} to {of_arm[-1]}" if len(of_arm) > 1 else str(of_arm[0])
         facts = zip(("seeds", *DESCRIBED), (seeds, *described(recipe.describe(arm))), strict=True)
         rows.append([arm, "; ".join(f"{name} {value}" for name, value in facts)])
     return rows

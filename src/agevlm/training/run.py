@@ -129,7 +129,7 @@ class Run:
             raise ValueError(f"{self.out} is not empty and holds no run; choose another --out")
         self.out.mkdir(parents=True, exist_ok=True)
         try:
-            self.lock.acquire(timeout=LEAVING_S)
+            self.lock.acquire(timeout=LEAVING_S if resume else 0)
         except Timeout as error:
             raise ValueError(f"{self.out} is being trained by another process: wait for it, or end it") from error
         if resume:
