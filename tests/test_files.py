@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import errno
+import json
 from pathlib import Path
 
 import pytest
 
-from agevlm.files import write_beside
+from agevlm.files import read_json_lines, write_beside
 
 FAILURES = [OSError(errno.ENOSPC, "No space left on device"), ValueError("a bad record"), KeyboardInterrupt()]
 
@@ -72,3 +73,13 @@ def test_a_directory_in_the_place_of_a_file_is_kept(tmp_path: Path) -> None:
     with pytest.raises(OSError, match=r"b\.txt"), write_beside(tmp_path / "b.txt") as beside:
         beside.write_text("new")
     assert contents(tmp_path) == {"b.txt/inside.txt": "old"}
+
+
+def test_only_a_newline_ends_a_line_of_json(tmp_path: Path) -> None:
+    records = [{"answer": text} for text in ("a", "b\u2028c", "d\u0085e", "f\u2029")]
+    path = tmp_path / "lines.jsonl"
+    path.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records), encoding="utf-8")
+    assert read_json_lines(path) == records
+    from agevlm.training.trainer import read_log
+
+    assert read_log(path) == records

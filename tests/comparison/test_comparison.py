@@ -255,6 +255,26 @@ def test_models_that_the_package_carries_are_copied_and_not_trained(tmp_path: Pa
     assert not any(job.done.exists() for job in foundation_jobs(other, tmp_path / "other", ["age"]))
 
 
+def test_foundations_of_another_recipe_are_not_taken_for_done(tmp_path: Path) -> None:
+    recipe = load_comparison(ROOT / "recipes" / "comparison.yaml")
+    foundation_jobs(recipe, tmp_path, ["age"])
+    known = (tmp_path / "foundations" / "1.yaml").read_text()
+    other = load_comparison(ROOT / "recipes" / "comparison.yaml", ["foundations.spec.vision.steps=3"])
+    with pytest.raises(ValueError, match=r"foundations/\d/tiny-\w+ was made by another recipe"):
+        foundation_jobs(other, tmp_path, ["age"])
+    assert (tmp_path / "foundations" / "1.yaml").read_text() == known
+
+
+def test_extensions_that_cannot_be_are_named(content: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "self.yaml").write_text("name: self\nextends: self.yaml\n")
+    with pytest.raises(ValueError, match=r"self\.yaml extends itself"):
+        load_comparison(tmp_path / "self.yaml")
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump(content))
+    (tmp_path / "list.yaml").write_text("name: list\nextends: base.yaml\narms: [age]\n")
+    with pytest.raises(ValueError, match=r"arms: got a list, expected a mapping"):
+        load_comparison(tmp_path / "list.yaml")
+
+
 def test_the_recipe_in_the_package_has_the_arms_of_the_claim() -> None:
     recipe = load_comparison(ROOT / "recipes" / "comparison.yaml")
     assert list(recipe.arms) == ["concat", "concat_pooled", "concat_guided", "cross_attention", "age", "age_plus"]
@@ -307,6 +327,7 @@ def test_an_arm_like_another_one_adds_to_its_changes(content: dict[str, Any], tm
         ({"arms": {"age": {"titles": "x"}}}, "arms.age.titles: unknown key; did you mean 'title'"),
         ({"num_sedes": 3}, "num_sedes: unknown key; did you mean 'num_seeds'"),
         ({"num_seeds": 0}, "num_seeds"),
+        ({"common": {"evaluation": "scenes"}}, "evaluation: .*got 'scenes'"),
         ({"groups": {"weights": ["age", "plus"]}}, "group 'weights' names the arm 'plus'"),
         ({"chosen": ["plus"]}, "chosen names the arm 'plus'"),
         ({"equal_time": {"reference": "plus"}}, "equal_time names the arm 'plus'"),

@@ -100,6 +100,12 @@ def test_no_error_in_n_pictures_is_not_certainty() -> None:
     assert hopeless.low == 0 and hopeless.high == pytest.approx(1 - perfect.low)
 
 
+def test_pictures_that_a_figure_takes_nothing_from_make_it_no_surer() -> None:
+    said = np.arange(600) < 2  # a precision of two answers
+    figure = Share([str(n) for n in range(600)], [str(n) for n in range(600)], said.astype(float), said.astype(float))
+    assert estimate({0: figure}, bounds=(0.0, 1.0)).low ** 2 == pytest.approx(0.025)
+
+
 def test_pairing_narrows_the_difference() -> None:
     rng = np.random.default_rng(5)
     first, second, other = {}, {}, {}

@@ -142,7 +142,7 @@ def test_gates_and_adapters_may_have_rates_of_their_own() -> None:
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    content = {"stages": [STAGE, STAGE | {"name": "ground", "guidance": {"loss": "mass"}}]}
+    content = {"name": "some", "stages": [STAGE, STAGE | {"name": "ground", "guidance": {"loss": "mass"}}]}
     (tmp_path / "r.yaml").write_text(yaml.safe_dump(content))
     return tmp_path / "r.yaml"
 
@@ -177,6 +177,14 @@ def test_an_override_reaches_its_place(override: str, key: str, value: Any, path
     assert get(load_recipe(path, [override]), key) == value
 
 
+def test_a_name_with_dots_is_one_name(path: Path) -> None:
+    kinds = {"caption": 0.8, "presence.colour": 0.1}
+    path.write_text(yaml.safe_dump({"name": "some", "stages": [STAGE | {"kinds": kinds}]}))
+    overrides = ["caption=0.5", "caption.relation=0.2", "presence.colour=0.4"]
+    stage = load_recipe(path, [f"stages.0.kinds.{override}" for override in overrides]).stages[0]
+    assert stage.kinds == {"caption": 0.5, "caption.relation": 0.2, "presence.colour": 0.4}
+
+
 def test_later_overrides_win_and_the_seed_wins_over_all(path: Path) -> None:
     recipe = load_recipe(path, ["seed=1", "stages.0.steps=5", "stages.0.steps=6"], seed=9)
     assert (recipe.seed, recipe.stages[0].steps) == (9, 6)
@@ -192,6 +200,8 @@ def test_later_overrides_win_and_the_seed_wins_over_all(path: Path) -> None:
         ("stages.0.step=3", "stages.0.step: unknown key; did you mean 'steps'?"),
         ("seed=[1", "'seed=[1': the value is not YAML"),
         ("seed.low=1", "seed: Input should be a valid integer"),
+        ("name.first=x", "--set name.first: 'some' holds no 'first'"),
+        ("stages.0.trainable.0.x=1", "'projector' holds no 'x'"),
     ],
 )
 def test_a_wrong_override_is_named(override: str, words: str, path: Path) -> None:

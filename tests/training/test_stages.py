@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_runs import STAGES, make_recipe, read_weights, run
+from tiny_runs import STAGES, assert_same_weights, make_recipe, read_weights, run
 
 from agevlm.training.recipe import StageRecipe, parse_recipe
 from agevlm.training.run import build_model
@@ -154,6 +154,19 @@ def test_merging_keeps_what_the_adapted_model_says(model: Any) -> None:
     torch.testing.assert_close(model(input_ids=ids).logits, adapted, atol=1e-4, rtol=1e-3)
     assert set(model.state_dict()) == keys
     assert not hasattr(model.language_model, "peft_config")
+
+
+def test_what_is_kept_on_the_way_is_a_plain_model_and_the_adapters_go_on(foundation: Path, tmp_path: Path) -> None:
+    stage = {"name": "lora", **STAGES["instruct"], "trainable": ["projector"], "lora": {"rank": 2}}
+    constant = {**stage, "lr_scheduler": "constant_with_warmup", "warmup_ratio": 0.0}
+    run(make_recipe(foundation, constant, snapshot_steps=2), tmp_path / "long")
+    run(make_recipe(foundation, {**constant, "steps": 2}), tmp_path / "short")
+    run(make_recipe(foundation, constant), tmp_path / "unseen")
+    kept, short = (read_weights(tmp_path / name) for name in ("long/snapshots/1-lora-2", "short/1-lora"))
+    assert kept.keys() == short.keys()
+    for name, weight in short.items():
+        torch.testing.assert_close(kept[name], weight)
+    assert_same_weights(tmp_path / "long" / "1-lora", tmp_path / "unseen" / "1-lora")
 
 
 def test_adapters_without_peft_name_the_extra(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:

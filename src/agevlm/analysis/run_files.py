@@ -54,4 +54,4 @@ def _json(content: str, kind: type) -> Any:
 
 
 def _lines(content: str) -> list[dict[str, Any]]:
-    return [_json(line, dict) for line in content.splitlines() if line.strip()]
+    return [_json(line, dict) for line in content.split("\n") if line.strip()]

@@ -8,7 +8,6 @@ kept. One picture: a row for each question, a column for each arm.
 
 from __future__ import annotations
 
-import json
 import re
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
@@ -29,7 +28,7 @@ from agevlm.data.images import open_image
 from agevlm.data.masks import union_mask
 from agevlm.data.schema import Conversation, Sample
 from agevlm.evaluation.benchmarks import Settings, test_samples
-from agevlm.files import write_beside
+from agevlm.files import read_json_lines, write_beside
 from agevlm.training.recipe import load_recipe
 
 if TYPE_CHECKING:
@@ -90,7 +89,7 @@ def write_attention(runs: Mapping[str, Path], titles: Mapping[str, str], path: P
 
     `titles` are the names of arms for people.
     """
-    predictions = {arm: _read_lines(run / "predictions.jsonl") for arm, run in runs.items()}
+    predictions = {arm: read_json_lines(run / "predictions.jsonl") for arm, run in runs.items()}
     chosen = choose_questions(predictions, num)
     if not chosen:
         return False
@@ -201,7 +200,3 @@ def _caption(axes: Any, first: str, second: str, colour: str, *, bold: bool = Fa
     weight = "bold" if bold else "normal"
     axes.annotate(first[:30], (0, 0), (0, -3), **where, fontsize=7.5, color=colour, fontweight=weight, parse_math=False)
     axes.annotate(second, (0, 0), (0, -12.5), **where, fontsize=6.5, color=FAINT, parse_math=False)
-
-
-def _read_lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

@@ -159,7 +159,8 @@ class ComparisonRecipe(Strict):
                 "vision_model": str(foundation / "tiny-convnext"),
             }
             content["model"] = {**content.get("model", {}), **models}
-        content["evaluation"] = {**(content.get("evaluation") or {}), "seed": seed}
+        if isinstance(asked := content.get("evaluation") or {}, dict):  # else it is told below what it should be
+            content["evaluation"] = {**asked, "seed": seed}
         return parse_recipe(content, f"arm {arm}")
 
 
@@ -189,8 +190,10 @@ def load_comparison(path: Path, overrides: Sequence[str] = (), *, quick: bool = 
         raise ValueError("\n".join(f"{path}: {line}" for line in explain(error, ComparisonRecipe))) from error
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path, extending: tuple[Path, ...] = ()) -> dict[str, Any]:
     """The content of a file, on top of what it extends: `set` changes that key by key, `arms` come beside its own."""
+    if path.resolve() in extending:
+        raise ValueError(f"{path} extends itself")
     if not path.is_file():
         raise FileNotFoundError(f"no recipe at {path}")
     try:
@@ -201,11 +204,14 @@ def _read(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is no comparison: a comparison is a mapping with the keys name, common and arms")
     if "extends" not in content:
         return content
-    base = _read(path.with_name(content.pop("extends")))
+    base = _read(path.with_name(content.pop("extends")), (*extending, path.resolve()))
     for key in ("quick", "equal_time", "costs"):  # of that comparison alone
         base.pop(key, None)
     base = apply_overrides(base, _as_overrides(content.pop("set", None) or {}))
-    return {**base, **content, "arms": {**(base["arms"] or {}), **(content.get("arms") or {})}}
+    arms = content.get("arms") or {}
+    if not isinstance(arms, dict):
+        raise ValueError(f"{path}: arms: got a {type(arms).__name__}, expected a mapping, name → arm")
+    return {**base, **content, "arms": {**(base["arms"] or {}), **arms}}
 
 
 def _as_overrides(changes: Mapping[str, Any]) -> list[str]:

@@ -73,7 +73,7 @@ def run_directory(out: Path, arm: str, seed: int) -> Path:
 def foundation_jobs(recipe: ComparisonRecipe, out: Path, arms: Sequence[str]) -> list[Job]:
     """One job for each foundation that the seeds of these arms start from; their recipes are written.
 
-    Models that the package carries are copied from there.
+    Models that the package carries are copied from there. Models that another recipe made are a ValueError.
     """
     if recipe.foundations is None:
         return []
@@ -81,6 +81,11 @@ def foundation_jobs(recipe: ComparisonRecipe, out: Path, arms: Sequence[str]) ->
     for number in sorted({recipe.groups_of_seeds[seed] for arm in arms for seed in recipe.seeds_of(arm)}):
         directory = out / "foundations" / str(number)
         spec = recipe.foundations.spec.model_copy(update={"seed": number})
+        foreign = [name for name in MODELS if (directory / name).exists() and not made_by(directory / name, spec)]
+        if foreign:
+            raise ValueError(
+                f"{directory / foreign[0]} was made by another recipe of foundations; choose another --out"
+            )
         _copy_packaged(spec, directory)
         file = directory.with_suffix(".yaml")
         _write(file, yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False))
@@ -138,7 +143,8 @@ def equal_time_factors(recipe: ComparisonRecipe, out: Path) -> dict[str, float]:
     """Arm → by how much its steps are multiplied to take the time of the reference; 1 within the tolerance.
 
     By the steps in the costs, where arms take turns alone on the machine, as ratios to the arm `costs` measures all by:
-    runs beside others tell less, and seconds wander with the machine. Once runs have begun their factors stay.
+    runs beside others tell less, and seconds wander with the machine. Stages that were not measured are taken to differ
+    as the measured ones do. Once runs have begun their factors stay.
     """
     if (known := out / EQUAL_TIME / FACTORS).exists():
         return dict(json.loads(known.read_text(encoding="utf-8")))

@@ -33,7 +33,7 @@ from agevlm.evaluation.statistics import (
     figure_of,
     ratio,
 )
-from agevlm.files import write_beside
+from agevlm.files import read_json_lines, write_beside
 from agevlm.training.recipe import ScenesSource, load_recipe
 from agevlm.training.trainer import read_log
 from agevlm.training.trajectory import FILE as TRAJECTORY
@@ -101,7 +101,9 @@ class ArmRuns:
         self.groups = groups
         done = {seed: run_directory(out, arm, seed) for seed in seeds}
         self.directories = {seed: path for seed, path in done.items() if (path / "report.html").exists()}
-        self.predictions = {seed: _read_lines(path / "predictions.jsonl") for seed, path in self.directories.items()}
+        self.predictions = {
+            seed: read_json_lines(path / "predictions.jsonl") for seed, path in self.directories.items()
+        }
         self._figures: dict[str, dict[int, Figure]] = {}
 
     @cached_property
@@ -381,7 +383,3 @@ def _stepping_seconds(directory: Path) -> list[float]:
         steps = [after - before for before, after in zip([0.0, *ends], ends, strict=False)]
         taken += [statistics.median(steps)] * len(steps)
     return list(itertools.accumulate(taken))
-
-
-def _read_lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

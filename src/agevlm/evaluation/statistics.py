@@ -130,6 +130,11 @@ class Figure(ABC):
         """Pictures asked about."""
         return len(set(self.images))
 
+    @property
+    def num_counted(self) -> int:
+        """Pictures that the figure takes anything from."""
+        return self.num_images
+
     @cached_property
     def _image_of_Q(self) -> NDArray[np.intp]:
         """The number of each question's picture, in the order of the pictures' names."""
@@ -156,6 +161,11 @@ class Share(Figure):
     def _sums_2I(self) -> Floats:
         parts = [np.asarray(part, dtype=np.float64) for part in (self.values, self.weights)]
         return np.stack([np.bincount(self._image_of_Q, part, self.num_images) for part in parts])
+
+    @property
+    def num_counted(self) -> int:
+        """Pictures with any weight: a precision knows nothing from those without a yes."""
+        return int((self._sums_2I[1] != 0).sum())
 
     def drawn(self, counts_KI: Floats) -> Floats:
         """The quotient of the drawn sums."""
@@ -225,7 +235,7 @@ def estimate(
     (draws_D,) = _two_level([arm], num_draws, seed)
     found = _of_mean(values_S, arm, draws_D, groups, bounds)
     if (values_S == bounds[0]).all() or (values_S == bounds[1]).all():
-        return _beside_a_bound(found, sum(figure.num_images for figure in arm.values()), bounds)
+        return _beside_a_bound(found, sum(figure.num_counted for figure in arm.values()), bounds)
     return found
 
 

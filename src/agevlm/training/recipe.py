@@ -246,22 +246,34 @@ def _apply(content: dict[str, Any], override: str) -> None:
         parsed = yaml.safe_load(value)
     except yaml.YAMLError as error:
         raise ValueError(f"--set {override!r}: the value is not YAML: {' '.join(str(error).split())}") from error
-    *parents, last = key.split(".")
+    parts = key.split(".")
     place: Any = content
-    for part in parents:
-        place = _enter(place, part, key)
-    if isinstance(place, list):
-        place[_position(place, last, key)] = parsed
-    else:
-        place[last] = parsed
+    while parts:
+        at, parts = _next(place, parts, key)
+        if not parts:
+            place[at] = parsed
+        elif place[at] is None:
+            place[at] = {}
+        elif not isinstance(place[at], dict | list):
+            raise ValueError(f"--set {key}: {place[at]!r} holds no {parts[0]!r}")
+        place = place[at]
 
 
-def _enter(place: Any, part: str, key: str) -> Any:
+def _next(place: Any, parts: list[str], key: str) -> tuple[Any, list[str]]:
+    """Where a key's path goes next in a mapping or list, and the parts of it that are left.
+
+    Names have dots, too (`caption.relation`): the longest that is there goes before its parts, and beside a name with a
+    value of its own (`caption: 0.8`) what follows is a longer name.
+    """
     if isinstance(place, list):
-        return place[_position(place, part, key)]
-    if not isinstance(place.setdefault(part, {}), dict | list):
-        place[part] = {}
-    return place[part]
+        return _position(place, parts[0], key), parts[1:]
+    for end in range(len(parts), 0, -1):
+        if (name := ".".join(parts[:end])) in place:
+            if end < len(parts) and isinstance(place[name], int | float):
+                return ".".join(parts), []
+            return name, parts[end:]
+    place[parts[0]] = None
+    return parts[0], parts[1:]
 
 
 def _position(place: list[Any], part: str, key: str) -> int:

@@ -50,7 +50,7 @@ from agevlm.training.progress import RunProgress
 from agevlm.training.recipe import ParquetSource as ParquetRecipe
 from agevlm.training.recipe import Recipe, StageRecipe, dump_recipe, load_recipe
 from agevlm.training.sources import ParquetSource, SceneSource, Source
-from agevlm.training.stages import describe, freeze_for_stage, merge_adapters
+from agevlm.training.stages import describe, freeze_for_stage, merge_adapters, merged_weights
 from agevlm.training.trainer import StageTrainer, find_checkpoints, images_per_process, read_log, training_arguments
 
 TRAIN_SPLIT = "train"
@@ -294,7 +294,7 @@ class Run:
     def _save(self, directory: Path, model: Any, processor: Any) -> None:
         """Write a whole checkpoint; what a stage in progress left in the directory goes."""
         with write_beside(directory) as beside:
-            model.save_pretrained(beside)
+            model.save_pretrained(beside, state_dict=merged_weights(model))
             processor.save_pretrained(beside)
             for name, text in self.files.items():
                 (beside / name).write_text(text, encoding="utf-8")

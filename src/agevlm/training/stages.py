@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from agevlm.training.recipe import StageRecipe
 
@@ -95,6 +95,20 @@ def merge_adapters(model: Any) -> None:
             model.language_model.set_submodule(name, module.get_base_layer())
     if hasattr(model.language_model, "peft_config"):  # left by the adapters: there are none any more
         del model.language_model.peft_config
+
+
+def merged_weights(model: Any) -> dict[str, Tensor]:
+    """The weights that `merge_adapters` would leave, under their plain names; the model stays as it is."""
+    adapted = {name: module for name, module in model.named_modules() if hasattr(module, "base_layer")}
+    weights = {
+        name.replace(".base_layer.", "."): weight
+        for name, weight in model.state_dict().items()
+        if not any(name.startswith(f"{prefix}.lora_") for prefix in adapted)
+    }
+    for name, module in adapted.items():
+        delta = sum(module.get_delta_weight(adapter) for adapter in module.active_adapters)
+        weights[f"{name}.weight"] = module.base_layer.weight.detach() + delta.detach()
+    return weights
 
 
 def _peft() -> Any:

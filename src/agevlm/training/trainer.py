@@ -269,7 +269,7 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     """The records of a file of JSON lines; a last line that a kill cut short is left out."""
     records = []
     if path.exists():
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for line in path.read_text(encoding="utf-8").split("\n"):
             try:
                 records.append(json.loads(line))
             except json.JSONDecodeError:
