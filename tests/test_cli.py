@@ -518,6 +518,7 @@ def test_scenes_export_is_the_same_for_a_seed_and_spares_what_is_not_its_own(
     thesis = tmp_path / "thesis.txt"
     thesis.write_text("years of work")
     check_refused(agevlm("scenes", "export", "--out", tmp_path, "--format", format_), str(tmp_path), "would be lost")
+    check_refused(agevlm("scenes", "export", "--out", thesis, "--format", format_), str(thesis), "would be lost")
     assert thesis.read_text() == "years of work"
 
 

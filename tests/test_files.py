@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from agevlm.files import read_json_lines, write_beside
+from agevlm.files import check_replaceable, read_json_lines, write_beside
 
 FAILURES = [OSError(errno.ENOSPC, "No space left on device"), ValueError("a bad record"), KeyboardInterrupt()]
 
@@ -83,3 +83,39 @@ def test_only_a_newline_ends_a_line_of_json(tmp_path: Path) -> None:
     from agevlm.training.trainer import read_log
 
     assert read_log(path) == records
+
+
+def test_a_directory_never_takes_the_place_of_a_file(tmp_path: Path) -> None:
+    (tmp_path / "notes.md").write_text("years of work")
+    with pytest.raises(NotADirectoryError, match="notes.md is a file"), write_beside(tmp_path / "notes.md") as beside:
+        beside.mkdir()
+        (beside / "a.txt").write_text("new")
+    assert contents(tmp_path) == {"notes.md": "years of work"}
+
+
+def test_behind_a_link_its_target_is_replaced_and_nothing_is_left_beside(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "disk" / "a.txt").write_text("old")
+    (tmp_path / "link").symlink_to(tmp_path / "disk")
+    with write_beside(tmp_path / "link") as beside:
+        beside.mkdir()
+        (beside / "b.txt").write_text("new")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["disk", "link"]
+    assert (tmp_path / "link").is_symlink()
+    assert contents(tmp_path / "disk") == {"b.txt": "new"}
+
+
+def test_what_may_be_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sign = ("dataset.json", '"format": "agevlm"')
+    check_replaceable(tmp_path / "new", *sign)
+    check_replaceable(tmp_path, *sign)
+    (tmp_path / "dataset.json").write_text('{"images": []}')
+    with pytest.raises(ValueError, match=r"no dataset.json of ours"):
+        check_replaceable(tmp_path, *sign)
+    with pytest.raises(ValueError, match="dataset.json is a file"):
+        check_replaceable(tmp_path / "dataset.json", *sign)
+    (tmp_path / "dataset.json").write_text('{\n "format": "agevlm"}')
+    check_replaceable(tmp_path, *sign)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="is where you are"):
+        check_replaceable(".", *sign)

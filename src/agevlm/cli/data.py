@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from agevlm.cli.options import EmbedImages, OutDir, Seed, check_replaceable
+from agevlm.cli.options import EmbedImages, OutDir, Seed
 from agevlm.cli.show import print_table
 
 if TYPE_CHECKING:
@@ -36,6 +36,8 @@ def coco(
     Captions, questions and POPE questions, each object word with its masks.
     """
     from agevlm.data.formats.coco import CocoOptions, convert_coco
+    from agevlm.data.parquet import OWN_FILE
+    from agevlm.files import check_replaceable
 
     options = CocoOptions(
         seed=seed,
@@ -45,7 +47,7 @@ def coco(
         skip_missing=skip_missing,
         skip_broken=skip_broken,
     )
-    check_replaceable(out, "dataset.json")
+    check_replaceable(out, *OWN_FILE)
     report, summary = convert_coco(instances, images, out, options)
     _print_outcome(out, report, summary)
 
@@ -83,8 +85,10 @@ def convert(
     Its phrases have no masks yet: agevlm ground finds them.
     """
     from agevlm.data.formats.dialogues import DialogueOptions, convert_dialogues
+    from agevlm.data.parquet import OWN_FILE
+    from agevlm.files import check_replaceable
 
-    check_replaceable(out, "dataset.json")
+    check_replaceable(out, *OWN_FILE)
     options = DialogueOptions(limit, skip_missing, skip_broken, embed_images)
     report, summary = convert_dialogues(format.value, source, images, out, options)
     _print_outcome(out, report, summary)
@@ -109,8 +113,10 @@ def refer(
     RefCOCO, RefCOCO+ and RefCOCOg: each expression with the mask of what it means.
     """
     from agevlm.data.formats.refer import convert_refer
+    from agevlm.data.parquet import OWN_FILE
+    from agevlm.files import check_replaceable
 
-    check_replaceable(out, "dataset.json")
+    check_replaceable(out, *OWN_FILE)
     skips = {"skip_missing": skip_missing, "skip_broken": skip_broken}
     report, summary = convert_refer(refs, instances, images, out, split=split, **skips, embed_images=embed_images)
     _print_outcome(out, report, summary)
@@ -127,7 +133,6 @@ def export(
     from agevlm.data.formats.coco_export import export_coco
     from agevlm.data.parquet import read_parquet
 
-    check_replaceable(out, "instances.json")
     typer.echo(f"masks: {export_coco(out, read_parquet(directory))}")
 
 

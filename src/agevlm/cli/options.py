@@ -17,12 +17,3 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
 DType = Annotated[str, typer.Option("--dtype", help="auto, float32, bfloat16 or float16.")]
 EmbedImages = Annotated[bool, typer.Option(help="Hold the pictures, or the paths of their files.")]
 Seed = Annotated[int, typer.Option(min=0, help="The seed of every draw.")]
-
-
-def check_replaceable(out: Path, marker: str) -> None:
-    """Refuse, with a ValueError, to put a dataset in the place of a directory that holds anything else.
-
-    `marker` is the file by which a dataset of this kind is known; one that is there already is replaced.
-    """
-    if out.is_dir() and any(out.iterdir()) and not (out / marker).is_file():
-        raise ValueError(f"{out} is not empty and holds no {marker}: what is there would be lost; choose another --out")

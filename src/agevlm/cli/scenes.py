@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from agevlm.cli.options import OutDir, Seed, check_replaceable
+from agevlm.cli.options import OutDir, Seed
 from agevlm.cli.show import quiet_transformers
 
 CoOccurrence = Annotated[
@@ -67,7 +67,6 @@ def export(
     from agevlm.data.scenes.export import export_coco, export_parquet
 
     spec = WorldSpec(co_occurrence=co_occurrence, image_size=image_size)
-    check_replaceable(out, "instances.json" if format is Format.COCO else "dataset.json")
     if format is Format.COCO:
         typer.echo(f"{num} scenes: {export_coco(out, spec, seed, num)}")
     else:

@@ -25,14 +25,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from agevlm.data.rows import COLUMNS, SCHEMA_VERSION, Record, arrow_schema, to_record, to_row
-from agevlm.files import write_beside
+from agevlm.files import check_replaceable, write_beside
 
 SHARD_BYTES = 200_000_000
+OWN_FILE = ("dataset.json", '"format": "agevlm"')  # the file by which a dataset of ours is known, and what its head says
 _GROUP_BYTES = 4_000_000  # a row group is what one random access reads: this many bytes of pictures
 _GROUP_ROWS = 64  # or this many rows
 _CACHED_GROUPS = 8
 
-__all__ = ["SCHEMA_VERSION", "ParquetDataset", "Record", "Summary", "read_parquet", "write_parquet"]
+__all__ = ["OWN_FILE", "SCHEMA_VERSION", "ParquetDataset", "Record", "Summary", "read_parquet", "write_parquet"]
 
 
 @dataclass
@@ -64,10 +65,11 @@ def write_parquet(
     `records` is drawn once, one row group in memory at a time. A shard ends after `shard_bytes` of pictures and masks.
     `vocabulary` (None: the categories met, in alphabetical order) names all categories of the dataset, also those in no
     picture; categories outside it are a ValueError. With `embed_images=False` pictures that are files are kept as
-    absolute paths. A picture that is missing, two samples of one id and no record at all are ValueErrors, and what
-    stood at `directory` before stays.
+    absolute paths. A picture that is missing, two samples of one id, no record at all, and a `directory` that holds
+    anything but a dataset of ours are ValueErrors, and what stood there before stays.
     """
     directory = Path(directory)
+    check_replaceable(directory, *OWN_FILE)
     with write_beside(directory) as beside:
         beside.mkdir()
         writer = _Writer(beside, shard_bytes, embed_images)

@@ -12,10 +12,11 @@ from agevlm.data.formats.coco_masks import rle_area, rle_box
 from agevlm.data.images import upright_bytes
 from agevlm.data.rows import Record
 from agevlm.data.schema import RLE, AnnotatedImage, Instance
-from agevlm.files import write_beside
+from agevlm.files import check_replaceable, write_beside
 
 OWN_ID = "agevlm_id"  # extra keys of what `write_coco` writes; other readers pass over them
 OWN_COLOUR = "agevlm_colour"
+OWN_FILE = ("instances.json", "written by agevlm")  # the file by which our own export is known, and what its head says
 
 
 def export_coco(directory: str | Path, records: Iterable[Record]) -> Path:
@@ -73,7 +74,7 @@ def write_coco(
             annotation.update(id=number, category_id=numbers[annotation.pop("category")])
         categories = [{"id": number, "name": name, "supercategory": name} for name, number in numbers.items()]
         content = {
-            "info": {"description": f"{directory.name}, written by agevlm"},
+            "info": {"description": f"{directory.name}, {OWN_FILE[1]}"},
             "licenses": [],
             "images": listed,
             "annotations": annotations,

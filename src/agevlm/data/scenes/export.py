@@ -11,12 +11,13 @@ from pathlib import Path
 
 from agevlm.data.formats.coco_export import write_coco
 from agevlm.data.language import make_conversations
-from agevlm.data.parquet import Summary, write_parquet
+from agevlm.data.parquet import OWN_FILE, Summary, write_parquet
 from agevlm.data.pope import picture_rng, pope_conversations
 from agevlm.data.rows import Record
 from agevlm.data.scenes.drawing import draw_scene, scene_png
 from agevlm.data.scenes.world import CATEGORIES, WorldSpec
 from agevlm.data.schema import AnnotatedImage, Sample
+from agevlm.files import check_replaceable
 
 
 def export_coco(out: str | Path, spec: WorldSpec, seed: int, num: int) -> Path:
@@ -29,6 +30,7 @@ def export_parquet(out: str | Path, spec: WorldSpec, seed: int, num: int, num_pe
 
     POPE's frequencies are those of the scenes written. Deterministic in all arguments; see `write_parquet`.
     """
+    check_replaceable(out, *OWN_FILE)
     scenes = list(_scenes(spec, seed, num))
     pope = pope_conversations(scenes, seed=seed, vocabulary=CATEGORIES)
 
