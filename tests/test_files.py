@@ -87,7 +87,7 @@ def test_only_a_newline_ends_a_line_of_json(tmp_path: Path) -> None:
 
 def test_a_directory_never_takes_the_place_of_a_file(tmp_path: Path) -> None:
     (tmp_path / "notes.md").write_text("years of work")
-    with pytest.raises(NotADirectoryError, match="notes.md is a file"), write_beside(tmp_path / "notes.md") as beside:
+    with pytest.raises(NotADirectoryError, match=r"notes\.md is a file"), write_beside(tmp_path / "notes.md") as beside:
         beside.mkdir()
         (beside / "a.txt").write_text("new")
     assert contents(tmp_path) == {"notes.md": "years of work"}
@@ -110,9 +110,9 @@ def test_what_may_be_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     check_replaceable(tmp_path / "new", *sign)
     check_replaceable(tmp_path, *sign)
     (tmp_path / "dataset.json").write_text('{"images": []}')
-    with pytest.raises(ValueError, match=r"no dataset.json of ours"):
+    with pytest.raises(ValueError, match=r"no dataset\.json of ours"):
         check_replaceable(tmp_path, *sign)
-    with pytest.raises(ValueError, match="dataset.json is a file"):
+    with pytest.raises(ValueError, match=r"dataset\.json is a file"):
         check_replaceable(tmp_path / "dataset.json", *sign)
     (tmp_path / "dataset.json").write_text('{\n "format": "agevlm"}')
     check_replaceable(tmp_path, *sign)

@@ -51,10 +51,13 @@ def bomb_png(side: int) -> bytes:
         (8, (6, 4), (5, 0)),
     ],
 )
-def test_exif_rotation_is_applied_once(orientation: int, size: tuple[int, int], corner: tuple[int, int]) -> None:
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_exif_rotation_is_applied_once(
+    kind: str, orientation: int, size: tuple[int, int], corner: tuple[int, int]
+) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
-    data = encode(corner_picture(), exif=exif)
+    data = encode(corner_picture(), kind, exif=exif)
     image = open_image(data)
     assert image_size(data) == size == (image.height, image.width)
     assert image.getpixel(corner[::-1]) == (255, 0, 0)

@@ -93,6 +93,15 @@ def test_vocabularies_are_read_from_lines_and_from_annotations(name: str, conten
     assert found("wieners, a cat", vocabulary) == [("wieners", "hot dog"), ("cat", "cat")]
 
 
+def test_categories_that_text_does_not_tell_apart_are_one_name(tmp_path: Path) -> None:
+    ribbon = {"name": "bow_(decorative_ribbons)", "synonyms": ["bow_(decorative_ribbons)", "ribbon"]}
+    weapon = {"name": "bow_(weapon)", "synonyms": ["bow_(weapon)", "longbow"]}
+    (tmp_path / "lvis.json").write_text(json.dumps({"categories": [ribbon, {"name": "cat"}, weapon]}))
+    vocabulary = read_vocabulary(tmp_path / "lvis.json")
+    assert vocabulary.synonyms == {"bow": ("ribbon", "longbow"), "cat": ()}
+    assert found("a longbow with two bows", vocabulary) == [("longbow", "bow"), ("bows", "bow")]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [

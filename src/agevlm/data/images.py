@@ -57,7 +57,7 @@ def open_image(source: ImageSource | str | Path | bytes) -> Image.Image:
 
 
 def image_size(source: ImageSource | str | Path | bytes) -> tuple[int, int]:
-    """(height, width) in pixels of the upright picture; all but PNG files are not decoded for it.
+    """(height, width) in pixels of the upright picture; only PNG and TIFF files are decoded for it.
 
     Errors as in `open_image`, but for a file that is cut off after its head, which only decoding can tell.
     """
@@ -160,8 +160,10 @@ def _decoding(name: str) -> Iterator[None]:
 
 
 def _upright_size(name: str, image: Image.Image) -> tuple[int, int]:
-    with _decoding(name):  # a PNG may carry its EXIF behind the pixels
-        turned = image.getexif().get(_ORIENTATION) in _QUARTER_TURNS
+    with _decoding(name):
+        if image.format == "TIFF":  # Pillow turns these itself, some versions already when they are opened
+            image.load()
+        turned = image.getexif().get(_ORIENTATION) in _QUARTER_TURNS  # a PNG may carry it behind the pixels
     return (image.width, image.height) if turned else (image.height, image.width)
 
 

@@ -28,7 +28,10 @@ from agevlm.data.rows import COLUMNS, SCHEMA_VERSION, Record, arrow_schema, to_r
 from agevlm.files import check_replaceable, write_beside
 
 SHARD_BYTES = 200_000_000
-OWN_FILE = ("dataset.json", '"format": "agevlm"')  # the file by which a dataset of ours is known, and what its head says
+OWN_FILE = (
+    "dataset.json",
+    '"format": "agevlm"',
+)  # by this file, with this in its head, ours is known
 _GROUP_BYTES = 4_000_000  # a row group is what one random access reads: this many bytes of pictures
 _GROUP_ROWS = 64  # or this many rows
 _CACHED_GROUPS = 8

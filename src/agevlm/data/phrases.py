@@ -108,44 +108,48 @@ def read_vocabulary(path: str | Path) -> Vocabulary:
     """A vocabulary from a file: of COCO or LVIS annotations (.json), or of lines.
 
     A line is a name and, after a colon, what else it is called: `couch: sofa, settee`. Empty lines and what follows a #
-    are passed over. A missing file, JSON without categories and a name twice are ValueErrors that name the file.
+    are passed over. Categories that differ only in what LVIS says in brackets, "bow_(weapon)" and
+    "bow_(decorative_ribbons)", are one name, for text does not tell them apart. A missing file, JSON without categories
+    and lines that give a name twice are ValueErrors that name the file.
     """
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"{path}: no such file; give a list of names, or COCO or LVIS annotations")
     try:
         text = path.read_text("utf-8")
-        entries = list(_categories(json.loads(text)) if path.suffix == ".json" else _lines(text))
+        synonyms = _categories(json.loads(text)) if path.suffix == ".json" else _lines(text)
     except (UnicodeDecodeError, json.JSONDecodeError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: no vocabulary can be read from it ({error})") from error
-    synonyms: dict[str, Sequence[str]] = {}
-    for name, others in entries:
-        if name in synonyms:
-            raise ValueError(f"{path}: the name {name!r} stands there twice")
-        synonyms[name] = others
     if not synonyms:
         raise ValueError(f"{path}: holds no names")
     return Vocabulary(synonyms)
 
 
-def _categories(content: object) -> Iterable[tuple[str, list[str]]]:
+def _categories(content: object) -> dict[str, list[str]]:
     """Of COCO's `categories` (id, name), to which LVIS adds `synonyms`; LVIS writes `hot_dog` and `bat_(animal)`."""
     if not isinstance(content, dict) or not isinstance(content.get("categories"), list):
         raise ValueError("it has no list `categories`")
+    synonyms: dict[str, list[str]] = {}
     for category in content["categories"]:
         name, *others = dict.fromkeys(map(_spoken, [category["name"], *category.get("synonyms", [])]))
-        yield name, others
+        known = synonyms.setdefault(name, [])
+        known += [other for other in others if other not in known]
+    return synonyms
 
 
 def _spoken(name: str) -> str:
     return re.sub(r"\s*\([^)]*\)", "", name.replace("_", " ")).strip() or name
 
 
-def _lines(text: str) -> Iterable[tuple[str, list[str]]]:
+def _lines(text: str) -> dict[str, list[str]]:
+    synonyms: dict[str, list[str]] = {}
     for line in text.splitlines():
-        name, _, others = line.partition("#")[0].partition(":")
-        if name.strip():
-            yield name.strip(), [other.strip() for other in others.split(",") if other.strip()]
+        name, _, others = (part.strip() for part in line.partition("#")[0].partition(":"))
+        if name in synonyms:
+            raise ValueError(f"the name {name!r} stands there twice")
+        if name:
+            synonyms[name] = [other.strip() for other in others.split(",") if other.strip()]
+    return synonyms
 
 
 def _others(synonyms: Mapping[str, Sequence[str]]) -> Iterable[tuple[str, str]]:

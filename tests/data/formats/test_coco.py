@@ -174,7 +174,7 @@ def test_missing_and_broken_pictures(folder: Path) -> None:
     for data, reason, message in (
         (b"", "pictures that cannot be read", "empty"),
         (b"text", "pictures that cannot be read", "not an image"),
-        (png(7, (40, 30)), "pictures of another size than stated", r"7.png: the picture is 40 × 30 .* says 30 × 40"),
+        (png(7, (40, 30)), "pictures of another size than stated", r"7.png: the picture is 40 × 30 .* say 30 × 40"),
     ):
         (folder / "images" / "7.png").write_bytes(data)
         with pytest.raises(ValueError, match=message):

@@ -161,6 +161,11 @@ ROBOT = {"id": "x", "image": "a.png", "conversations": [{"from": "robot", "value
         (ROBOT, "roles nobody knows", "'robot'; known are human"),
         ({"id": "x"}, "samples without conversations", "entry 1 has no list"),
         (7, "samples without conversations", "entry 1 has no list"),
+        (
+            llava("x", "<image>?", "yes", image=5),
+            "pictures that cannot be read",
+            "entry 1 has a picture that is",
+        ),
     ],
 )
 def test_what_is_broken_is_named_or_counted(
@@ -177,9 +182,34 @@ def test_what_is_broken_is_named_or_counted(
     assert report.left_out == {reason: 1}
 
 
+def test_messages_of_neither_text_nor_parts_are_named_or_counted(pictures: Path, tmp_path: Path) -> None:
+    said = [{"role": "user", "content": "<image>?"}, {"role": "assistant", "content": "yes"}]
+    rows = [{"messages": said, "image": None, "images": ["a.png"]}, {"messages": [{"role": "user", "content": 5}]}]
+    source = write(tmp_path / "chat.json", rows)
+    with pytest.raises(ValueError, match="row 1 has a message of 5; --skip-broken"):
+        convert("messages", source, pictures)
+    report, records = convert("messages", source, pictures, LENIENT)
+    assert [len(record.sample.images) for record in records] == [1]
+    assert report.left_out == {"messages without text": 1}
+
+
+def test_a_null_picture_beside_a_list_of_pictures_hides_none(pictures: Path, tmp_path: Path) -> None:
+    entry = llava("x", "<image>?", "yes", image=None) | {"images": ["a.png"]}
+    _, records = convert("llava", write(tmp_path / "llava.json", [entry]), pictures)
+    assert [len(record.sample.images) for record in records] == [1]
+
+
+def test_a_damaged_parquet_file_is_named(tmp_path: Path) -> None:
+    source = tmp_path / "chat.parquet"
+    source.write_bytes(b"PAR1 but no table")
+    with pytest.raises(ValueError, match=r"chat\.parquet: the Parquet file cannot be read"):
+        convert("messages", source, None)
+
+
 @pytest.mark.parametrize(
     ("format", "content", "message"),
     [
+        ("captions", '{"images": [5], "annotations": []}', "its list `images` holds 5"),
         ("llava", "{", "not valid JSON"),
         ("llava", "{}", "holds a dict; a list of samples was expected"),
         ("llava", "[]", "no samples to write"),

@@ -34,7 +34,9 @@ def root(tmp_path: Path) -> Path:
         {"id": 8, "image_id": 1, "category_id": 3, "segmentation": middle, "bbox": [16, 8, 8, 4]},
         {"id": 9, "image_id": 1, "category_id": 3, "segmentation": [], "bbox": [16, 8, 8, 4]},
     ]
-    images = [{"id": 1, "file_name": "a.png", "height": 20, "width": 40}, {"id": 2, "file_name": "b.png"}]
+    size = {"height": 20, "width": 40}
+    images: list[dict[str, Any]] = [{"id": number, "file_name": "a.png", **size} for number in (1, 3)]
+    images += [{"id": 2, "file_name": "b.png"}, {"id": 4, "file_name": "a.png", "height": 40, "width": 80}]
     content = {"images": images, "annotations": annotations, "categories": [{"id": 3, "name": "person"}]}
     (tmp_path / "instances.json").write_text(json.dumps(content))
     return tmp_path
@@ -84,6 +86,8 @@ def test_pickles_run_nothing(root: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         (make_ref(1, 9, "x"), "annotations: no mask", "it has no segmentation"),
         (make_ref(1, 7, " "), "expressions without text", "sentence 0 is empty"),
         (make_ref(1, 7, "x", image=2), "pictures missing on disk", "b.png: no such picture"),
+        (make_ref(1, 7, "x", image=3), "expressions of another picture's annotation", "annotation 7 is of picture 1"),
+        (make_ref(1, 7, "x", image=4), "pictures of another size than stated", "20 × 40 pixels .* say 40 × 80"),
         (make_ref(1, 7, "x", image=5), "pictures that the instances do not list", "picture 5 is not listed"),
     ],
 )

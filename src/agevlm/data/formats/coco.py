@@ -24,6 +24,7 @@ from agevlm.data.pope import Statistics, ask_pope, picture_rng
 from agevlm.data.schema import AnnotatedImage, ImageSource, Instance, Sample
 
 _SKIP = "--skip-broken (skip_broken=True) leaves such things out and counts them"
+OTHER_SIZE = "pictures of another size than stated"
 _TYPES = {"id": int | str, "image_id": int | str, "name": str, "file_name": str, "height": int, "width": int}
 
 
@@ -195,11 +196,7 @@ class _Reader:
             self._broken("pictures that cannot be read", str(error))
             return None
         if size != (height, width):
-            self._broken(
-                "pictures of another size than stated",
-                f"{path}: the picture is {size[0]} × {size[1]} pixels (height × width), {self.path.name} says "
-                f"{height} × {width}; masks would not fit: use the pictures that were annotated",
-            )
+            self._broken(OTHER_SIZE, other_size(path, size, (height, width)))
             return None
         return source
 
@@ -275,6 +272,14 @@ def _get(entry: Mapping[str, Any], key: str, what: str, path: Path) -> Any:
         fault = "has no" if value is None else f"has the value {value!r} as"
         raise ValueError(f'{path}: {what} {fault} "{key}": {json.dumps(entry)[:120]}; it is not a COCO instances file')
     return value
+
+
+def other_size(path: Path, size: tuple[int, int], stated: tuple[Any, Any]) -> str:
+    """What to say about a picture of another (height, width) than the instances file states."""
+    return (
+        f"{path}: the picture is {size[0]} × {size[1]} pixels (height × width), its instances say "
+        f"{stated[0]} × {stated[1]}; masks would not fit: use the pictures that were annotated"
+    )
 
 
 def to_instance(

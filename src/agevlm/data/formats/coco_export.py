@@ -16,7 +16,7 @@ from agevlm.files import check_replaceable, write_beside
 
 OWN_ID = "agevlm_id"  # extra keys of what `write_coco` writes; other readers pass over them
 OWN_COLOUR = "agevlm_colour"
-OWN_FILE = ("instances.json", "written by agevlm")  # the file by which our own export is known, and what its head says
+OWN_FILE = ("instances.json", "written by agevlm")  # by this file, with this in its head, ours is known
 
 
 def export_coco(directory: str | Path, records: Iterable[Record]) -> Path:
@@ -54,9 +54,11 @@ def write_coco(
 
     pycocotools' COCO class and `read_coco` open it; ids and colours ride along under keys of our own. Masks are RLEs.
     `vocabulary` (None: the categories met, in alphabetical order) becomes the categories, numbered from 1; a category
-    outside it, two pictures of one id and no pictures at all are ValueErrors. Written whole or not at all.
+    outside it, two pictures of one id, no pictures at all and a `directory` that holds anything but an export of ours
+    are ValueErrors. Written whole or not at all.
     """
     directory = Path(directory)
+    check_replaceable(directory, *OWN_FILE)
     listed: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     with write_beside(directory) as beside:

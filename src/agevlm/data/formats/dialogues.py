@@ -20,6 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from agevlm.data.formats.report import Report
@@ -173,8 +174,7 @@ def _llava_entry(entry: Any, number: int) -> _Entry:
     said = entry.get("conversations") if isinstance(entry, Mapping) else None
     if not isinstance(said, list) or not all(isinstance(turn, Mapping) for turn in said):
         raise _UnusableError("samples without conversations", f"entry {number} has no list `conversations`")
-    images = entry.get("image", entry.get("images")) or []
-    found = _Entry(name, [Path(str(image)) for image in ([images] if isinstance(images, str) else images)], [])
+    found = _Entry(name, _pictures(entry, f"entry {number}"), [])
     for turn in said:
         found.turns.append((str(turn.get("from")), *_without_placeholders(str(turn.get("value") or ""))))
     return _with_leading_picture(found)
@@ -189,12 +189,12 @@ def _messages_entry(row: Any, number: int) -> _Entry:
     said = row.get("messages") if isinstance(row, Mapping) else None
     if not isinstance(said, Sequence) or not all(isinstance(message, Mapping) for message in said):
         raise _UnusableError("samples without messages", f"row {number} has no list `messages`")
-    images = row.get("images", row.get("image"))
-    listed = images if isinstance(images, list) else [] if images is None else [images]
-    found = _Entry(str(row.get("id", number)), [_picture(image, number) for image in listed], [])
+    found = _Entry(str(row.get("id", number)), _pictures(row, f"row {number}"), [])
     for message in said:
         content, shown = message.get("content"), 0
         if not isinstance(content, str):
+            if not isinstance(content, list | None):
+                raise _UnusableError("messages without text", f"row {number} has a message of {content!r}")
             parts = [part for part in content or [] if isinstance(part, Mapping)]
             shown = sum(part.get("type") == "image" for part in parts)
             content = "\n".join(str(part.get("text") or "") for part in parts if part.get("type") == "text")
@@ -203,15 +203,21 @@ def _messages_entry(row: Any, number: int) -> _Entry:
     return _with_leading_picture(found)
 
 
-def _picture(image: Any, number: int) -> Path | bytes:
-    """A picture of a row: a path, or Hugging Face's {bytes, path}."""
+def _pictures(entry: Mapping[str, Any], name: str) -> list[Path | bytes]:
+    """What an entry has under `images` or `image`: a picture or a list of them."""
+    images = next((entry[key] for key in ("images", "image") if entry.get(key)), [])
+    return [_picture(image, name) for image in (images if isinstance(images, list) else [images])]
+
+
+def _picture(image: Any, name: str) -> Path | bytes:
+    """A picture of an entry: a path, or Hugging Face's {bytes, path}."""
     if isinstance(image, Mapping):
         image = image.get("bytes") or image.get("path")
     if isinstance(image, bytes):
         return image
     if isinstance(image, str) and image:
         return Path(image)
-    raise _UnusableError("pictures that cannot be read", f"row {number} has a picture that is neither file nor bytes")
+    raise _UnusableError("pictures that cannot be read", f"{name} has a picture that is neither file nor bytes")
 
 
 def _read_captions(source: Path) -> Iterator[Callable[[], _Entry]]:
@@ -225,6 +231,8 @@ def _read_captions(source: Path) -> Iterator[Callable[[], _Entry]]:
         if isinstance(annotation, Mapping) and isinstance(annotation.get("caption"), str):
             captions.setdefault(annotation.get("image_id"), []).append(annotation["caption"].strip())
     for image in content["images"]:
+        if not isinstance(image, Mapping):
+            raise ValueError(f"{source}: its list `images` holds {image!r}; it is not a COCO captions file")
         for number, caption in enumerate(captions.get(image.get("id"), [""])):
             name = f"{image.get('id')}" + (f".{number}" if number else "")
             yield partial(_caption, name, image.get("file_name"), caption)
@@ -235,6 +243,10 @@ def _read_folder(source: Path) -> Iterator[Callable[[], _Entry]]:
         raise ValueError(f"{source}: is no directory of pictures")
     if (source / "metadata.jsonl").is_file():
         for row in _rows(source / "metadata.jsonl"):
+            if not isinstance(row, Mapping):
+                raise ValueError(
+                    f"{source / 'metadata.jsonl'}: holds {row!r}; each line has a `file_name` and a `text`"
+                )
             text = next((str(row[key]) for key in ("text", "caption") if row.get(key)), "")
             name = row.get("file_name")
             yield partial(_caption, str(name), name, text)
@@ -305,7 +317,7 @@ def _rows(source: Path) -> Iterator[Any]:
         try:
             for batch in pq.ParquetFile(source).iter_batches(batch_size=64):
                 yield from batch.to_pylist()
-        except OSError as error:
+        except (OSError, pa.ArrowException) as error:
             raise ValueError(f"{source}: the Parquet file cannot be read ({error})") from error
     else:
         with source.open("rb") as lines:

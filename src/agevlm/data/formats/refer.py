@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from agevlm.data.formats.coco import load_instances, to_instance
+from agevlm.data.formats.coco import OTHER_SIZE, load_instances, other_size, to_instance
 from agevlm.data.formats.coco_masks import BrokenAnnotationError
 from agevlm.data.formats.report import Report
 from agevlm.data.images import image_size
@@ -36,8 +36,8 @@ def convert_refer(
     """Write the dataset of a file of referring expressions and its COCO instances: `agevlm data refer`.
 
     One sample for each picture; `split` takes the expressions of that split alone. A picture that is not there is a
-    ValueError unless `skip_missing`, an expression without text or of an annotation that is not there or broken one
-    unless `skip_broken`.
+    ValueError unless `skip_missing`; one of another size than stated, and an expression without text or of an
+    annotation that is not there, broken or of another picture is one unless `skip_broken`.
     """
     content = load_instances(Path(instances))
     reader = _Reader(Path(instances), content, Path(images), skip_missing, skip_broken)
@@ -83,6 +83,10 @@ class _Reader:
         except ValueError as error:
             self._leave("pictures that cannot be read", str(error), broken=True)
             return None
+        stated = (entry.get("height"), entry.get("width"))
+        if stated != (height, width):
+            self._leave(OTHER_SIZE, other_size(path, (height, width), stated), broken=True)
+            return None
         return ImageSource(str(number), height, width, path=path)
 
     def _conversations(self, ref: Mapping[str, Any], source: ImageSource) -> Iterator[Conversation]:
@@ -90,6 +94,10 @@ class _Reader:
         annotation = self.annotations.get(ref.get("ann_id"))
         if annotation is None:
             self._leave("expressions of no annotation", f"{name}: no annotation {ref.get('ann_id')}", broken=True)
+            return
+        if annotation.get("image_id") != ref.get("image_id"):
+            detail = f"{name}: annotation {ref.get('ann_id')} is of picture {annotation.get('image_id')}"
+            self._leave("expressions of another picture's annotation", detail, broken=True)
             return
         try:
             thing = to_instance(annotation, self.categories, source, self.report.mended)
