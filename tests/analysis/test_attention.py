@@ -13,6 +13,8 @@ from PIL import Image
 from tiny_models import make_model, make_picture, make_processor
 
 from agevlm.analysis.attention import look, object_words, save_maps, to_pixels
+from agevlm.data.chat import render_conversation
+from agevlm.data.schema import Message
 
 from .fakes import hot_map, make_image, make_look
 
@@ -107,6 +109,19 @@ def test_look_gives_the_weights_of_each_words_tokens(null_token: bool) -> None:
         assert total == pytest.approx(1, abs=1e-4)
         assert (word.null_mass is not None) == null_token
     assert seen.grid == (4, 4)
+
+
+def test_a_question_goes_on_from_the_messages_before_it() -> None:
+    model, processor = make_model(), make_processor()
+    before = (Message("user", "is there a boat ?", num_images=1), Message("assistant", "no"))
+    seen = look(model, processor, make_picture(), "a fish ?", before=before, vocabulary=["fish", "boat"])
+    chat = render_conversation(processor, [*before, Message("user", "a fish ?")], add_generation_prompt=True)
+    prompt = processor(text=[chat.text], images=[[make_picture()]], return_tensors="pt", add_special_tokens=False)
+    output = model(**prompt, output_attention_maps=True)
+    (word,) = (word for word in seen.words if word.where == "question")
+    position = prompt["input_ids"][0].tolist().index(processor.tokenizer.convert_tokens_to_ids("fish"))
+    maps = torch.stack([layer[0, :, position, 0] for layer in output.attention_maps]).mean(dim=(0, 1))
+    np.testing.assert_allclose(word.map, maps.detach().numpy(), rtol=1e-4)
 
 
 def test_words_of_the_answer_are_read_at_their_own_tokens(monkeypatch: pytest.MonkeyPatch) -> None:

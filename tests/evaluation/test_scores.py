@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from agevlm.data.language import CAPTION_REQUESTS
 from agevlm.evaluation.scores import (
     Prediction,
     Question,
@@ -118,6 +119,17 @@ def test_location_caption_and_unknown_kinds() -> None:
     assert (summary["location"]["accuracy"], summary["location"]["unparsed_ratio"]) == (0.5, 0.5)
     assert summary["caption"] == {"num_questions": 1, "scored": False}
     assert summary["conversation"]["accuracy"] == 1.0
+
+
+def test_what_a_conversation_ends_with_is_read_by_its_reference() -> None:
+    references = ["no", "three", "red", "top left", "a boat", "a red cup and a blue fish below it."]
+    answers = ["No, it is not.", "there are 3", "it is red", "left, at the top", "A boat.", "anything"]
+    predictions = _judge("conversation", references, answers)
+    assert [prediction.correct for prediction in predictions] == [True, True, True, True, True, None]
+    summary = summarise(predictions)["conversation"]
+    assert (summary["accuracy"], summary["num_questions"], summary["num_not_scored"]) == (1.0, 5, 1)
+    request = Question("x", "i", "conversation", CAPTION_REQUESTS[0], "a fish.")
+    assert judge([request], {"x": "a fish."})[0].correct is None
 
 
 def test_reference_that_cannot_be_read_is_an_error() -> None:

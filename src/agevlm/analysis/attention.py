@@ -105,6 +105,7 @@ def look(
     image: str | Path | bytes | Image.Image,
     question: str,
     *,
+    before: Sequence[Message] = (),
     vocabulary: Collection[str] | None = None,
     max_new_tokens: int = 64,
     layers: Sequence[int] | None = None,
@@ -112,8 +113,9 @@ def look(
 ) -> Look:
     """Ask `model` a question about one picture and keep where it looks at each object word of question and answer.
 
-    A word's map is the mean over its tokens, over cross-attention layers (all, or those with the numbers `layers`,
-    counted from 0 among the cross-attention layers) and over `heads` (all, or some). The answer is greedy.
+    `before` are the messages that the question goes on from: the picture stands where they show it, else before the
+    question. The answer is greedy. A word's map is the mean over its tokens, over cross-attention layers (all, or those
+    with the numbers `layers`, counted from 0 among the cross-attention layers) and over `heads` (all, or some).
 
     Raises ValueError for a question without text, a picture that cannot be read, and numbers of layers or heads that
     the model does not have.
@@ -121,7 +123,8 @@ def look(
     question = question.strip()
     if not question:
         raise ValueError("the question has no text: write what you want to know of the picture")
-    chat = render_conversation(processor, [Message("user", question, num_images=1)], add_generation_prompt=True)
+    last = Message("user", question, num_images=1 - sum(message.num_images for message in before))
+    chat = render_conversation(processor, [*before, last], add_generation_prompt=True)
     inputs = processor(text=[chat.text], images=[[_picture(image)]], return_tensors="pt", add_special_tokens=False)
     prompt_ids = inputs["input_ids"][0].tolist()
     output = model.generate(
@@ -137,7 +140,7 @@ def look(
     answer, answer_offsets = _decode(processor.tokenizer, output.sequences[0].tolist()[len(prompt_ids) :])
     texts = (
         _Text(
-            "question", question, _prompt_offsets(processor.tokenizer, chat.text, prompt_ids), chat.content_starts[0]
+            "question", question, _prompt_offsets(processor.tokenizer, chat.text, prompt_ids), chat.content_starts[-1]
         ),
         _Text("answer", answer, [(0, 0)] * len(prompt_ids) + answer_offsets),
     )

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from agevlm.data.language import CAPTION_REQUESTS
 from agevlm.evaluation.parsing import parse_choice, parse_number, parse_yes_no, words_of
 
 COLOURS = (
@@ -35,6 +36,7 @@ POPE_SPLITS = ("random", "popular", "adversarial")
 _OPPOSITES = (("left", "right"), ("above", "below"))
 _CORNER = (("top", "bottom"), ("left", "right"))
 _YES_NO = ("yes", "no")
+_MAX_WORDS = 5
 
 Metrics = dict[str, Any]
 
@@ -52,7 +54,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Prediction:
-    """A question and what became of it. `correct` is None where the kind is not scored (captions)."""
+    """A question and what became of it. `correct` is None where no answer is the right one (captions)."""
 
     question: Question
     answer: str
@@ -90,7 +92,7 @@ def judge(
 
 
 def _mark(question: Question, answer: str, parser: str, colours: Sequence[str], p_yes: float | None) -> Prediction:
-    if family(question.kind) == "caption":
+    if form_of(question) == "caption":
         return Prediction(question, answer, None, None, None)
     read = _reader(question, parser, colours)
     parsed, expected = read(answer), _reader(question, "first_word", colours)(question.reference)
@@ -109,27 +111,46 @@ def family(kind: str) -> str:
 
 def is_yes_no(question: Question) -> bool:
     """Whether a question is answered by yes or no: by its kind, or, for a kind unknown here, by its reference."""
-    if family(question.kind) in ("pope", "presence") or question.kind == "relation.yes_no":
-        return True
-    known = family(question.kind) in ("caption", "counting", "colour", "relation", "location")
-    return not known and parse_yes_no(question.reference, "strict") is not None
+    return form_of(question) == "yes_no"
+
+
+def form_of(question: Question) -> str:
+    """How an answer to this question is read: as yes_no, counting, colour, relation, location, words or caption.
+
+    By its kind where that says it. Other kinds, such as conversations, may ask anything: there the reference says it.
+    One of more than `_MAX_WORDS` words is free text like a caption, and not scored.
+    """
+    kind = family(question.kind)
+    if kind in ("pope", "presence") or question.kind == "relation.yes_no":
+        return "yes_no"
+    if kind in ("caption", "counting", "colour", "relation", "location"):
+        return kind
+    words = words_of(question.reference)
+    if question.text in CAPTION_REQUESTS or len(words) > _MAX_WORDS:
+        return "caption"
+    if words in (["yes"], ["no"]):
+        return "yes_no"
+    if len(words) == 1 and parse_number(words[0]) is not None:
+        return "counting"
+    if len(words) == 1 and words[0] in COLOURS:
+        return "colour"
+    if words and " ".join(words) == _parse_corner(question.reference):
+        return "location"
+    return "words"
 
 
 def _reader(question: Question, parser: str, colours: Sequence[str]) -> Callable[[str], str | int | None]:
-    """The rule that reads answers to this question. Kinds unknown here are compared word by word."""
-    if is_yes_no(question):
-        return lambda answer: parse_yes_no(answer, parser)
-    kind = family(question.kind)
-    if kind == "counting":
-        return parse_number
-    if kind == "colour":
-        return lambda answer: parse_choice(answer, colours)
-    if kind == "relation":
-        choices = next((pair for pair in _OPPOSITES if parse_choice(question.reference, pair)), ())
-        return lambda answer: parse_choice(answer, choices)
-    if kind == "location":
-        return _parse_corner
-    return lambda answer: " ".join(words_of(answer)) or None
+    """The rule that reads answers to this question."""
+    opposites = next((pair for pair in _OPPOSITES if parse_choice(question.reference, pair)), ())
+    rules: dict[str, Callable[[str], str | int | None]] = {
+        "yes_no": lambda answer: parse_yes_no(answer, parser),
+        "counting": parse_number,
+        "colour": lambda answer: parse_choice(answer, colours),
+        "relation": lambda answer: parse_choice(answer, opposites),
+        "location": _parse_corner,
+        "words": lambda answer: " ".join(words_of(answer)) or None,
+    }
+    return rules[form_of(question)]
 
 
 def _parse_corner(answer: str) -> str | None:
@@ -167,14 +188,14 @@ def _at(summary: Metrics, path: str) -> Metrics:
     return summary
 
 
-def _scores(group: Sequence[Prediction]) -> Metrics:
-    if group[0].correct is None:
-        return {"num_questions": len(group), "scored": False}
-    if all(is_yes_no(prediction.question) for prediction in group):
-        return yes_no_scores(group)
-    if family(group[0].question.kind) == "counting":
-        return counting_scores(group)
-    return accuracy_scores(group)
+def _scores(asked: Sequence[Prediction]) -> Metrics:
+    group = [prediction for prediction in asked if prediction.correct is not None]
+    if not group:
+        return {"num_questions": len(asked), "scored": False}
+    forms = {form_of(prediction.question) for prediction in group}
+    score = {"yes_no": yes_no_scores, "counting": counting_scores}.get(forms.pop(), accuracy_scores)
+    left = len(asked) - len(group)
+    return {**(accuracy_scores if forms else score)(group), **({"num_not_scored": left} if left else {})}
 
 
 def accuracy_scores(group: Sequence[Prediction]) -> Metrics:

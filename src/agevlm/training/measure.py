@@ -56,7 +56,10 @@ def cases(
     predictions: Sequence[dict[str, Any]],
     vocabulary: Sequence[str],
 ) -> list[GalleryItem]:
-    """The gallery: predictions chosen by rule, each asked once more with its attention kept."""
+    """The gallery: predictions chosen by rule, each asked once more with its attention kept.
+
+    What is asked about several pictures at once is shown with the first of them and without attention.
+    """
     chosen = choose_cases(predictions)
     rows = {row["id"]: row for row in predictions}
     asked = {c.id: (sample, c) for sample in samples for c in sample.conversations if c.id in set(chosen)}
@@ -64,6 +67,8 @@ def cases(
     for identity in chosen:
         (sample, conversation), row = asked[identity], rows[identity]
         picture = open_image(sample.images[0])
+        *before, question, _ = conversation.messages
+        single = sum(message.num_images for message in conversation.messages) == 1
         items.append(
             GalleryItem(
                 image=picture,
@@ -72,7 +77,9 @@ def cases(
                 truth=row["reference"],
                 kind=row["kind"],
                 correct=row["correct"],
-                look=look(model, processor, picture, row["question"], vocabulary=vocabulary),
+                look=look(model, processor, picture, question.content, before=before, vocabulary=vocabulary)
+                if single
+                else None,
                 masks=_masks(conversation),
                 id=identity,
             )
@@ -81,4 +88,7 @@ def cases(
 
 
 def _masks(conversation: Conversation) -> dict[str, Any]:
-    return {g.phrase: union_mask(g.masks) for g in conversation.groundings if g.masks}
+    """The masks, in the first picture, of the phrases of the last question and its answer."""
+    last = len(conversation.messages) - 2
+    shown = (g for g in conversation.groundings if g.masks and g.image == 0 and g.message >= last)
+    return {g.phrase: union_mask(g.masks) for g in shown}
