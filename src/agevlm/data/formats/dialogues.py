@@ -205,7 +205,7 @@ def _messages_entry(row: Any, number: int) -> _Entry:
 
 def _pictures(entry: Mapping[str, Any], name: str) -> list[Path | bytes]:
     """What an entry has under `images` or `image`: a picture or a list of them."""
-    images = next((entry[key] for key in ("images", "image") if entry.get(key)), [])
+    images: Any = next((entry[key] for key in ("images", "image") if entry.get(key)), [])
     return [_picture(image, name) for image in (images if isinstance(images, list) else [images])]
 
 
