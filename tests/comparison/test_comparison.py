@@ -414,3 +414,14 @@ def test_jobs_come_seed_by_seed(content: dict[str, Any], tmp_path: Path) -> None
     jobs = training_jobs(ComparisonRecipe.model_validate(content), tmp_path, ["age", "concat"])
     assert [job.name for job in jobs] == ["age 0", "concat 0", "age 1"]
     assert jobs[0].num_steps == 6
+
+
+def test_jobs_side_by_side_begin_with_seeds_of_their_own(content: dict[str, Any], tmp_path: Path) -> None:
+    content["num_seeds"], content["arms"]["concat"]["num_seeds"] = 5, 5
+    jobs = training_jobs(ComparisonRecipe.model_validate(content), tmp_path, ["age", "concat"], num_parallel=2)
+    first = ["age 0", "age 1", "concat 0", "concat 1"]
+    assert [job.name for job in jobs] == [*first, *(f"{arm} {seed}" for arm in ("age", "concat") for seed in (2, 3, 4))]
+    alone = training_jobs(
+        ComparisonRecipe.model_validate(content | {"num_seeds": 1}), tmp_path, ["age"], num_parallel=2
+    )
+    assert [job.name for job in alone] == ["age 0"]

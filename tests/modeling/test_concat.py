@@ -21,6 +21,7 @@ from transformers import AutoModelForImageTextToText
 
 from agevlm import AgeVlmForConditionalGeneration, ConcatVlmConfig, ConcatVlmForConditionalGeneration
 from agevlm.analysis.attention import look
+from agevlm.modeling.modeling_concat import select_cache
 
 IMAGE = VOCABULARY_SIZE
 DECODERS = ("llama", "qwen3")
@@ -127,6 +128,21 @@ def test_generation_equals_the_forward_spelt_out(options: dict[str, Any]) -> Non
             now = torch.cat([mask, mask.new_ones(2, spelt.shape[1] - ids.shape[1])], dim=1)
             spelt = torch.cat([spelt, model(spelt, now, pixel_values=pixels).logits[:, -1:].argmax(-1)], dim=1)
         assert torch.equal(cached, spelt)
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_images_put_in_front_once_serve_every_question(decoder: str) -> None:
+    model, ids = make_concat(decoder), make_ids((0,), (2,), (1,))
+    memory, shown, rows = model.encode_images(make_pixels(2)), [1, 0, 1], torch.tensor([[3], [4], [5]])
+    told = {"image_memory": memory.select(shown), "rows_per_image": 1, "attention_rows": rows, "use_cache": True}
+    mask = torch.tensor([[1] * 9, [1] * 9, [0] + [1] * 8])
+    alone = model(ids, attention_mask=mask, **told)
+    front = model.prefill_images(memory)
+    behind = model(ids, attention_mask=mask, past_key_values=select_cache(front, shown), **told)
+    assert torch.allclose(behind.logits, alone.logits, atol=1e-5)
+    for one, other in zip(behind.row_weights, alone.row_weights, strict=True):
+        assert torch.allclose(one, other, atol=1e-6)
+    assert front.get_seq_length() == memory.tokens.shape[1]  # as it was: for the next questions
 
 
 def test_asked_weights_are_the_image_part_of_self_attention() -> None:

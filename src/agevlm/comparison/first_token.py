@@ -10,11 +10,10 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import DynamicCache
 
 from agevlm.data.chat import render_conversation
 from agevlm.data.schema import Message
-from agevlm.modeling.modeling_concat import ImageTokens
+from agevlm.modeling.modeling_concat import ImageTokens, select_cache
 from agevlm.training.timing import flops, seconds
 
 
@@ -36,6 +35,7 @@ class FirstToken:
         self.features = self._see()
         outputs = self._ask(image_features=self.features)
         self.logits, self.memory, self.cache = outputs.logits, outputs.image_memory, outputs.past_key_values
+        self.front = model.prefill_images(self.memory) if self._concatenates else None
 
     @property
     def num_image_tokens(self) -> int:
@@ -103,8 +103,4 @@ class FirstToken:
         """The arguments for a further question; a new cache each time, for the pass fills it."""
         if not self._concatenates:
             return {"image_memory": self.memory}
-        front = DynamicCache()
-        for index, layer in enumerate(self.cache.layers):
-            keys_1HND, values_1HND = (states[:, :, : self.num_image_tokens] for states in (layer.keys, layer.values))
-            front.update(keys_1HND, values_1HND, index)
-        return {"image_memory": self.memory, "past_key_values": front}
+        return {"image_memory": self.memory, "past_key_values": select_cache(self.front, [0])}

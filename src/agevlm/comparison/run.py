@@ -56,7 +56,7 @@ def compare(
     run_jobs(foundation_jobs(recipe, out, chosen), num_parallel, console)
     if recipe.costs and not arms:
         run_jobs([costs_job(recipe, out)], 1, console)  # alone on the machine
-    runs = training_jobs(recipe, out, chosen)
+    runs = training_jobs(recipe, out, chosen, num_parallel)
     at_equal_time = equal_time_jobs(recipe, out) if recipe.equal_time is not None and not arms else []
     analyses = [job for run in runs for job in analysis_jobs(run)] if recipe.analyse else []
     run_jobs([*runs, *at_equal_time, *analyses], num_parallel, console)  # at once, so that no core waits for another
@@ -106,12 +106,19 @@ def _copy_packaged(spec: FoundationSpec, directory: Path) -> None:
                 shutil.copytree(made[0], beside, dirs_exist_ok=True)
 
 
-def training_jobs(recipe: ComparisonRecipe, out: Path, arms: Sequence[str]) -> list[Job]:
-    """One job for each arm and seed, the seeds outermost: stopped early, it is even. Writes their recipes."""
+def training_jobs(recipe: ComparisonRecipe, out: Path, arms: Sequence[str], num_parallel: int = 1) -> list[Job]:
+    """One job for each arm and seed. Writes their recipes.
+
+    As many seeds as run side by side go together, the last ones with what is left over: stopped early, it is even, and
+    each of the first jobs makes the cached features of another seed, which nobody waits for.
+    """
+    starts = range(0, max(len(recipe.seeds) - num_parallel + 1, 1), num_parallel)
+    ends = [*starts[1:], len(recipe.seeds)]
     return [
         _training_job(recipe_of_run(recipe, out, arm, seed), run_directory(out, arm, seed), out, f"{arm}-{seed}")
-        for seed in recipe.seeds
+        for start, end in zip(starts, ends, strict=True)
         for arm in arms
+        for seed in recipe.seeds[start:end]
         if seed in recipe.seeds_of(arm)
     ]
 

@@ -68,9 +68,10 @@ class Asker:
         coded = [self._tokenise(prompt) for prompt in prompts]
         replies: dict[int, Reply] = {}
         with torch.inference_mode():
+            pictured = _Pictured(self.model, memory)
             for batch in self._batches(prompts, coded):
                 answers = self._ask_batch(
-                    [prompts[i] for i in batch], [coded[i] for i in batch], memory, [images[i] for i in batch]
+                    [prompts[i] for i in batch], [coded[i] for i in batch], pictured, [images[i] for i in batch]
                 )
                 replies.update(zip(batch, answers, strict=True))
         return [replies[number] for number in range(len(prompts))]
@@ -97,7 +98,7 @@ class Asker:
         self,
         prompts: Sequence[Prompt],
         coded: Sequence[tuple[list[int], list[list[int]]]],
-        memory: Any,
+        pictured: _Pictured,
         images: Sequence[Sequence[int]],
     ) -> list[Reply]:
         import torch
@@ -108,7 +109,7 @@ class Asker:
         ids_RT = torch.tensor([[self.pad_id] * n + ids for n, (ids, _) in zip(pads, coded, strict=True)], device=device)
         mask_RT = torch.tensor([[0] * n + [1] * (longest - n) for n in pads], device=device)
         words = [[[n + t for t in tokens] for tokens in spans] for n, (_, spans) in zip(pads, coded, strict=True)]
-        inputs = _image_inputs(memory, images)
+        inputs = pictured.inputs(images)
         rows = _rows_of(words)
         asked = {"attention_rows": torch.tensor(rows, device=device)} if inputs and rows[0] else {}
         first = self.model(
@@ -117,15 +118,16 @@ class Asker:
             position_ids=_positions(mask_RT),
             use_cache=True,
             logits_to_keep=1,
+            past_key_values=pictured.past(images),
             **inputs,
             **asked,
         )
         logits_RV = first.logits[:, -1].float()
         p_yes = self._p_yes(logits_RV, prompts[0].text)
         texts = self._finish(logits_RV, first.past_key_values, mask_RT, inputs, prompts[0].max_new_tokens)
-        maps = (
-            _word_maps(first.row_weights, words, rows, prompts, memory) if asked else [[None] * len(w) for w in words]
-        )
+        maps: Sequence[Sequence[WordMap | None]] = [[None] * len(spans) for spans in words]
+        if asked:
+            maps = _word_maps(first.row_weights, words, rows, prompts, pictured.memory.grid)
         return [Reply(*parts) for parts in zip(texts, p_yes, map(tuple, maps), strict=True)]
 
     def _finish(self, logits_RV: Tensor, past: Any, mask_RT: Tensor, inputs: dict[str, Any], limit: int) -> list[str]:
@@ -178,16 +180,32 @@ class Asker:
         return sorted(firsts)
 
 
-def _image_inputs(memory: Any, images: Sequence[Sequence[int]]) -> dict[str, Any]:
-    """The images of prompts about equally many pictures. Each about one: keys and values are copied once a batch."""
-    import torch
+class _Pictured:
+    """The pictures of a memory for many prompts; of concatenation also what the decoder keeps of each picture alone."""
 
-    num_images = len(images[0])
-    if not num_images:
-        return {}
-    if num_images == 1:
-        return {"image_memory": memory.select([row[0] for row in images]), "rows_per_image": 1}
-    return {"image_memory": memory, "image_index": torch.tensor(images, device=memory.device)}
+    def __init__(self, model: Any, memory: Any) -> None:
+        self.memory = memory
+        has_front = memory is not None and hasattr(model, "prefill_images")
+        self._front = model.prefill_images(memory) if has_front else None
+
+    def inputs(self, images: Sequence[Sequence[int]]) -> dict[str, Any]:
+        """The images of prompts about equally many. Each about one: keys and values are copied once a batch."""
+        import torch
+
+        num_images = len(images[0])
+        if not num_images:
+            return {}
+        if num_images == 1:
+            return {"image_memory": self.memory.select([row[0] for row in images]), "rows_per_image": 1}
+        return {"image_memory": self.memory, "image_index": torch.tensor(images, device=self.memory.device)}
+
+    def past(self, images: Sequence[Sequence[int]]) -> Any:
+        """What comes before prompts about one picture each: a cache to be filled; else None."""
+        if self._front is None or len(images[0]) != 1:
+            return None
+        from agevlm.modeling.modeling_concat import select_cache
+
+        return select_cache(self._front, [row[0] for row in images])
 
 
 def _positions(mask_RT: Tensor) -> Tensor:
@@ -207,10 +225,10 @@ def _word_maps(
     words: Sequence[Sequence[Sequence[int]]],
     rows: Sequence[Sequence[int]],
     prompts: Sequence[Prompt],
-    memory: Any,
+    grid: tuple[int, int],
 ) -> list[list[WordMap | None]]:
     """Attention averaged over layers, heads and the tokens of each word, on the grid of the word's picture."""
-    h, w = memory.grid
+    h, w = grid
     num_cells = prompts[0].num_images * h * w
     weights = np.mean([layer_RHKN.float().mean(dim=1).cpu().numpy() for layer_RHKN in row_weights], axis=0)
     null_token = weights.shape[-1] > num_cells

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 from transformers.utils import can_return_tuple
 
 from .configuration_concat import ConcatVlmConfig
@@ -106,6 +106,19 @@ class ConcatVlmForConditionalGeneration(JoinedModel, AgeVlmGenerationMixin):
         if self.config.image_positions:
             tokens_INW = tokens_INW + self.position_proj(position_code(grid, weight.device).to(weight.dtype))
         return ImageTokens(tokens_INW, grid)
+
+    def prefill_images(self, memory: ImageTokens) -> DynamicCache:
+        """What stands in front of a question about one image: the decoder's keys and values (num_images, H, N, D).
+
+        A pass takes, and fills, `select_cache(prefilled, indices)` as its `past_key_values`.
+        """
+        outputs = self.language_model(
+            inputs_embeds=memory.tokens.to(self.language_model.dtype),
+            use_cache=True,
+            past_key_values=DynamicCache(),
+            logits_to_keep=1,
+        )
+        return outputs.past_key_values
 
     @can_return_tuple
     def forward(
@@ -219,6 +232,15 @@ class ConcatVlmForConditionalGeneration(JoinedModel, AgeVlmGenerationMixin):
         return torch.zeros_like(visible_L1QK, dtype=dtype).masked_fill(~visible_L1QK, torch.finfo(dtype).min)
 
 
+def select_cache(cache: DynamicCache, indices: Tensor | Sequence[int]) -> DynamicCache:
+    """A new cache with the sequences at `indices` of another, in that order, repeats allowed."""
+    chosen = DynamicCache()
+    for number, layer in enumerate(cache.layers):
+        index = torch.as_tensor(indices, dtype=torch.long, device=layer.keys.device)
+        chosen.update(layer.keys[index], layer.values[index], number)
+    return chosen
+
+
 @contextmanager
 def _eager(language_model: Any) -> Iterator[None]:
     """Eager attention for a while: the only kind that gives its weights."""
@@ -306,4 +328,4 @@ def _looked_at(
     return looked
 
 
-__all__ = ["ConcatVlmForConditionalGeneration", "ImageTokens"]
+__all__ = ["ConcatVlmForConditionalGeneration", "ImageTokens", "select_cache"]
