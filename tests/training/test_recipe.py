@@ -133,7 +133,7 @@ def test_every_wrong_key_has_a_line_of_its_own() -> None:
 def test_gates_and_adapters_may_have_rates_of_their_own() -> None:
     gates = StageRecipe(name="a", trainable=("cross_attention",), steps=1, module_learning_rates={"gates": 0.1})
     adapters = StageRecipe(name="a", trainable=(), lora={}, steps=1, module_learning_rates={"language_model": 0.1})  # type: ignore[arg-type]
-    assert gates.modules == {"cross_attention", "gates"}
+    assert gates.modules == {"cross_attention", "gates", "query_key_norms"}
     assert adapters.modules == {"language_model"}
 
 

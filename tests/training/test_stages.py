@@ -24,6 +24,9 @@ def model(foundation: Path) -> Any:
     return build_model(parse_recipe(make_recipe(foundation, "align"), "recipe"))[0]
 
 
+CROSS_ATTENTION = {"cross_attention", "gates", "query_key_norms"}  # what trains with it
+
+
 def open_gates(directory: Path, foundation: Path) -> Path:
     """A tiny model whose gates are open, so that everything gets a gradient at the first step."""
     model, processor = build_model(parse_recipe(make_recipe(foundation, "align"), "recipe"))
@@ -48,8 +51,9 @@ def moved(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> se
         (["projector"], {"projector"}),
         (["gates"], {"gates"}),
         (["projector", "gates"], {"projector", "gates"}),
-        (["cross_attention"], {"cross_attention", "gates"}),
-        (["projector", "cross_attention"], {"projector", "cross_attention", "gates"}),
+        (["query_key_norms"], {"query_key_norms"}),
+        (["cross_attention"], CROSS_ATTENTION),
+        (["projector", "cross_attention"], {"projector", *CROSS_ATTENTION}),
         (["language_model"], {"language_model"}),
         (["vision_model"], {"vision_model"}),
         (list(MODULES), set(MODULES)),
@@ -85,7 +89,7 @@ def test_counts_are_those_of_the_model(model: Any) -> None:
         "trainable": 2 * len(model.cross_attention),
     }
     assert counts["projector"]["trainable"] == counts["language_model"]["trainable"] == 0
-    assert all(p.requires_grad == (module_of(n) in ("cross_attention", "gates")) for n, p in model.named_parameters())
+    assert all(p.requires_grad == (module_of(n) in CROSS_ATTENTION) for n, p in model.named_parameters())
 
 
 def test_every_parameter_of_a_model_belongs_to_a_module(model: Any) -> None:
@@ -96,7 +100,7 @@ def test_every_parameter_of_a_model_belongs_to_a_module(model: Any) -> None:
 
 def test_a_module_without_parameters_is_refused(model: Any) -> None:
     model.cross_attention = torch.nn.ModuleList()
-    with pytest.raises(ValueError, match=r"trains (cross_attention|gates), which has no parameters"):
+    with pytest.raises(ValueError, match=r"trains (cross_attention|gates|query_key_norms), which has no parameters"):
         freeze_for_stage(model, make_stage(trainable=["cross_attention"]))
 
 
@@ -118,9 +122,12 @@ def test_rates_and_decay_go_by_module_and_shape(model: Any) -> None:
     assert of[id(parameters["cross_attention.0.attn_gate"])] == (5e-3, 0.0)  # as the cross-attention it sits in
     assert of[id(parameters["language_model.model.embed_tokens.weight"])] == (1e-4, 0.0)
     assert of[id(parameters["language_model.model.layers.0.mlp.up_proj.weight"])] == (1e-4, 0.1)
-    own = stage.model_copy(update={"module_learning_rates": {"gates": 0.5}})
+    assert of[id(parameters["cross_attention.0.cross_attn.q_norm.weight"])] == (5e-3, 0.0)
+    own = stage.model_copy(update={"module_learning_rates": {"gates": 0.5, "query_key_norms": 0.25}})
     rates = {id(p): group["lr"] for group in parameter_groups(model, own) for p in group["params"]}
     assert rates[id(parameters["cross_attention.0.attn_gate"])] == 0.5
+    assert rates[id(parameters["cross_attention.0.cross_attn.q_norm.weight"])] == 0.25
+    assert rates[id(parameters["cross_attention.0.attn_norm.weight"])] == 1e-3
 
 
 def test_adapters_train_alone_and_merge_into_a_plain_model(foundation: Path, tmp_path: Path) -> None:
@@ -134,7 +141,7 @@ def test_adapters_train_alone_and_merge_into_a_plain_model(foundation: Path, tmp
     language = {name for name in changed if name.startswith("language_model")}
     assert all(name.split(".")[-2] in targets for name in language)
     assert len(language) == 4 * len(targets)
-    assert moved(adapted, after) == {"projector", "cross_attention", "gates"}
+    assert moved(adapted, after) == {"projector", *CROSS_ATTENTION}
     record = json.loads((tmp_path / "stages.json").read_text())[1]
     assert 0 < record["trainable_modules"]["language_model"] < 10_000
 

@@ -220,15 +220,16 @@ def test_a_run_tells_which_modules_train(foundation: Path, tmp_path: Path) -> No
     Run(recipe, tmp_path, Console(file=text, width=120)).describe()
     lines = text.getvalue().splitlines()
     assert lines[0].startswith("stage align")
-    assert [line.split()[0] for line in lines[1:6]] == [
+    assert [line.split()[0] for line in lines[1:7]] == [
         "gates",
+        "query_key_norms",
         "projector",
         "cross_attention",
         "language_model",
         "vision_model",
     ]
-    assert [line.split()[-1] for line in lines[1:6]] == ["trains", "trains", "frozen", "frozen", "frozen"]
-    assert [line.split()[-1] for line in lines[7:12]] == ["trains"] * 4 + ["frozen"]
+    assert [line.split()[-1] for line in lines[1:7]] == ["trains", "frozen", "trains", "frozen", "frozen", "frozen"]
+    assert [line.split()[-1] for line in lines[8:14]] == ["trains"] * 5 + ["frozen"]
     assert not (tmp_path / "recipe.yaml").exists()
 
 

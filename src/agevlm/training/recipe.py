@@ -20,7 +20,8 @@ from agevlm.data.mask_noise import MaskNoise
 from agevlm.data.scenes import WorldSpec
 from agevlm.guidance import GUIDANCE_LOSSES
 
-ModuleName = Literal["projector", "gates", "cross_attention", "language_model", "vision_model"]
+ModuleName = Literal["projector", "gates", "query_key_norms", "cross_attention", "language_model", "vision_model"]
+PARTS = ("gates", "query_key_norms")  # of the cross-attention, and train with it
 Weight = Annotated[float, Field(ge=0)]
 Rate = Annotated[float, Field(gt=0)]
 
@@ -143,10 +144,10 @@ class StageRecipe(Strict):
 
     @property
     def modules(self) -> set[str]:
-        """What trains: the gates go with the cross-attention, adapters with the language model."""
-        gates = {"gates"} if "cross_attention" in self.trainable else set()
-        adapted = {"language_model"} if self.lora else set()
-        return {*self.trainable, *gates, *adapted}
+        """What trains: gates and norms go with the cross-attention, adapters with the language model."""
+        parts = PARTS if "cross_attention" in self.trainable else ()
+        adapted = ("language_model",) if self.lora else ()
+        return {*self.trainable, *parts, *adapted}
 
 
 class EvaluationRecipe(Strict):

@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from agevlm.training.recipe import StageRecipe
+from agevlm.training.recipe import PARTS, StageRecipe
 
-# Gates lie inside cross-attention and go by a name of their own.
-MODULES = ("gates", "projector", "cross_attention", "language_model", "vision_model")
+# Gates and the norms of queries and keys lie inside cross-attention and go by names of their own.
+MODULES = ("gates", "query_key_norms", "projector", "cross_attention", "language_model", "vision_model")
 
 
 def module_of(parameter_name: str) -> str:
@@ -22,6 +22,8 @@ def module_of(parameter_name: str) -> str:
     if parameter_name.endswith(("attn_gate", "mlp_gate")):
         return "gates"
     head = parameter_name.split(".")[0]
+    if head == "cross_attention" and parameter_name.endswith(("q_norm.weight", "k_norm.weight")):
+        return "query_key_norms"
     if head in ("projector", "position_proj", "image_token_embedding"):
         return "projector"
     if head in MODULES:
@@ -32,7 +34,7 @@ def module_of(parameter_name: str) -> str:
 def freeze_for_stage(model: nn.Module, stage: StageRecipe) -> dict[str, dict[str, int]]:
     """Let exactly the stage's modules train, and count parameters: module → {"parameters", "trainable"}.
 
-    The cross-attention's gates train with it. With `lora`, adapters are put on the language model and train alone.
+    The cross-attention's gates and norms train with it. With `lora`, adapters on the language model train alone.
     A module without parameters is a ValueError.
     """
     if stage.lora:
@@ -62,9 +64,9 @@ def parameter_groups(model: nn.Module, stage: StageRecipe) -> list[dict[str, Any
 
 
 def _learning_rate(stage: StageRecipe, module: str) -> float:
-    """The module's own rate, for gates else the cross-attention's, else the stage's."""
+    """The module's own rate, for a part of cross-attention else that of the whole, else the stage's."""
     rates = {str(name): rate for name, rate in stage.module_learning_rates.items()}
-    shared = rates.get("cross_attention", stage.learning_rate) if module == "gates" else stage.learning_rate
+    shared = rates.get("cross_attention", stage.learning_rate) if module in PARTS else stage.learning_rate
     return rates.get(module, shared)
 
 
