@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -184,9 +185,11 @@ class _Pictured:
     """The pictures of a memory for many prompts; of concatenation also what the decoder keeps of each picture alone."""
 
     def __init__(self, model: Any, memory: Any) -> None:
-        self.memory = memory
-        has_front = memory is not None and hasattr(model, "prefill_images")
-        self._front = model.prefill_images(memory) if has_front else None
+        self.model, self.memory = model, memory
+
+    @cached_property
+    def _front(self) -> Any:
+        return self.model.prefill_images(self.memory)
 
     def inputs(self, images: Sequence[Sequence[int]]) -> dict[str, Any]:
         """The images of prompts about equally many. Each about one: keys and values are copied once a batch."""
@@ -201,7 +204,7 @@ class _Pictured:
 
     def past(self, images: Sequence[Sequence[int]]) -> Any:
         """What comes before prompts about one picture each: a cache to be filled; else None."""
-        if self._front is None or len(images[0]) != 1:
+        if len(images[0]) != 1 or not hasattr(self.model, "prefill_images"):
             return None
         from agevlm.modeling.modeling_concat import select_cache
 

@@ -20,7 +20,7 @@ from agevlm.data.mask_noise import MaskNoise
 from agevlm.data.scenes import WorldSpec
 from agevlm.guidance import GUIDANCE_LOSSES
 
-ModuleName = Literal["projector", "gates", "query_key_norms", "cross_attention", "language_model", "vision_model"]
+ModuleName = Literal["gates", "query_key_norms", "projector", "cross_attention", "language_model", "vision_model"]
 PARTS = ("gates", "query_key_norms")  # of the cross-attention, and train with it
 Weight = Annotated[float, Field(ge=0)]
 Rate = Annotated[float, Field(gt=0)]

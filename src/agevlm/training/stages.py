@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, get_args
 
 from torch import Tensor, nn
 
-from agevlm.training.recipe import PARTS, StageRecipe
+from agevlm.training.recipe import PARTS, ModuleName, StageRecipe
 
 # Gates and the norms of queries and keys lie inside cross-attention and go by names of their own.
-MODULES = ("gates", "query_key_norms", "projector", "cross_attention", "language_model", "vision_model")
+MODULES: tuple[str, ...] = get_args(ModuleName)
 
 
 def module_of(parameter_name: str) -> str:
