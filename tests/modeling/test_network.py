@@ -93,6 +93,16 @@ def test_backbones_come_from_directories_objects_and_plain_vision_checkpoints(tm
         AgeVlmForConditionalGeneration.from_backbones(language_model, plain)
 
 
+def test_norms_that_start_higher_make_attention_start_sharper() -> None:
+    def highest(start: float) -> float:
+        model = make_model(query_key_norm_init=start)
+        weights = model(make_ids((0,)), pixel_values=make_pixels(1), output_attention_maps=True).attention_maps
+        assert {float(n) for layer in model.cross_attention for n in layer.cross_attn.k_norm.weight} == {start}
+        return min(float(layer.flatten(-2).amax(dim=-1).mean()) for layer in weights)
+
+    assert highest(1.0) < highest(2.0) < highest(4.0)
+
+
 @pytest.mark.parametrize("null_token", [False, True])
 @pytest.mark.parametrize("places", [((0,), (2,)), ((0, 4), (3,), ())])
 def test_fused_attention_equals_the_explicit_one(places: tuple[tuple[int, ...], ...], null_token: bool) -> None:

@@ -232,3 +232,15 @@ def test_every_machine_computes_in_float32_and_none_in_bfloat16_without_kernels_
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     assert computes_in(torch.float32, "cpu")
     assert not computes_in(torch.bfloat16, "cpu") and not computes_in(torch.float16, "cpu")
+
+
+@pytest.mark.parametrize(("flags", "known"), [((False, False), False), ((True, False), True), ((False, True), True)])
+def test_avx512_alone_is_no_bfloat16(
+    monkeypatch: pytest.MonkeyPatch, flags: tuple[bool, bool], known: bool
+) -> None:
+    """oneDNN calls bfloat16 supported from AVX-512 on, where it converts to float32 and back."""
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    for name, value in zip(("_is_avx512_bf16_supported", "_is_amx_tile_supported"), flags, strict=True):
+        monkeypatch.setattr(torch.cpu, name, lambda value=value: value)
+    assert computes_in(torch.bfloat16, "cpu") is known

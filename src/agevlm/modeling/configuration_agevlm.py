@@ -52,6 +52,9 @@ class AgeVlmConfig(PreTrainedConfig):
             values, or nowhere.
         null_token: adds a learnable key and value that words attend to whose object is not in the image.
         attn_gate_init, mlp_gate_init: start of the gates before their tanh. At 0 the model is its decoder exactly.
+        query_key_norm_init: start of the weights of the norms of queries and keys, whose product scales the logits of
+            attention. At 1 those of unrelated queries and keys have a standard deviation of 1, so that attention over
+            many tokens starts nearly even; at 2 it is 4.
         rms_norm_eps: of the cross-attention's norms; defaults to the decoder's, or 1e-6.
         initializer_range: standard deviation of new weights. Default: `1 / sqrt(fan_in)`, which is 0.022 at width 2048.
 
@@ -78,6 +81,7 @@ class AgeVlmConfig(PreTrainedConfig):
     null_token: bool = False
     attn_gate_init: float = 0.0
     mlp_gate_init: float = 0.0
+    query_key_norm_init: float = 1.0
     rms_norm_eps: float | None = None
     initializer_range: float | None = None
     tie_word_embeddings: bool = False
@@ -109,7 +113,13 @@ class AgeVlmConfig(PreTrainedConfig):
             raise ValueError(
                 f"cross_attention_heads={heads} must be a multiple of cross_attention_key_value_heads={key_value_heads}"
             )
-        for name in ("cross_attention_head_dim", "cross_attention_intermediate_size", "rms_norm_eps"):
+        above_0 = (
+            "cross_attention_head_dim",
+            "cross_attention_intermediate_size",
+            "rms_norm_eps",
+            "query_key_norm_init",
+        )
+        for name in above_0:
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be above 0")
 

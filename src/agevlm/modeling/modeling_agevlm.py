@@ -42,6 +42,8 @@ class AgeVlmPreTrainedModel(JoinedModel):
         if isinstance(module, GatedCrossAttentionLayer):
             init.constant_(module.attn_gate, self.config.attn_gate_init)
             init.constant_(module.mlp_gate, self.config.mlp_gate_init)
+            for norm in (module.cross_attn.q_norm, module.cross_attn.k_norm):
+                init.constant_(norm.weight, self.config.query_key_norm_init)
         elif isinstance(module, CrossAttention) and self.config.null_token:
             init.normal_(module.null_key)
             init.zeros_(module.null_value)

@@ -41,6 +41,7 @@ class ModelRecipe(Strict):
     init: str | None = None
     cross_attention_layers: tuple[int, ...] | None = None  # of cross_attention, as the next
     null_token: bool = True
+    query_key_norm_init: float = Field(1.0, gt=0)  # above 1 attention starts sharper
     pool_size: int = Field(1, ge=1)  # of concat: side of the squares of cells that make one image token
     image_positions: Literal["none", "values", "keys_and_values"] = "values"  # concat adds them to the image tokens
     attn_implementation: Literal["eager", "sdpa", "flash_attention_2"] | None = None

@@ -348,7 +348,7 @@ def _join(recipe: Recipe) -> tuple[JoinedModel, AgeVlmProcessor]:
     if settings.architecture == "concat":
         overrides |= {"pool_size": settings.pool_size, "image_positions": settings.image_positions != "none"}
         return ConcatVlmForConditionalGeneration.from_backbones(language, vision, **overrides), processor
-    overrides |= {"null_token": settings.null_token, "image_positions": settings.image_positions}
+    overrides |= {name: getattr(settings, name) for name in ("null_token", "image_positions", "query_key_norm_init")}
     if settings.cross_attention_layers is not None:
         overrides["cross_attention_layers"] = list(settings.cross_attention_layers)
     return AgeVlmForConditionalGeneration.from_backbones(language, vision, **overrides), processor
