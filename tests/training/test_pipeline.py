@@ -235,9 +235,7 @@ def test_every_machine_computes_in_float32_and_none_in_bfloat16_without_kernels_
 
 
 @pytest.mark.parametrize(("flags", "known"), [((False, False), False), ((True, False), True), ((False, True), True)])
-def test_avx512_alone_is_no_bfloat16(
-    monkeypatch: pytest.MonkeyPatch, flags: tuple[bool, bool], known: bool
-) -> None:
+def test_avx512_alone_is_no_bfloat16(monkeypatch: pytest.MonkeyPatch, flags: tuple[bool, bool], known: bool) -> None:
     """oneDNN calls bfloat16 supported from AVX-512 on, where it converts to float32 and back."""
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)

@@ -130,6 +130,18 @@ def test_rates_and_decay_go_by_module_and_shape(model: Any) -> None:
     assert rates[id(parameters["cross_attention.0.attn_norm.weight"])] == 1e-3
 
 
+def test_matrices_of_layers_go_by_muon_where_a_stage_asks_for_it(model: Any) -> None:
+    stage = make_stage(trainable=["projector", "cross_attention", "language_model"], optimizer="muon")
+    freeze_for_stage(model, stage)
+    by_muon = {id(p) for group in parameter_groups(model, stage) if group["muon"] for p in group["params"]}
+    names = {name.split(".", 1)[-1] for name, p in model.named_parameters() if id(p) in by_muon}
+    assert {"weight", "0.cross_attn.q_proj.weight", "0.mlp.down_proj.weight"} <= names
+    assert "model.layers.0.self_attn.o_proj.weight" in names
+    assert not [name for name in names if "norm" in name or "embed" in name or "null_" in name or "lm_head" in name]
+    plain = stage.model_copy(update={"optimizer": "adamw"})
+    assert not any(group["muon"] for group in parameter_groups(model, plain))
+
+
 def test_adapters_train_alone_and_merge_into_a_plain_model(foundation: Path, tmp_path: Path) -> None:
     stage = {"name": "lora", **STAGES["instruct"], "trainable": ["projector"], "lora": {"rank": 2}}
     content = make_recipe(foundation, "cross", stage, "ground")

@@ -118,6 +118,7 @@ class StageRecipe(Strict):
     text_ratio: float = Field(
         0.0, ge=0, le=1
     )  # of conversations, read as plain text without their pictures: keeps language
+    optimizer: Literal["adamw", "muon"] = "adamw"  # muon: for the matrices of layers; all else by AdamW
     learning_rate: float = Field(2e-3, gt=0)
     module_learning_rates: dict[ModuleName, Rate] = {}  # for modules that want another one than the rest
     lr_scheduler: Literal["cosine", "linear", "constant_with_warmup"] = "cosine"

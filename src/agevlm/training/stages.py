@@ -11,6 +11,7 @@ from agevlm.training.recipe import PARTS, ModuleName, StageRecipe
 
 # Gates and the norms of queries and keys lie inside cross-attention and go by names of their own.
 MODULES: tuple[str, ...] = get_args(ModuleName)
+NO_MATRICES = ("embed", "lm_head", "null_", "lora_")  # parts of names: tables, vectors side by side, adapters
 
 
 def module_of(parameter_name: str) -> str:
@@ -53,14 +54,21 @@ def freeze_for_stage(model: nn.Module, stage: StageRecipe) -> dict[str, dict[str
 
 
 def parameter_groups(model: nn.Module, stage: StageRecipe) -> list[dict[str, Any]]:
-    """Optimiser groups by learning rate and weight decay; norms, gates, embeddings and other vectors do not decay."""
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    """Optimiser groups by learning rate and weight decay; norms, gates, embeddings and other vectors do not decay.
+
+    For Muon the matrices of layers are groups of their own, with `muon: True`: not embeddings, heads and adapters.
+    """
+    groups: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             rate = _learning_rate(stage, module_of(name))
             decay = stage.weight_decay if parameter.ndim >= 2 and "embed" not in name else 0.0
-            groups.setdefault((rate, decay), []).append(parameter)
-    return [{"params": params, "lr": rate, "weight_decay": decay} for (rate, decay), params in groups.items()]
+            muon = stage.optimizer == "muon" and parameter.ndim == 2 and not any(part in name for part in NO_MATRICES)
+            groups.setdefault((rate, decay, muon), []).append(parameter)
+    return [
+        {"params": params, "lr": rate, "weight_decay": decay, "muon": muon}
+        for (rate, decay, muon), params in groups.items()
+    ]
 
 
 def _learning_rate(stage: StageRecipe, module: str) -> float:

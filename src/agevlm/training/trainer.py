@@ -24,10 +24,12 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from agevlm.data.schema import IGNORE_INDEX
 from agevlm.guidance import guidance_loss
+from agevlm.training.muon import Muon
 from agevlm.training.recipe import StageRecipe
 from agevlm.training.stages import parameter_groups
 
 EXTRA_INPUTS = ("guidance_shares", "guidance_present", "sample_ids", "left_out")  # of a batch; not for the model
+BETAS = (0.9, 0.98)  # of AdamW
 MAX_NAMED = 20  # samples named in an error
 OnStep = Callable[[dict[str, Any]], None]
 
@@ -49,10 +51,11 @@ class StageTrainer(Trainer):
         self.add_callback(_Reporter(self))
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
-        """AdamW over the stage's trainable parameters."""
+        """The stage's optimiser over its trainable parameters: AdamW, and Muon for groups that say so."""
         if self.optimizer is None:  # type: ignore[has-type]
-            groups = parameter_groups(self.model, self.stage)
-            self.optimizer = torch.optim.AdamW(groups, lr=self.stage.learning_rate, betas=(0.9, 0.98), fused=True)
+            arithmetic = torch.bfloat16 if self.args.bf16 else torch.float32
+            groups, rate = parameter_groups(self.model, self.stage), self.stage.learning_rate
+            self.optimizer = Muon(groups, lr=rate, betas=BETAS, arithmetic=arithmetic)
         return self.optimizer
 
     def get_batch_samples(
