@@ -286,6 +286,28 @@ def test_groups_are_set_against_their_first_arm_and_the_best_is_marked() -> None
 # ------------------------------------------------------------------------------------------------------------ files
 
 
+def test_how_long_and_how_guided_ablations_and_sweeps_are_comes_from_their_files() -> None:
+    what = {"guided": {"ground": 2.0, "instruct": 1.2}, "language_model": ["ground", "instruct"], "steps": 300}
+    groups = make_groups() | {"described": {"age_plus": what}}
+    content = make_content({"age": 0.9, "age_plus": 0.95})
+
+    def told(name: str, steps: int, **changes: Any) -> str:
+        others = {name: groups | {"name": name} | changes}
+        described = {"age_plus": make_analyses()["described"]["age"] | {"steps": steps}}
+        page = build_page(Figures(content | {"described": described}, others))
+        found = next(part for part in page.sections if part.title == name.capitalize())
+        return next(block.content for block in found.blocks if isinstance(block, Text))
+
+    ablations = told("ablations", 300, foundations=3)
+    assert "first arm, at the comparison’s steps." in ablations and "weights 2 and 1.2 in stages 3 and 4" in ablations
+    assert "packaged foundation" not in ablations and "stage 4 alone" not in ablations
+    assert "at half the comparison’s steps" in told("ablations", 600)
+    assert "at 75 % of the comparison’s steps" in told("ablations", 400)
+    assert "packaged foundation" in told("ablations", 300)
+    assert "shorter runs of one seed" in told("sweeps", 600) and "higher AUROC" in told("sweeps", 600)
+    assert told("sweeps", 300, note="The best counts best.").endswith("is from. The best counts best.")
+
+
 def write_json(path: Path, content: Any) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content), encoding="utf-8")

@@ -45,20 +45,10 @@ _GROUPS = (
     "“Minus the first” is the paired difference to the first arm of the group. Bold is the best of a group: perhaps by "
     "chance, where the interval of its difference holds 0."
 )
-_ABLATIONS = (
-    "One thing changed at a time, everything else as in the group’s first arm, at half the comparison’s steps. AGE + "
-    "has the KL loss, weights 0.5 and 0.3 in stages 3 and 4, both layers, heads averaged, phrases and answers guided, "
-    f"the true masks of all samples. {_GROUPS} Colours of the plot mark the groups. All seeds start from the packaged "
-    "foundation: what differs between foundations is not in these intervals. AGE +’s language model trains in stage 4 "
-    "alone, so its like that is guided in stage 3 only is not AGE, whose language model learns while it is guided; "
-    "what stage 4 adds to AGE itself is in a group of its own."
+_RULE = (
+    "The best adversarial accuracy was chosen; of equal ones the higher AUROC. Where the best was the last of its row, "
+    "one further was tried."
 )
-_SWEEPS = (
-    "How the settings of each arm were chosen: shorter runs of one seed, measured on validation scenes, which no other "
-    "figure of this page is from. The best adversarial accuracy was chosen; of equal ones the higher AUROC. Where the "
-    "best was the last of its row, one further was tried."
-)
-_INTRO = {"ablations": _ABLATIONS, "sweeps": _SWEEPS}
 
 
 @dataclass(frozen=True)
@@ -159,8 +149,11 @@ def build_page(figures: Figures, links: Sequence[Block] = ()) -> Page:
     content = figures.comparison
     if _is_grouped(content):
         name = str(content.get("name", "comparison"))
-        groups = groups_section(content, "Group by group", _INTRO.get(name, _GROUPS), "groups")
+        introductions = {"ablations": _ablations, "sweeps": _sweeps}
+        intro = introductions[name](content, {}) if name in introductions else _GROUPS
+        groups = groups_section(content, "Group by group", intro, "groups")
         return Page(name.capitalize(), "", [], [part for part in (groups, _again(figures, links)) if part])
+    ablations, sweeps = (figures.others.get(name, {}) for name in ("ablations", "sweeps"))
     sections = (
         arms_section(content),
         claims_section(content),
@@ -175,12 +168,65 @@ def build_page(figures: Figures, links: Sequence[Block] = ()) -> Page:
         similarity_section(content),
         language_section(content),
         costs_section(content),
-        groups_section(figures.others.get("ablations", {}), "Ablations", _ABLATIONS, "ablations"),
-        groups_section(figures.others.get("sweeps", {}), "Sweeps", _SWEEPS),
+        groups_section(ablations, "Ablations", _ablations(ablations, content), "ablations"),
+        groups_section(sweeps, "Sweeps", _sweeps(sweeps, content)),
         _again(figures, links),
     )
     title = "Guided against unguided cross-attention against concatenation"
     return Page(title, verdict(content), headline(content), [found for found in sections if found])
+
+
+def _ablations(content: Nested, comparison: Nested) -> str:
+    """What the ablations have in common, as their file has it; `comparison` says how long its own runs are."""
+    arm = _first_arm(content)
+    what = section(content, f"described.{arm}")
+    if not what:
+        return _GROUPS
+    weights = " and ".join(f"{weight:g}" for weight in what["guided"].values())
+    told = [
+        f"One thing changed at a time, everything else as in the group’s first arm, {_length(what, comparison, arm)}.",
+        f"{titles(content)[arm]} has the KL loss, weights {weights} in stages 3 and 4, both layers, heads averaged, "
+        "phrases and answers guided, the true masks of all samples.",
+        _GROUPS,
+        "Colours of the plot mark the groups.",
+    ]
+    if content.get("foundations") is None:
+        told.append(
+            "All seeds start from the packaged foundation: what differs between foundations is not in these intervals."
+        )
+    if len(what["language_model"]) == 1:
+        told.append(
+            "AGE +’s language model trains in stage 4 alone, so its like that is guided in stage 3 only is not AGE, "
+            "whose language model learns while it is guided; what stage 4 adds to AGE itself is in a group of its own."
+        )
+    return " ".join(told)
+
+
+def _sweeps(content: Nested, comparison: Nested) -> str:
+    """How settings were chosen; by which rule, the note of the file says."""
+    arm = _first_arm(content)
+    steps = section(content, f"described.{arm}").get("steps", 0)
+    longest = max((what["steps"] for what in section(comparison, "described").values()), default=0)
+    runs = "shorter runs" if steps < longest else "runs"
+    return (
+        f"How the settings of each arm were chosen: {runs} of one seed, measured on validation scenes, which no other "
+        f"figure of this page is from. {content.get('note') or _RULE}"
+    )
+
+
+def _first_arm(content: Nested) -> str:
+    return str(next((arms[0] for arms in section(content, "groups").values() if arms), ""))
+
+
+def _length(what: Nested, comparison: Nested, arm: str) -> str:
+    """How long runs are, against those of the comparison's arm of that name."""
+    whole = section(comparison, f"described.{arm}").get("steps")
+    if not whole:
+        return f"with {what['steps']} steps"
+    if whole == what["steps"]:
+        return "at the comparison’s steps"
+    share = what["steps"] / whole
+    return f"at {'half' if share == 0.5 else f'{100 * share:.0f} % of'} the comparison’s steps"
 
 
 def _again(figures: Figures, links: Sequence[Block]) -> Section:
