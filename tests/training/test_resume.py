@@ -28,9 +28,10 @@ class KilledError(BaseException):
 
 
 def recipe_of(foundation: Path, **settings: Any) -> dict[str, Any]:
-    """Two stages of seven steps, accumulated, with a checkpoint every third."""
+    """Two stages of seven steps, one with AdamW, one with Muon, accumulated, with a checkpoint every third."""
     stages = (
-        {"name": name, **STAGES[name], "steps": 7, "gradient_accumulation_steps": 2} for name in ("cross", "instruct")
+        {"name": name, **STAGES[name], "optimizer": optimizer, "steps": 7, "gradient_accumulation_steps": 2}
+        for name, optimizer in (("cross", "adamw"), ("instruct", "muon"))
     )
     return make_recipe(foundation, *stages, save_steps=3, **settings)
 
