@@ -170,6 +170,14 @@ def test_the_log_tells_the_learning_rate_of_its_step(foundation: Path, tmp_path:
     assert rates == pytest.approx([0.0, 0.01, 0.01 * 2 / 3, 0.01 / 3])
 
 
+def test_a_rate_may_be_stable_and_fall_at_the_end(foundation: Path, tmp_path: Path) -> None:
+    stage = {"name": "one", **STAGES["align"], "steps": 10, "lr_scheduler": "warmup_stable_decay", "warmup_ratio": 0.1}
+    run(make_recipe(foundation, stage), tmp_path)
+    rates = [line["learning_rate"] for line in read_losses(tmp_path)]
+    assert rates[:8] == pytest.approx([0.0, *[0.01] * 7])
+    assert rates[7] > rates[8] > rates[9] > 0
+
+
 def test_checkpointed_gradients_change_nothing(foundation: Path, tmp_path: Path) -> None:
     for name in ("plain", "saving"):
         stage = {"name": "all", **STAGES["instruct"], "gradient_checkpointing": name == "saving"}

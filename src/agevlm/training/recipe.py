@@ -121,7 +121,7 @@ class StageRecipe(Strict):
     optimizer: Literal["adamw", "muon"] = "adamw"  # muon: for the matrices of layers; all else by AdamW
     learning_rate: float = Field(2e-3, gt=0)
     module_learning_rates: dict[ModuleName, Rate] = {}  # for modules that want another one than the rest
-    lr_scheduler: Literal["cosine", "linear", "constant_with_warmup"] = "cosine"
+    lr_scheduler: Literal["cosine", "linear", "constant_with_warmup", "warmup_stable_decay"] = "cosine"
     warmup_ratio: float = Field(0.05, ge=0, le=1)
     weight_decay: float = Field(0.01, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)

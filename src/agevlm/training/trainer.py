@@ -30,6 +30,7 @@ from agevlm.training.stages import parameter_groups
 
 EXTRA_INPUTS = ("guidance_shares", "guidance_present", "sample_ids", "left_out")  # of a batch; not for the model
 BETAS = (0.9, 0.98)  # of AdamW
+DECAY_RATIO = 0.3  # of a stage's steps, in which a rate that is stable before falls to 0
 MAX_NAMED = 20  # samples named in an error
 OnStep = Callable[[dict[str, Any]], None]
 
@@ -247,6 +248,7 @@ def training_arguments(
         gradient_accumulation_steps=stage.gradient_accumulation_steps,
         learning_rate=stage.learning_rate,
         lr_scheduler_type=stage.lr_scheduler,
+        lr_scheduler_kwargs=_scheduler_settings(stage),
         warmup_steps=round(stage.warmup_ratio * stage.steps),
         max_grad_norm=stage.max_grad_norm,
         bf16=dtype == torch.bfloat16,
@@ -266,6 +268,12 @@ def training_arguments(
         report_to=[],
         use_cpu=not torch.cuda.is_available(),
     )
+
+
+def _scheduler_settings(stage: StageRecipe) -> dict[str, int] | None:
+    if stage.lr_scheduler != "warmup_stable_decay":
+        return None
+    return {"num_decay_steps": round(DECAY_RATIO * stage.steps)}
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
