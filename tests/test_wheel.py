@@ -38,7 +38,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_wheel_holds_code_checkpoints_and_recipes_and_nothing_else(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
-        names = archive.namelist()
+        sizes = {file.filename: file.compress_size for file in archive.infolist()}
+    names = list(sizes)
     assert {name.split("/")[0].split("-")[0] for name in names} == {"agevlm"}
     for name in PACKAGED:
         assert f"agevlm/checkpoints/{name}/config.json" in names
@@ -47,7 +48,10 @@ def test_the_wheel_holds_code_checkpoints_and_recipes_and_nothing_else(wheel: Pa
         assert f"agevlm/{name}" in names
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert not [name for name in names if name.endswith((".bin", ".pt", ".pkl", ".pyc"))]
-    assert wheel.stat().st_size < 20_000_000
+    weights = {name for name in names if name.endswith(".safetensors")}
+    assert {Path(name).parent.name for name in weights} == set(PACKAGED)
+    assert sum(sizes[name] for name in weights) < 21_000_000
+    assert sum(size for name, size in sizes.items() if name not in weights) < 600_000
 
 
 def test_the_wheel_answers_in_an_empty_environment(wheel: Path, tmp_path: Path) -> None:
