@@ -19,11 +19,7 @@ if TYPE_CHECKING:
     from agevlm.modeling.joined import JoinedModel
     from agevlm.modeling.processing_agevlm import AgeVlmProcessor
 
-PACKAGED = (
-    "tiny",
-    *("tiny-convnext", "tiny-convnext-1", "tiny-convnext-2"),
-    *("tiny-llama", "tiny-llama-1", "tiny-llama-2"),
-)
+PACKAGED = ("tiny", "tiny-convnext", "tiny-llama", "tiny-convnext-1", "tiny-convnext-2", "tiny-llama-1")
 """The checkpoints in the package: a trained AGE-VLM, and the vision and language models of the embedded world.
 
 Those with a number were trained like the ones without, with that seed, and are kept in bfloat16: comparisons start from

@@ -18,7 +18,7 @@ NUM_ITERATIONS = 5
 RMS_OF_ADAMW = 0.2  # of an update: what that of AdamW usually is
 EPS = 1e-7
 
-# Letters: S matrices of one shape, M rows, N columns, M <= N.
+# Letters: S matrices of one shape, M rows, N columns.
 
 
 class Muon(torch.optim.AdamW):
@@ -53,18 +53,17 @@ class Muon(torch.optim.AdamW):
         return super().step()  # AdamW passes by what has no gradient
 
     def _move(self, group: dict[str, Any]) -> None:
-        by_shape: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = {}
+        by_shape: dict[torch.Size, list[tuple[Tensor, Tensor]]] = {}
         for parameter in group["params"]:
             if parameter.grad is not None:
                 wanted = self._wanted(parameter, parameter.grad)
-                by_shape.setdefault((min(wanted.shape), max(wanted.shape)), []).append((parameter, wanted))
+                by_shape.setdefault(wanted.shape, []).append((parameter, wanted))
                 parameter.grad = None
-        for (_, longest), pairs in by_shape.items():
-            directions = orthogonal(torch.stack([_lying(wanted) for _, wanted in pairs]), self.arithmetic)
+        for shape, pairs in by_shape.items():
+            directions = orthogonal(torch.stack([wanted for _, wanted in pairs]), self.arithmetic)
             for (parameter, _), direction in zip(pairs, directions, strict=True):
-                moved = direction if parameter.shape[0] <= parameter.shape[1] else direction.T
                 parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                parameter.add_(moved, alpha=-group["lr"] * RMS_OF_ADAMW * longest**0.5)
+                parameter.add_(direction, alpha=-group["lr"] * RMS_OF_ADAMW * max(shape) ** 0.5)
 
     def _wanted(self, parameter: Tensor, gradient: Tensor) -> Tensor:
         """Nesterov's momentum, brought up to date."""
@@ -77,12 +76,10 @@ class Muon(torch.optim.AdamW):
         return gradient.lerp(state["momentum"], self.momentum)
 
 
-def _lying(matrix: Tensor) -> Tensor:
-    return matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
-
-
 def orthogonal(matrices_SMN: Tensor, arithmetic: torch.dtype = torch.float32) -> Tensor:
-    """Matrices with the same singular vectors, M <= N, and singular values near 1, in float32; of zeros, zeros."""
+    """Matrices with the same singular vectors, and singular values near 1, in float32; of zeros, zeros."""
+    if matrices_SMN.shape[1] > matrices_SMN.shape[2]:  # the iteration squares the shorter side
+        return orthogonal(matrices_SMN.mT, arithmetic).mT
     linear, cubic, quintic = COEFFICIENTS
     found = matrices_SMN.to(arithmetic)
     found = found / found.norm(dim=(1, 2), keepdim=True).clamp(min=EPS)
