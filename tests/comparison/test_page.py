@@ -299,10 +299,12 @@ def test_how_long_and_how_guided_ablations_and_sweeps_are_comes_from_their_files
         return next(block.content for block in found.blocks if isinstance(block, Text))
 
     ablations = told("ablations", 300, foundations=3)
-    assert "first arm, at the comparison’s steps." in ablations and "weights 2 and 1.2 in stages 3 and 4" in ablations
+    assert (
+        "first arm, at the comparison’s 300 steps." in ablations and "weights 2 and 1.2 in stages 3 and 4" in ablations
+    )
     assert "packaged foundation" not in ablations and "stage 4 alone" not in ablations
-    assert "at half the comparison’s steps" in told("ablations", 600)
-    assert "at 75 % of the comparison’s steps" in told("ablations", 400)
+    assert "with 300 steps, where the comparison’s have 600." in told("ablations", 600)
+    assert told("ablations", 600, note="Of an earlier recipe.").startswith("**Of an earlier recipe.** One thing")
     assert "packaged foundation" in told("ablations", 300)
     assert "shorter runs of one seed" in told("sweeps", 600) and "higher AUROC" in told("sweeps", 600)
     assert told("sweeps", 300, note="The best counts best.").endswith("is from. The best counts best.")

@@ -33,6 +33,7 @@ from agevlm.comparison.sections import (
     equal_time_section,
     figures_section,
     headline,
+    noted,
     titles,
     verdict,
 )
@@ -184,6 +185,7 @@ def _ablations(content: Nested, comparison: Nested) -> str:
         return _GROUPS
     weights = " and ".join(f"{weight:g}" for weight in what["guided"].values())
     told = [
+        *noted(content),
         f"One thing changed at a time, everything else as in the group’s first arm, {_length(what, comparison, arm)}.",
         f"{titles(content)[arm]} has the KL loss, weights {weights} in stages 3 and 4, both layers, heads averaged, "
         "phrases and answers guided, the true masks of all samples.",
@@ -224,9 +226,8 @@ def _length(what: Nested, comparison: Nested, arm: str) -> str:
     if not whole:
         return f"with {what['steps']} steps"
     if whole == what["steps"]:
-        return "at the comparison’s steps"
-    share = what["steps"] / whole
-    return f"at {'half' if share == 0.5 else f'{100 * share:.0f} % of'} the comparison’s steps"
+        return f"at the comparison’s {whole} steps"
+    return f"with {what['steps']} steps, where the comparison’s have {whole}"
 
 
 def _again(figures: Figures, links: Sequence[Block]) -> Section:

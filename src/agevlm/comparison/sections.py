@@ -100,6 +100,11 @@ def titles(content: Nested) -> dict[str, str]:
     return {arm: str(named.get(arm, arm)) for arm in section(content, "arms")}
 
 
+def noted(content: Nested) -> list[str]:
+    """What a reader of these figures must know first: the note of the file, if it has one."""
+    return [f"**{note}**"] if (note := content.get("note")) else []
+
+
 def verdict(content: Nested) -> str:
     """What guidance does, in a sentence, and how much of what was claimed holds; the recipe's note before it."""
     parts = [_errs(content)]
@@ -112,8 +117,7 @@ def verdict(content: Nested) -> str:
         parts.append(f"The error of {GUIDED[guided]} is {', '.join(against)}.")
     if len(parts) == 1:
         parts.append("No verdict: the file does not set a guided arm against unguided cross-attention.")
-    if note := content.get("note"):
-        parts.insert(0, f"**{note}**")
+    parts = [*noted(content), *parts]
     found = claims(content)
     known = [claim for claim in found if claim.holds is not None and not claim.added]
     if known:
@@ -402,7 +406,7 @@ def compute_section(content: Nested, longer: Nested) -> Section | None:
         for arm, of in pairs
     ]
     caption = "Adversarial accuracy of the guided arms, once as long, minus that of the others, on the seeds of both"
-    told = [_reaches(longer, arm, of, names[of], list(lines[of])) for arm, of in pairs]
+    told = [*noted(longer), *(_reaches(longer, arm, of, names[of], list(lines[of])) for arm, of in pairs)]
     if any(len(found.values) == 1 for points in lines.values() for found in points.values()):
         told.append("Intervals of one seed know its pictures only.")
     if any(_runs_differ(content, longer, arm) for arm in levels):
