@@ -11,15 +11,12 @@ from typing import Any
 import pytest
 
 from agevlm.comparison.page import read_figures, write_page
-from agevlm.comparison.readings import percent, read
-from agevlm.comparison.summary import write_summary
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 ATTENTION = Path("docs/results/comparison/attention.png")
 TABLES = [f"results/{name}.json" for name in ("comparison", "sweeps", "longer", "ablations")]
 FIGURES = runpy.run_path(str(ROOT / "benchmarks" / "seeds.py"))["FIGURES"]
-FOUNDATIONS = runpy.run_path(str(ROOT / "benchmarks" / "foundations.py"))
 
 
 def load(path: str) -> Any:
@@ -70,18 +67,6 @@ def test_the_page_is_what_the_files_of_figures_make(tmp_path: Path) -> None:
     assert page.read_text(encoding="utf-8") == kept.read_text(encoding="utf-8")
     plots = {path.name for path in page.with_suffix("").iterdir()}
     assert plots == {path.name for path in kept.with_suffix("").iterdir()}
-
-
-def test_both_sets_together_are_told_as_they_are(tmp_path: Path) -> None:
-    """The file is what its script makes of both sets, and the sentences on it have its figures."""
-    kept, comparison = load("results/foundations.json"), load("results/comparison.json")
-    made = FOUNDATIONS["pooled"](FOUNDATIONS["read_values"](comparison, kept["earlier"]))
-    write_summary(kept | made, tmp_path / "foundations.json")
-    assert json.loads((tmp_path / "foundations.json").read_text(encoding="utf-8")) == kept
-    for arm in ("age", "age_plus"):
-        told = percent(read(made["error_ratios"][arm]["cross_attention"]))
-        assert told in README
-        assert any(told in remark for remark in comparison["remarks"])
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "results").glob("*.json")))
