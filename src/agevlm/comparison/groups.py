@@ -9,7 +9,7 @@ from typing import Any
 from agevlm.comparison.claims import ADVERSARIAL, GUIDED, difference
 from agevlm.comparison.document import Block, Plot, Section, Table, Text
 from agevlm.comparison.plots import Row, interval_plot
-from agevlm.comparison.readings import NOTHING, Nested, reading, section, signed, written
+from agevlm.comparison.readings import NOTHING, Nested, Reading, reading, section, signed, written
 from agevlm.comparison.sections import titles
 
 _FIGURES = (
@@ -17,6 +17,7 @@ _FIGURES = (
     ("pope.random.accuracy", "random", 3),
     ("pointing.accuracy", "pointing", 3),
     ("counting.accuracy", "counting", 3),
+    ("colour.accuracy", "colour", 3),
     ("text_perplexity.after", "perplexity after", 2),
 )
 
@@ -24,8 +25,8 @@ _FIGURES = (
 def groups_section(content: Nested, title: str, intro: str, plot: str | None = None) -> Section | None:
     """A table for each group: adversarial accuracy, the difference to the group's first arm, and other figures.
 
-    The best adversarial accuracy of a group is **strong**; an arm that was chosen for the comparison has a mark. `plot`
-    names a picture of all groups.
+    The best adversarial accuracy of a group is **strong**, a figure ▲ or ▼ where its paired difference to that of the
+    first arm is clear of 0; an arm that was chosen for the comparison has a mark. `plot` names a picture of all groups.
     """
     names, chosen = titles(content), set(content.get("chosen", ()))
     groups = {name: [arm for arm in arms if arm in names] for name, arms in section(content, "groups").items()}
@@ -53,10 +54,21 @@ def _table(content: Nested, caption: str, arms: Sequence[str], names: dict[str, 
         score = reading(content, f"arms.{arm}.{ADVERSARIAL}")
         seeds = str(len(score.values)) if score else NOTHING
         found = f"**{written(score)}**" if arm == best else written(score)
-        gap = "" if arm == first else signed(difference(content, arm, first))
-        figures = [written(reading(content, f"arms.{arm}.{name}"), digits) for name, _, digits in _FIGURES]
+        gained = difference(content, arm, first)
+        gap = "" if arm == first else _with_sign(signed(gained), gained)
+        figures = [
+            _with_sign(written(reading(content, f"arms.{arm}.{name}"), digits), difference(content, arm, first, name))
+            for name, _, digits in _FIGURES
+        ]
         rows.append([names[arm] + (" ✓ chosen" if arm in chosen else ""), seeds, found, gap, *figures])
     return Table(headers, rows, caption)
+
+
+def _with_sign(text: str, difference: Reading | None) -> str:
+    """The text, with a triangle up or down where a difference is clear of 0."""
+    if difference is None or not difference.clear_of_zero:
+        return text
+    return f"{text} {'▲' if difference.mean > 0 else '▼'}"
 
 
 def _draw(content: Nested, groups: dict[str, list[str]], names: dict[str, str], theme: Any) -> Any:

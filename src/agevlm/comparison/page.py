@@ -43,8 +43,9 @@ OTHERS = ("sweeps", "longer", "ablations")  # recipes whose figures go onto the 
 INDEX = "index.html"
 _PNG = b"\x89PNG\r\n\x1a\n"
 _GROUPS = (
-    "“Minus the first” is the paired difference to the first arm of the group. Bold is the best of a group: perhaps by "
-    "chance, where the interval of its difference holds 0."
+    "“Minus the first” is the paired difference to the first arm of the group; ▲ and ▼ are figures whose difference to "
+    "its own is clear of 0. Bold is the best of a group: perhaps by chance, where the interval of its difference holds "
+    "0."
 )
 _RULE = (
     "The best adversarial accuracy was chosen; of equal ones the higher AUROC. Where the best was the last of its row, "
@@ -188,7 +189,7 @@ def _ablations(content: Nested, comparison: Nested) -> str:
         *noted(content),
         f"One thing changed at a time, everything else as in the group’s first arm, {_length(what, comparison, arm)}.",
         f"{titles(content)[arm]} has the KL loss, weights {weights} in stages 3 and 4, both layers, heads averaged, "
-        "phrases and answers guided, the true masks of all samples.",
+        "phrases and answers guided but those of counting, the true masks of all samples.",
         _GROUPS,
         "Colours of the plot mark the groups.",
     ]
