@@ -228,7 +228,7 @@ def test_seeds_begin_where_the_recipe_says(tmp_path: Path) -> None:
     assert recipe.groups_of_seeds == {4: 1, 5: 2}
     assert [job.name for job in foundation_jobs(recipe, tmp_path, recipe.trained)] == ["foundation 1", "foundation 2"]
     trained = training_jobs(recipe, tmp_path, ["cross_attention_4x", "cross_attention_16x"])
-    assert [job.name for job in trained] == ["cross_attention_4x 4", "cross_attention_16x 4", "cross_attention_4x 5"]
+    assert [job.name for job in trained] == ["cross_attention_16x 4", "cross_attention_4x 4", "cross_attention_4x 5"]
     costs = costs_job(recipe, tmp_path).arguments
     assert costs[costs.index("--foundation") + 1] == str(tmp_path / "foundations" / "1")
 

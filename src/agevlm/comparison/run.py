@@ -107,20 +107,21 @@ def _copy_packaged(spec: FoundationSpec, directory: Path) -> None:
 
 
 def training_jobs(recipe: ComparisonRecipe, out: Path, arms: Sequence[str], num_parallel: int = 1) -> list[Job]:
-    """One job for each arm and seed. Writes their recipes.
+    """One job for each arm and seed, the longest first, so that no core is left idle beside one. Writes their recipes.
 
-    As many seeds as run side by side go together, the last ones with what is left over: stopped early, it is even, and
-    each of the first jobs makes the cached features of another seed, which nobody waits for.
+    Of equal length, as many seeds as run side by side go together, the last ones with what is left over: stopped early,
+    it is even, and each of the first jobs makes the cached features of another seed, which nobody waits for.
     """
     starts = range(0, max(len(recipe.seeds) - num_parallel + 1, 1), num_parallel)
     ends = [*starts[1:], len(recipe.seeds)]
-    return [
+    jobs = [
         _training_job(recipe_of_run(recipe, out, arm, seed), run_directory(out, arm, seed), out, f"{arm}-{seed}")
         for start, end in zip(starts, ends, strict=True)
         for arm in arms
         for seed in recipe.seeds[start:end]
         if seed in recipe.seeds_of(arm)
     ]
+    return sorted(jobs, key=lambda job: job.num_steps, reverse=True)
 
 
 def recipe_of_run(recipe: ComparisonRecipe, out: Path, arm: str, seed: int) -> Recipe:
