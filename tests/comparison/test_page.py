@@ -259,9 +259,14 @@ def told_of_longer_training(longer: dict[str, Any]) -> str:
 
 
 def test_longer_unguided_training_says_whether_the_gap_closes() -> None:
-    told = told_of_longer_training(make_longer())
+    longer = make_longer()
+    longer["differences"]["age"]["cross_attention_16x"]["pointing"] = {"accuracy": estimate(0.0, 0.01)}
+    told = told_of_longer_training(longer)
     assert "With 16 times the steps (3 seeds) cross-attention, unguided reaches AGE." in told
     assert "still trails AGE +, ahead by +0.005 (−0.005 to +0.015), not clear of 0: it may have caught up." in told
+    longer["differences"]["age"]["cross_attention_16x"]["pointing"] = {"accuracy": estimate(0.4, 0.1)}
+    told = told_of_longer_training(longer)
+    assert "unguided reaches AGE, which points +0.400 (+0.300 to +0.500) better." in told
 
 
 def test_unguided_runs_reach_age_on_the_seeds_of_both() -> None:

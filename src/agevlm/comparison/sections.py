@@ -441,7 +441,9 @@ def _reaches(longer: Nested, guided: str, arm: str, title: str, multiples: Seque
     seeds = "one seed" if len(gap.values) == 1 else f"{len(gap.values)} seeds"
     trained = f"With {multiple} times the steps ({seeds}) {title}"
     if gap.mean <= 0:
-        return f"{trained} reaches {GUIDED[guided]}."
+        looks = difference(longer, guided, _multiplied(arm, multiple), "pointing.accuracy")
+        where = f", which points {signed(looks)} better" if looks and looks.clear_of_zero and looks.mean > 0 else ""
+        return f"{trained} reaches {GUIDED[guided]}{where}."
     sure = "" if gap.clear_of_zero else ", not clear of 0: it may have caught up"
     return f"{trained} still trails {GUIDED[guided]}, ahead by {signed(gap)}{sure}."
 
