@@ -18,6 +18,7 @@ _FIGURES = (
     ("pointing.accuracy", "pointing", 3),
     ("counting.accuracy", "counting", 3),
     ("colour.accuracy", "colour", 3),
+    ("location.accuracy", "location", 3),
     ("text_perplexity.after", "perplexity after", 2),
 )
 

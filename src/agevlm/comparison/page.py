@@ -43,9 +43,9 @@ OTHERS = ("sweeps", "longer", "ablations")  # recipes whose figures go onto the 
 INDEX = "index.html"
 _PNG = b"\x89PNG\r\n\x1a\n"
 _GROUPS = (
-    "“Minus the first” is the paired difference to the first arm of the group; ▲ and ▼ are figures whose difference to "
-    "its own is clear of 0. Bold is the best of a group: perhaps by chance, where the interval of its difference holds "
-    "0."
+    "“Minus the first” is the paired difference to the first arm of the group; ▲ and ▼ are figures above and below the "
+    "first arm’s, the paired difference clear of 0. Bold is the best adversarial accuracy of a group: perhaps by chance, "
+    "where the interval of its difference holds 0."
 )
 _RULE = (
     "The best adversarial accuracy was chosen; of equal ones the higher AUROC. Where the best was the last of its row, "
@@ -199,7 +199,7 @@ def _ablations(content: Nested, comparison: Nested) -> str:
         )
     if len(what["language_model"]) == 1:
         told.append(
-            "AGE +’s language model trains in stage 4 alone, so its like that is guided in stage 3 only is not AGE, "
+            "AGE +’s language model trains in stage 4 alone, so the arm that is guided in stage 3 only is not AGE, "
             "whose language model learns while it is guided; what stage 4 adds to AGE itself is in a group of its own."
         )
     return " ".join(told)

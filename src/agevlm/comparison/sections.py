@@ -378,6 +378,16 @@ def equal_time_section(content: Nested) -> Section | None:
     return Section("At equal time", [Text(text), Table(headers, rows)])
 
 
+_LEARNED_LONGER = (
+    (ERROR, "Adversarial error", 3),
+    ("pointing.accuracy", "Pointing", 3),
+    ("counting.accuracy", "Counting", 3),
+    ("colour.accuracy", "Colour", 3),
+    ("location.accuracy", "Location", 3),
+    ("text_perplexity.after", "Perplexity of text after", 2),
+)
+
+
 def compute_section(content: Nested, longer: Nested) -> Section | None:
     """Unguided arms that train several times longer, against the guided ones trained once as long.
 
@@ -392,23 +402,26 @@ def compute_section(content: Nested, longer: Nested) -> Section | None:
     multiples = sorted({multiple for points in lines.values() for multiple in points})
     headers = ["arm", *(f"{multiple} × the steps" for multiple in multiples)]
     tables = []
-    for figure, caption in ((ERROR, "Adversarial error"), ("pointing.accuracy", "Pointing")):
+    for figure, caption, digits in _LEARNED_LONGER:
         blank = [""] * (len(multiples) - 1)
         rows = [
-            [f"{GUIDED[arm]}, once as long", written(reading(longer, f"arms.{arm}.{figure}")), *blank] for arm in levels
+            [f"{GUIDED[arm]}, once as long", written(reading(longer, f"arms.{arm}.{figure}"), digits), *blank]
+            for arm in levels
         ]
         for of, points in _longer(longer, figure, names).items():
-            rows.append([names[of], *(written(points.get(multiple)) for multiple in multiples)])
-        tables.append(Table(headers, rows, caption))
+            rows.append([names[of], *(written(points.get(multiple), digits) for multiple in multiples)])
+        if any(set(row[1:]) - {"", NOTHING} for row in rows):
+            tables.append(Table(headers, rows, caption))
     pairs = [(arm, of) for of in lines for arm in levels]
     gaps = [
         [f"{GUIDED[arm]} minus {names[of]}", *(_gap(longer, arm, _multiplied(of, multiple)) for multiple in multiples)]
         for arm, of in pairs
     ]
     caption = "Adversarial accuracy of the guided arms, once as long, minus that of the others, on the seeds of both"
-    told = [*noted(longer), *(_reaches(longer, arm, of, names[of], list(lines[of])) for arm, of in pairs)]
+    asks = "How many times the steps do unguided arms need, to answer as guided ones do that trained once as long?"
+    told = [*noted(longer), asks, *(_reaches(longer, arm, of, names[of], list(lines[of])) for arm, of in pairs)]
     if any(len(found.values) == 1 for points in lines.values() for found in points.values()):
-        told.append("Intervals of one seed know its pictures only.")
+        told.append("An interval of one seed knows the choice of its pictures only.")
     if any(_runs_differ(content, longer, arm) for arm in levels):
         told.append("All figures here, once as long too, are of other runs than those of the sections above.")
     draw = partial(_draw_compute, lines, levels, names)
@@ -436,16 +449,16 @@ def _reaches(longer: Nested, guided: str, arm: str, title: str, multiples: Seque
     gaps = {m: gap for m in multiples if (gap := difference(longer, guided, _multiplied(arm, m)))}
     if not gaps:
         return f"Unguided, {title} was not trained on the seeds of {GUIDED[guided]}."
-    multiple = next((multiple for multiple, gap in gaps.items() if gap.mean <= 0), max(gaps))
+    name, multiple = GUIDED[guided], next((multiple for multiple, gap in gaps.items() if gap.mean <= 0), max(gaps))
     gap = gaps[multiple]
     seeds = "one seed" if len(gap.values) == 1 else f"{len(gap.values)} seeds"
     trained = f"With {multiple} times the steps ({seeds}) {title}"
     if gap.mean <= 0:
         looks = difference(longer, guided, _multiplied(arm, multiple), "pointing.accuracy")
-        where = f", which points {signed(looks)} better" if looks and looks.clear_of_zero and looks.mean > 0 else ""
-        return f"{trained} reaches {GUIDED[guided]}{where}."
+        where = f", and {name} points {written(looks)} better" if looks and looks.clear_of_zero and looks.mean > 0 else ""
+        return f"{trained} has reached {name} in the mean ({name} minus it {signed(gap)}){where}."
     sure = "" if gap.clear_of_zero else ", not clear of 0: it may have caught up"
-    return f"{trained} still trails {GUIDED[guided]}, ahead by {signed(gap)}{sure}."
+    return f"{trained} still trails {name}, which is ahead by {signed(gap)}{sure}."
 
 
 def _runs_differ(content: Nested, longer: Nested, arm: str) -> bool:
