@@ -44,8 +44,8 @@ INDEX = "index.html"
 _PNG = b"\x89PNG\r\n\x1a\n"
 _GROUPS = (
     "“Minus the first” is the paired difference to the first arm of the group; ▲ and ▼ are figures above and below the "
-    "first arm’s, the paired difference clear of 0. Bold is the best adversarial accuracy of a group: perhaps by chance, "
-    "where the interval of its difference holds 0."
+    "first arm’s, the paired difference clear of 0. Bold is the best adversarial accuracy of a group: perhaps by "
+    "chance, where the interval of its difference holds 0."
 )
 _RULE = (
     "The best adversarial accuracy was chosen; of equal ones the higher AUROC. Where the best was the last of its row, "

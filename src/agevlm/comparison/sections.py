@@ -455,7 +455,8 @@ def _reaches(longer: Nested, guided: str, arm: str, title: str, multiples: Seque
     trained = f"With {multiple} times the steps ({seeds}) {title}"
     if gap.mean <= 0:
         looks = difference(longer, guided, _multiplied(arm, multiple), "pointing.accuracy")
-        where = f", and {name} points {written(looks)} better" if looks and looks.clear_of_zero and looks.mean > 0 else ""
+        better = looks is not None and looks.clear_of_zero and looks.mean > 0
+        where = f", and {name} points {written(looks)} better" if better else ""
         return f"{trained} has reached {name} in the mean ({name} minus it {signed(gap)}){where}."
     sure = "" if gap.clear_of_zero else ", not clear of 0: it may have caught up"
     return f"{trained} still trails {name}, which is ahead by {signed(gap)}{sure}."
