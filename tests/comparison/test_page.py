@@ -280,14 +280,14 @@ def test_unguided_runs_reach_age_on_the_seeds_of_both() -> None:
 
 def test_groups_are_set_against_their_first_arm_and_the_best_is_marked() -> None:
     content = make_groups()
-    content["differences"]["weight_3"]["age_plus"]["pope"]["adversarial"]["accuracy"] = estimate(0.0, 0.01)
+    content["differences"]["weight_3"]["age_plus"]["pope"]["adversarial"]["accuracy"] = estimate(0.01)
     content["differences"]["weight_3"]["age_plus"]["colour"] = {"accuracy": estimate(0.2, 0.1)}
     section = groups_section(content, "Ablations", "intro", "ablations")
     assert section is not None
     loss, weight = (block for block in section.blocks if isinstance(block, Table))
     assert [row[2].startswith("**") for row in loss.rows] == [True, False]
     assert weight.rows[1][0] == "weights 3 and 1.8 ✓ chosen"
-    assert weight.rows[1][3] == "0.000 (−0.010 to +0.010)"
+    assert weight.rows[1][3] == "+0.010 (0.000 to +0.020)"
     assert weight.rows[1][weight.headers.index("colour")].endswith(" ▲")
     assert loss.rows[1][3] == "−0.020 (−0.030 to −0.010) ▼"
     assert not [cell for row in (loss.rows[0], weight.rows[0]) for cell in row if cell.endswith(("▲", "▼"))]

@@ -65,11 +65,11 @@ def _table(content: Nested, caption: str, arms: Sequence[str], names: dict[str, 
     return Table(headers, rows, caption)
 
 
-def _with_sign(text: str, difference: Reading | None) -> str:
+def _with_sign(text: str, gap: Reading | None) -> str:
     """The text, with a triangle up or down where a difference is clear of 0."""
-    if difference is None or not difference.clear_of_zero:
+    if gap is None or not gap.clear_of_zero:
         return text
-    return f"{text} {'▲' if difference.mean > 0 else '▼'}"
+    return f"{text} {'▲' if gap.mean > 0 else '▼'}"
 
 
 def _draw(content: Nested, groups: dict[str, list[str]], names: dict[str, str], theme: Any) -> Any:

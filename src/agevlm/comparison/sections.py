@@ -401,17 +401,18 @@ def compute_section(content: Nested, longer: Nested) -> Section | None:
         return None
     multiples = sorted({multiple for points in lines.values() for multiple in points})
     headers = ["arm", *(f"{multiple} × the steps" for multiple in multiples)]
-    tables = []
+    tables, blank = [], [""] * (len(multiples) - 1)
     for figure, caption, digits in _LEARNED_LONGER:
-        blank = [""] * (len(multiples) - 1)
+        found = _longer(longer, figure, names)
+        if not found:
+            continue
         rows = [
             [f"{GUIDED[arm]}, once as long", written(reading(longer, f"arms.{arm}.{figure}"), digits), *blank]
             for arm in levels
         ]
-        for of, points in _longer(longer, figure, names).items():
+        for of, points in found.items():
             rows.append([names[of], *(written(points.get(multiple), digits) for multiple in multiples)])
-        if any(set(row[1:]) - {"", NOTHING} for row in rows):
-            tables.append(Table(headers, rows, caption))
+        tables.append(Table(headers, rows, caption))
     pairs = [(arm, of) for of in lines for arm in levels]
     gaps = [
         [f"{GUIDED[arm]} minus {names[of]}", *(_gap(longer, arm, _multiplied(of, multiple)) for multiple in multiples)]
@@ -420,7 +421,7 @@ def compute_section(content: Nested, longer: Nested) -> Section | None:
     caption = "Adversarial accuracy of the guided arms, once as long, minus that of the others, on the seeds of both"
     asks = "How many times the steps do unguided arms need, to answer as guided ones do that trained once as long?"
     told = [*noted(longer), asks, *(_reaches(longer, arm, of, names[of], list(lines[of])) for arm, of in pairs)]
-    if any(len(found.values) == 1 for points in lines.values() for found in points.values()):
+    if any(len(point.values) == 1 for points in lines.values() for point in points.values()):
         told.append("An interval of one seed knows the choice of its pictures only.")
     if any(_runs_differ(content, longer, arm) for arm in levels):
         told.append("All figures here, once as long too, are of other runs than those of the sections above.")
