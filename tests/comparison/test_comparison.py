@@ -225,12 +225,12 @@ def test_seeds_begin_where_the_recipe_says(tmp_path: Path) -> None:
     recipe = load_comparison(ROOT / "recipes" / "longer.yaml", ["first_seed=4", "num_seeds=2"])
     assert recipe.seeds == recipe.seeds_of("cross_attention_4x") == range(4, 6)
     assert recipe.seeds_of("cross_attention_16x") == range(4, 5)
-    assert recipe.groups_of_seeds == {4: 1, 5: 2}
-    assert [job.name for job in foundation_jobs(recipe, tmp_path, recipe.trained)] == ["foundation 1", "foundation 2"]
+    assert recipe.groups_of_seeds == {4: 4, 5: 0}
+    assert [job.name for job in foundation_jobs(recipe, tmp_path, recipe.trained)] == ["foundation 0", "foundation 4"]
     trained = training_jobs(recipe, tmp_path, ["cross_attention_4x", "cross_attention_16x"])
     assert [job.name for job in trained] == ["cross_attention_16x 4", "cross_attention_4x 4", "cross_attention_4x 5"]
     costs = costs_job(recipe, tmp_path).arguments
-    assert costs[costs.index("--foundation") + 1] == str(tmp_path / "foundations" / "1")
+    assert costs[costs.index("--foundation") + 1] == str(tmp_path / "foundations" / "4")
 
 
 def test_only_foundations_that_a_seed_of_the_arms_starts_from_are_trained(tmp_path: Path) -> None:
@@ -245,7 +245,7 @@ def test_only_foundations_that_a_seed_of_the_arms_starts_from_are_trained(tmp_pa
 def test_models_that_the_package_carries_are_copied_and_not_trained(tmp_path: Path) -> None:
     recipe = load_comparison(ROOT / "recipes" / "comparison.yaml")
     jobs = foundation_jobs(recipe, tmp_path / "same", ["age"])
-    assert [job.done.exists() for job in jobs] == [True, True, False]
+    assert [job.done.exists() for job in jobs] == [True, True, False, False, False]
     assert jobs[2].done.parent.name == "tiny-llama"  # all that is left to train
     checkpoints, copies = ROOT / "src" / "agevlm" / "checkpoints", tmp_path / "same" / "foundations"
     for packaged, copy in {"tiny-llama-1": "1/tiny-llama", "tiny-convnext-2": "2/tiny-convnext"}.items():

@@ -150,7 +150,7 @@ def summarise(recipe: ComparisonRecipe, out: Path) -> Nested:
     summary: Nested = {
         "name": recipe.name,
         "note": recipe.note,
-        "foundations": recipe.foundations.num if recipe.foundations else None,
+        "foundations": len(set(recipe.groups_of_seeds.values())) if recipe.foundations else None,
         "titles": {arm: recipe.arms[arm].title for arm in arms},
         "settings": {arm: recipe.changes_of(arm) for arm in arms},
         "described": {arm: recipe.describe(arm) for arm in arms},
