@@ -18,7 +18,7 @@ from agevlm.comparison.groups import groups_section, winner
 from agevlm.comparison.page import INDEX, Figures, build_page, read_figures, write_index, write_page
 from agevlm.comparison.readings import ERROR, Reading, percent, reading, signed, written
 
-from .fakes import ACCURACY, estimate, make_analyses, make_content, make_groups, make_longer
+from .fakes import ACCURACY, TITLES, estimate, make_analyses, make_content, make_groups, make_longer
 
 EVERY_PLOT = {"error", "curves", "compute", "breakdown", "reliability", "similarity", "ablations"}
 
@@ -276,6 +276,23 @@ def test_unguided_runs_reach_age_on_the_seeds_of_both() -> None:
     longer["differences"]["age"]["cross_attention_16x"]["pope"]["adversarial"]["accuracy"] = estimate(0.02)
     told = told_of_longer_training(longer)  # whose error with 16 times the steps is 0.03, that of AGE 0.1
     assert "(3 seeds) cross-attention, unguided still trails AGE, which is ahead by +0.020 (+0.010 to +0.030)." in told
+
+
+def test_guided_arms_that_trained_longer_are_set_beside_others_that_did() -> None:
+    accuracy = {"cross_attention": 0.6, "cross_attention_4x": 0.8, "age_plus": 0.9, "age_plus_4x": 0.97}
+    content = make_content({"cross_attention": 0.6, "age_plus": 0.9})
+    page = build_page(Figures(content, {"longer": make_content(accuracy)}))
+    section = next(section for section in page.sections if section.title == "What guidance is worth in compute")
+    tables = {block.caption: block for block in section.blocks if isinstance(block, Table)}
+    assert tables["Adversarial error"].rows[0][1:] == ["0.100 (0.090 to 0.110)", "0.030 (0.020 to 0.040)"]
+    as_long = tables["Adversarial accuracy of guided arms minus that of others that trained as long"]
+    assert as_long.headers == ["", "4 × the steps"]
+    assert as_long.rows == [["AGE + minus cross-attention, unguided", "**+0.170 (+0.160 to +0.180)**"]]
+    gained = {row[0]: row[1] for row in tables["Adversarial accuracy minus that of the same arm once as long"].rows}
+    assert list(gained) == ["cross-attention, unguided", TITLES["age_plus"]]
+    assert gained[TITLES["age_plus"]] == "**+0.070 (+0.060 to +0.080)**"
+    text = section.blocks[0]
+    assert isinstance(text, Text) and "AGE + has reached" not in text.content  # itself is not asked
 
 
 def test_groups_are_set_against_their_first_arm_and_the_best_is_marked() -> None:

@@ -14,6 +14,7 @@ from typing import Any
 from agevlm.comparison.claims import (
     ADVERSARIAL,
     GUIDED,
+    GUIDED_CONCAT,
     MAX_ERROR_RATIO_CONCAT,
     MAX_ERROR_RATIO_UNGUIDED,
     UNGUIDED,
@@ -389,52 +390,71 @@ _LEARNED_LONGER = (
 
 
 def compute_section(content: Nested, longer: Nested) -> Section | None:
-    """Unguided arms that train several times longer, against the guided ones trained once as long.
+    """Arms that train several times longer: unguided ones against guided ones of once the steps, and all with as many.
 
-    All from `longer`, whose arms are called ARM_4x and the like, on its seeds and from its foundations. Whether they
-    reach a guided one is decided on shared seeds.
+    All from `longer`, whose arms are called ARM_4x and the like, on its seeds and from its foundations. Whether an
+    unguided one reaches a guided one is decided on shared seeds.
     """
     names = titles(content)
+    names |= {arm: name for arm, name in GUIDED.items() if arm not in names}
     lines = _longer(longer, ERROR, names)
     levels = {arm: level for arm in GUIDED if (level := reading(longer, f"arms.{arm}.{ERROR}"))}
-    if not any(len(points) > 1 for points in lines.values()) or not levels:
+    unguided = [arm for arm in lines if arm not in (*GUIDED, GUIDED_CONCAT)]
+    if not unguided or not levels:
         return None
     multiples = sorted({multiple for points in lines.values() for multiple in points})
-    headers = ["arm", *(f"{multiple} × the steps" for multiple in multiples)]
-    tables, blank = [], [""] * (len(multiples) - 1)
+    headers = [f"{multiple} × the steps" for multiple in multiples]
+    arms = dict.fromkeys((*levels, *lines))
+    tables = []
     for figure, caption, digits in _LEARNED_LONGER:
-        found = _longer(longer, figure, names)
-        if not found:
-            continue
-        rows = [
-            [f"{GUIDED[arm]}, once as long", written(reading(longer, f"arms.{arm}.{figure}"), digits), *blank]
-            for arm in levels
-        ]
-        for of, points in found.items():
-            rows.append([names[of], *(written(points.get(multiple), digits) for multiple in multiples)])
-        tables.append(Table(headers, rows, caption))
-    pairs = [(arm, of) for of in lines for arm in levels]
+        found = {arm: [reading(longer, f"arms.{_multiplied(arm, m)}.{figure}") for m in multiples] for arm in arms}
+        rows = [[names[arm], *(written(point, digits) for point in points)] for arm, points in found.items()]
+        if any(point for points in found.values() for point in points):
+            tables.append(Table(["arm", *headers], rows, caption))
+    pairs = [(arm, of) for of in unguided for arm in levels]
     gaps = [
         [f"{GUIDED[arm]} minus {names[of]}", *(_gap(longer, arm, _multiplied(of, multiple)) for multiple in multiples)]
         for arm, of in pairs
     ]
     caption = "Adversarial accuracy of the guided arms, once as long, minus that of the others, on the seeds of both"
+    tables.append(Table(["", *headers], gaps, caption))
     asks = "How many times the steps do unguided arms need, to answer as guided ones do that trained once as long?"
     told = [*noted(longer), asks, *(_reaches(longer, arm, of, names[of], list(lines[of])) for arm, of in pairs)]
+    if even := _evenly(longer, names, multiples):
+        tables += even
+        told.append("The last tables set arms with as many steps beside each other, and each beside itself.")
     if any(len(point.values) == 1 for points in lines.values() for point in points.values()):
         told.append("An interval of one seed knows the choice of its pictures only.")
     if any(_runs_differ(content, longer, arm) for arm in levels):
         told.append("All figures here, once as long too, are of other runs than those of the sections above.")
     draw = partial(_draw_compute, lines, levels, names)
-    return Section(
-        "What guidance is worth in compute",
-        [
-            Text(" ".join(told)),
-            Plot("compute", "Adversarial error against multiples of the training", draw),
-            *tables,
-            Table(["", *headers[1:]], gaps, caption),
-        ],
-    )
+    plot = Plot("compute", "Adversarial error against multiples of the training", draw)
+    return Section("What guidance is worth in compute", [Text(" ".join(told)), plot, *tables])
+
+
+def _evenly(longer: Nested, names: Mapping[str, str], multiples: Sequence[int]) -> list[Table]:
+    """Guided arms minus others that trained as long, and arms that trained longer minus themselves once as long."""
+    more = [multiple for multiple in multiples if multiple > 1]
+    headers = ["", *(f"{multiple} × the steps" for multiple in more)]
+    across = {
+        f"{name} minus {title}": [(_multiplied(arm, m), _multiplied(of, m)) for m in more]
+        for arm, name in GUIDED.items()
+        for of, title in names.items()
+    }
+    along = {title: [(_multiplied(arm, m), arm) for m in more] for arm, title in names.items()}
+    captions = {
+        "Adversarial accuracy of guided arms minus that of others that trained as long": (across, ADVERSARIAL),
+        "Pointing of guided arms minus that of others that trained as long": (across, "pointing.accuracy"),
+        "Adversarial accuracy minus that of the same arm once as long": (along, ADVERSARIAL),
+        "Pointing minus that of the same arm once as long": (along, "pointing.accuracy"),
+    }
+    tables = []
+    for caption, (pairs, figure) in captions.items():
+        rows = {label: [difference(longer, *pair, figure) for pair in found] for label, found in pairs.items()}
+        known = [[label, *(marked(gap) for gap in gaps)] for label, gaps in rows.items() if any(gaps)]
+        if known:
+            tables.append(Table(headers, known, caption))
+    return tables
 
 
 def _draw_compute(lines: Any, levels: Any, names: dict[str, str], theme: Any) -> Any:
