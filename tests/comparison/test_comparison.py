@@ -358,6 +358,9 @@ def test_jobs_side_by_side_are_spread_over_the_gpus(tmp_path: Path, monkeypatch:
     done = [tmp_path / str(number) for number in range(4)]
     run_jobs([Job(path.name, (str(path),), path, tmp_path / "log") for path in done], 4, QUIET)
     assert sorted(path.read_text() for path in done) == ["3 2\n", "3 2\n", "5 2\n", "5 2\n"]
+    alone = tmp_path / "alone"
+    run_jobs([Job("alone", (str(alone),), alone, tmp_path / "log")], 1, QUIET, num_shares=4)
+    assert alone.read_text() == "3 2\n"
 
 
 def test_a_job_waits_for_what_it_comes_after_and_lets_others_by(

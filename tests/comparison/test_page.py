@@ -13,7 +13,7 @@ from PIL import Image
 
 from agevlm.comparison.analyses import breakdown_section
 from agevlm.comparison.claims import claims
-from agevlm.comparison.document import Page, Plot, Table, Text, markdown
+from agevlm.comparison.document import Code, Page, Plot, Table, Text, markdown
 from agevlm.comparison.groups import groups_section, winner
 from agevlm.comparison.page import INDEX, Figures, build_page, read_figures, write_index, write_page
 from agevlm.comparison.readings import ERROR, Reading, percent, reading, signed, written
@@ -230,6 +230,16 @@ def test_costs_say_on_what_they_were_measured() -> None:
     page = build_page(Figures({**make_content(), **make_analyses(), "costs_settings": settings}))
     texts = [block.content for block in page.blocks if isinstance(block, Text)]
     assert any("8 turns of each arm (cpu, 2 threads, git 1a699b9+)" in text for text in texts)
+
+
+@pytest.mark.parametrize(("threads", "jobs"), [(2, ""), (1, " --jobs 2")])
+def test_commands_say_how_many_runs_went_side_by_side(threads: int, jobs: str) -> None:
+    content = make_content({"age": 0.9, "cross_attention": 0.6})
+    content["costs_settings"] = {"environment": {"device": "cpu", "num_cores": 2, "threads": threads}}
+    page = build_page(Figures(content))
+    (commands,) = (block.content for block in page.blocks if isinstance(block, Code))
+    made = "agevlm compare comparison --out runs/comparison --json results/comparison.json"
+    assert commands.splitlines()[0] == made + jobs
 
 
 def test_sections_without_figures_are_left_out() -> None:

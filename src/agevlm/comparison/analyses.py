@@ -201,8 +201,8 @@ def costs_section(content: Nested) -> Section | None:
     text = (
         f"Medians, and in brackets the ratio to {GUIDED.get(reference, reference)} on the same work: other load on the "
         "machine moves it less than the times. Tokens are those of the vision model, before any pooling. Attention is "
-        "eager or fused (sdpa, which keeps less), whichever is faster for the arm."
-        + _measured_at(section(content, "costs_settings"))
+        "the kernel that was timed: compiled arms have the one that they train with, others eager or fused (sdpa, "
+        "which keeps less), whichever is faster." + _measured_at(section(content, "costs_settings"))
     )
     head = ["arm", "image tokens"]
     return Section(

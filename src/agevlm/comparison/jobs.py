@@ -58,14 +58,14 @@ class _Running:
     gpu: str | None
 
 
-def run_jobs(jobs: Sequence[Job], num_parallel: int, console: Console) -> None:
+def run_jobs(jobs: Sequence[Job], num_parallel: int, console: Console, *, num_shares: int | None = None) -> None:
     """Run the jobs that are not done, in order, `num_parallel` at a time; they share the cores evenly.
 
-    Each sees one GPU, the one on which the fewest run; there may be more jobs than GPUs. A job that fails is a
-    ValueError with the end of its log, after the ones that run beside it have ended. An interrupt ends all of them, and
-    so does SIGTERM. What is done stays done.
+    With `num_shares` each has the cores that it would have if as many ran. Each sees one GPU, the one on which the
+    fewest run; there may be more jobs than GPUs. A job that fails is a ValueError with the end of its log, after the
+    ones that run beside it have ended. An interrupt ends all of them, and so does SIGTERM. What is done stays done.
     """
-    threads = max(1, (os.cpu_count() or 1) // num_parallel)
+    threads = max(1, (os.cpu_count() or 1) // (num_shares or num_parallel))
     waiting = [job for job in jobs if not job.done.exists()]
     if not waiting:
         return

@@ -254,16 +254,24 @@ def _again(figures: Figures, links: Sequence[Block]) -> Section:
 
 def _commands(figures: Figures) -> str:
     """The commands that make the files of figures, and the page from them."""
-    lines, page = [], ["agevlm results results/comparison.json"]
+    lines, page, jobs = [], ["agevlm results results/comparison.json"], _jobs(figures.comparison)
     for name in ("sweeps", "comparison", "longer", "ablations"):
         if name == "comparison" or name in figures.others:
             out = "comparison" if name == "longer" else name
-            lines.append(f"agevlm compare {name} --out runs/{out} --json results/{name}.json")
+            lines.append(f"agevlm compare {name} --out runs/{out} --json results/{name}.json{jobs}")
     page += [f"--{name} results/{name}.json" for name in OTHERS if name in figures.others]
     if figures.attention:
         page.append(f"--attention runs/comparison/{ATTENTION}")
     page.append("--log docs/log.md")
     return "\n".join([*lines, " \\\n  ".join([*page, "--out docs/results/comparison.md"])])
+
+
+def _jobs(content: Nested) -> str:
+    """How many runs went side by side, by the cores of each, as an option; nothing for one, or where not known."""
+    facts = section(content, "costs_settings.environment")
+    cores, threads = facts.get("num_cores"), facts.get("threads")
+    number = cores // threads if cores and threads and facts.get("device") == "cpu" else 1
+    return f" --jobs {number}" if number > 1 else ""
 
 
 def _short(value: Any) -> str:

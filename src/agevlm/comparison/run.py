@@ -55,7 +55,7 @@ def compare(
     _open(recipe, out)
     run_jobs(foundation_jobs(recipe, out, chosen), num_parallel, console)
     if recipe.costs and not arms:
-        run_jobs([costs_job(recipe, out)], 1, console)  # alone on the machine
+        run_jobs([costs_job(recipe, out)], 1, console, num_shares=num_parallel)  # alone, with the cores that a run has
     runs = training_jobs(recipe, out, chosen, num_parallel)
     at_equal_time = equal_time_jobs(recipe, out) if recipe.equal_time is not None and not arms else []
     analyses = [job for run in runs for job in analysis_jobs(run)] if recipe.analyse else []
@@ -150,9 +150,9 @@ def equal_time_jobs(recipe: ComparisonRecipe, out: Path) -> list[Job]:
 def equal_time_factors(recipe: ComparisonRecipe, out: Path) -> dict[str, float]:
     """Arm → by how much its steps are multiplied to take the time of the reference; 1 within the tolerance.
 
-    By the steps in the costs, where arms take turns alone on the machine, as ratios to the arm `costs` measures all by:
-    runs beside others tell less, and seconds wander with the machine. Stages that were not measured are taken to differ
-    as the measured ones do. Once runs have begun their factors stay.
+    By the steps in the costs, where arms take turns alone on the machine with the cores of a run, as ratios to the arm
+    `costs` measures all by: runs beside others tell less, and seconds wander with the machine. Stages that were not
+    measured are taken to differ as the measured ones do. Once runs have begun their factors stay.
     """
     if (known := out / EQUAL_TIME / FACTORS).exists():
         return dict(json.loads(known.read_text(encoding="utf-8")))

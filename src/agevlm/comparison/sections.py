@@ -360,11 +360,12 @@ def equal_time_section(content: Nested) -> Section | None:
         took = reading(equal, f"arms.{arm}.train.seconds")
         seconds = f"{statistics.median(took.values):.0f}" if took and took.values else NOTHING
         rows.append([names.get(arm, arm), seeds, steps, seconds, *found, *against])
+    near = "" if (tolerance := equal.get("tolerance")) is None else f", {100 * tolerance:.0f} %"
     text = (
         f"Every arm gets as many steps as fit into the time that {name} takes for its own. An arm at × 1.00 takes as "
-        "long within the tolerance: its runs are those at equal steps. The factors come from costs that were measured "
-        "before the first of these runs; seconds are the median of what the steps of a run took in the end, beside "
-        "other runs on the machine."
+        f"long within the tolerance{near}: its runs are those at equal steps. The factors come from costs that were "
+        "measured before the first of these runs; seconds are the median of what the steps of a run took in the end, "
+        "beside other runs on the machine."
     )
     headers = [
         "arm",

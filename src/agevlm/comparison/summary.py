@@ -269,6 +269,7 @@ def _equal_time(recipe: ComparisonRecipe, out: Path, equal_steps: Mapping[str, A
     arms = {arm: runs for arm, runs in arms.items() if runs.directories}
     return {
         "reference": recipe.equal_time.reference,
+        "tolerance": recipe.equal_time.tolerance,
         "step_factors": factors,
         "runs": {arm: sorted(runs.directories) for arm, runs in arms.items()},
         "arms": {arm: estimates(runs) for arm, runs in arms.items()},
