@@ -205,7 +205,7 @@ def _read(path: Path, extending: tuple[Path, ...] = ()) -> dict[str, Any]:
     if "extends" not in content:
         return content
     base = _read(path.with_name(content.pop("extends")), (*extending, path.resolve()))
-    for key in ("quick", "equal_time", "costs"):  # of that comparison alone
+    for key in ("quick", "note", "equal_time", "costs"):  # of that comparison alone
         base.pop(key, None)
     base = apply_overrides(base, _as_overrides(content.pop("set", None) or {}))
     arms = content.get("arms") or {}

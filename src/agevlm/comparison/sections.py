@@ -42,10 +42,11 @@ from agevlm.comparison.readings import (
 Columns = Sequence[tuple[str, str]]  # a figure's name and its heading
 
 _GUIDANCE = (
-    "Guidance sets, in training, the attention of each object word against the mask of the object. AGE, a language "
-    "model that reads the picture by cross-attention, is guided in its third stage, as in the paper; AGE + in the "
-    "fourth too, its answers as well, and words for what is absent are guided to a null token. The other arms are the "
-    "same network unguided, and concatenation: image tokens before the text."
+    "Guidance sets, in training, the attention of each object word against the mask of the object. There are four "
+    "stages: align, connect, ground and instruct. AGE, a language model that reads the picture by cross-attention, is "
+    "guided in the third, as in the paper; AGE + in the fourth too, its answers as well, and words for what is absent "
+    "are guided to a null token. The other arms are the same network unguided, and concatenation: image tokens before "
+    "the text."
 )
 _GRIDS = (
     "Pooled arms look through a grid of a quarter of the cells. Perfect attention, every cell as the share that the "
@@ -88,7 +89,7 @@ DESCRIBED = (
     "answers guided",
     "language model trains in",
     "rate",
-    "rate stays in",
+    "rate constant in",
     "steps",
 )
 """The headings of what `described` says."""
@@ -127,6 +128,8 @@ def verdict(content: Nested) -> str:
         parts.append(
             f"Of the {len(known)} claims made beforehand and measured {holding} hold; the table below has each{added}."
         )
+    if failed := [claim.what for claim in known if not claim.holds]:
+        parts.append(f"Not holding: {'; '.join(failed)}.")
     if missing := sum(claim.holds is None for claim in found):
         parts.append(f"{missing} claims were not measured.")
     return " ".join(part for part in parts if part)
@@ -161,8 +164,13 @@ def headline(content: Nested) -> list[Block]:
         text = (
             "Adversarial error: the share of wrong answers to those questions. Yes to an absent thing is a false yes. "
             "Dots are seeds, the stroke is their mean, the band the 95 % interval of this mean; dashed is what was "
-            "claimed of AGE before it was measured. A ratio of two arms is of the seeds that both have."
+            "claimed of AGE before it was measured. Pointing: the share of asked words whose attention is highest on "
+            "their thing, or beside it by no more than 3 % of the picture’s side. A ratio of two arms is of the seeds "
+            "that both have"
         )
+        ratios = [error_ratio(content, arm, UNGUIDED) for arm in names]
+        open_ended = any(ratio is not None and ratio.high is None for ratio in ratios)
+        text += "; ∞: these seeds do not exclude that the other arm hardly errs." if open_ended else "."
         draw = partial(_draw_errors, rows, _wanted_errors(content))
         blocks += [Plot("error", "Adversarial error of every arm", draw), Text(text)]
     short = [(ERROR, "adversarial error"), *WRONG, *LOOKING[:1]]
@@ -171,7 +179,7 @@ def headline(content: Nested) -> list[Block]:
         "seeds",
         *(label for _, label in short),
         f"error over {names.get(UNGUIDED, 'unguided')}’s",
-        "perplexity of text after",
+        f"perplexity of text after{_before(content)}",
     ]
     lines = []
     for arm, title in names.items():
@@ -180,6 +188,13 @@ def headline(content: Nested) -> list[Block]:
         seeds = str(len(section(content, "runs").get(arm, ()))) if "runs" in content else NOTHING
         lines.append([title, seeds, *figures, percent(error_ratio(content, arm, UNGUIDED)), after])
     return [*blocks, Table(headers, lines)]
+
+
+def _before(content: Nested) -> str:
+    """What the perplexity of text was before training, which is that of the language model in every arm."""
+    found = (reading(content, f"arms.{arm}.text_perplexity.before") for arm in titles(content))
+    first = next((before for before in found if before), None)
+    return "" if first is None else f" (before: {first.mean:.2f})"
 
 
 def _draw_errors(rows: Sequence[Row], lines: dict[str, float], theme: Any) -> Any:
@@ -207,7 +222,8 @@ def arms_section(content: Nested) -> Section | None:
     rows = [[names[arm], *described(found[arm])] for arm in names if arm in found]
     text = (
         "All start from the same foundations and read the same data in the same order. A learning rate is that of the "
-        "last stage, chosen in the sweeps; those of the others go with it. It falls in the course of a stage, or stays."
+        "last stage, chosen in the sweeps; those of the others go with it. It falls in the course of a stage, or is "
+        "constant."
     )
     return Section("The arms", [Text(text), Table(["arm", *DESCRIBED], rows)]) if rows else None
 
@@ -252,7 +268,8 @@ def figures_section(content: Nested) -> Section:
     intro = (
         "At equal steps: all arms start from the same foundations, read the same data in the same order, and are asked "
         "the same questions. Mean over seeds, and its 95 % interval over seeds and pictures in brackets; over seeds "
-        "alone where a run gives one number. The file of figures has more of them."
+        "alone where a run gives one number. In scenes like the training’s things come together as often as there, in "
+        "those of the other figures less often. The file of figures has more of them."
     )
     tables: list[Block] = [Text(intro)]
     for caption, columns in (
