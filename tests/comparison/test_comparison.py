@@ -22,7 +22,11 @@ from agevlm.comparison.jobs import Job, run_jobs
 from agevlm.comparison.recipe import ComparisonRecipe, load_comparison
 from agevlm.comparison.run import compare, costs_job, equal_time_factors, foundation_jobs, training_jobs
 from agevlm.comparison.summary import summarise
+from agevlm.data.schema import IGNORE_INDEX
+from agevlm.training.dataset import SourceData, StageDataset
 from agevlm.training.recipe import load_recipe
+from agevlm.training.run import build_model, open_source, stage_collator
+from agevlm.training.timing import draw_batches, with_features
 
 ROOT = Path(__file__).parents[2]
 QUIET = Console(quiet=True)
@@ -428,3 +432,21 @@ def test_jobs_side_by_side_begin_with_seeds_of_their_own(content: dict[str, Any]
         ComparisonRecipe.model_validate(content | {"num_seeds": 1}), tmp_path, ["age"], num_parallel=2
     )
     assert [job.name for job in alone] == ["age 0"]
+
+
+def test_every_arm_is_taught_the_same_tokens_in_the_same_order() -> None:
+    small = ["foundations=null", "common.data.scenes.num_scenes=40", "common.data.crowded.num_scenes=20"]
+    recipe = load_comparison(ROOT / "recipes" / "comparison.yaml", small)
+    taught: dict[str, list[list[int]]] = {}
+    for arm in recipe.arms:
+        own = recipe.recipe_of(arm, 1)
+        model, processor = build_model(own)
+        for stage in own.stages:
+            sources = {name: SourceData(open_source(own.data[name], own.seed)) for name in stage.data}
+            (items,) = draw_batches(StageDataset(stage, sources, seed=own.seed), 1)
+            items = with_features(items, model, processor)
+            labels = stage_collator(own, stage, model, processor)(items)["labels"]
+            taught.setdefault(arm, []).append(labels[labels != IGNORE_INDEX].tolist())
+    first = taught.pop("concat")
+    assert [len(tokens) > 100 for tokens in first] == [True] * 4
+    assert all(others == first for others in taught.values())
