@@ -345,7 +345,7 @@ def test_how_long_and_how_guided_ablations_and_sweeps_are_comes_from_their_files
     assert "with 300 steps, where the comparison’s have 600." in told("ablations", 600)
     assert told("ablations", 600, note="Of an earlier recipe.").startswith("**Of an earlier recipe.** One thing")
     assert "packaged foundation" in told("ablations", 300)
-    assert "shorter runs of one seed" in told("sweeps", 600) and "higher AUROC" in told("sweeps", 600)
+    assert "shorter runs of one seed" in told("sweeps", 600) and told("sweeps", 600).endswith("is from.")
     assert told("sweeps", 300, note="The best counts best.").endswith("is from. The best counts best.")
 
 

@@ -47,10 +47,6 @@ _GROUPS = (
     "first arm’s, the paired difference clear of 0. Bold is the best adversarial accuracy of a group: perhaps by "
     "chance, where the interval of its difference holds 0."
 )
-_RULE = (
-    "The best adversarial accuracy was chosen; of equal ones the higher AUROC. Where the best was the last of its row, "
-    "one further was tried."
-)
 
 
 @dataclass(frozen=True)
@@ -213,8 +209,8 @@ def _sweeps(content: Nested, comparison: Nested) -> str:
     runs = "shorter runs" if steps < longest else "runs"
     return (
         f"How the settings of each arm were chosen: {runs} of one seed, measured on validation scenes, which no other "
-        f"figure of this page is from. {content.get('note') or _RULE}"
-    )
+        f"figure of this page is from. {content.get('note', '')}"
+    ).rstrip()
 
 
 def _first_arm(content: Nested) -> str:

@@ -139,7 +139,7 @@ def compute_plot(
     *,
     theme: ThemeName = "light",
 ) -> Figure:
-    """Adversarial error against how often as long an arm trained; `levels` of other arms are lines."""
+    """Adversarial error against how often as long an arm trained; `levels` that others are held to are dashed."""
     look = THEMES[theme]
     figure = _figure(3.4)
     axes = figure.subplots()
@@ -151,7 +151,9 @@ def compute_plot(
             axes.plot([multiple] * len(found.values), found.values, "o", color=colour, ms=3.5, alpha=0.6, mew=0)
     for arm, found in levels.items():
         colour = colour_of(arm, 0, theme)
-        axes.axhline(found.mean, color=colour, linewidth=1.7, zorder=3, label=f"{titles[arm]}, once as long")
+        axes.axhline(
+            found.mean, color=colour, linewidth=1.4, linestyle="--", zorder=3, label=f"{titles[arm]}, once as long"
+        )
         if found.low is not None and found.high is not None:
             axes.axhspan(found.low, found.high, color=colour, alpha=0.13, linewidth=0)
     multiples = sorted({multiple for points in lines.values() for multiple, _ in points})
