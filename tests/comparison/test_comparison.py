@@ -114,6 +114,11 @@ def test_the_summary_has_figures_differences_and_their_intervals(done: tuple[Com
     metrics = json.loads((done[1] / "age" / "1" / "metrics.json").read_text())
     assert adversarial["values"][1] == pytest.approx(metrics["pope"]["adversarial"]["accuracy"])
     assert "null_token" not in summary["arms"]["concat"]
+    biased, ratio = metrics["biased"]["pope"]["popular"], summary["arms"]["age"]["biased"]["pope"]["popular"]
+    assert ratio["yes_ratio"]["values"][1] == biased["yes_ratio"]  # every figure, not a choice of them
+    assert ratio.keys() == {name for name, value in biased.items() if isinstance(value, float)} - {
+        "reference_yes_ratio"
+    }
     forth, back = (
         summary["differences"][a][b]["pope"]["random"]["accuracy"] for a, b in (("age", "concat"), ("concat", "age"))
     )

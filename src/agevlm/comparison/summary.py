@@ -11,7 +11,7 @@ import json
 import math
 import re
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -60,27 +60,10 @@ ANSWER_FIGURES = (
     "null_token.mass_present",
     "null_token.mass_absent",
 )
-"""Figures of questions, named as in metrics.json; an arm without a null token has none of the last three."""
+"""Figures of questions, named as in metrics.json; an arm without a null token has none of the last three.
 
-RUN_FIGURES = (
-    "text_perplexity.before",
-    "text_perplexity.after",
-    "pointing.strict_accuracy",
-    "pointing.ceiling",
-    "attention.share_mass",
-    "counting.mean_absolute_error",
-    *(
-        f"{kind}.unparsed_ratio"
-        for kind in ("pope.mean", "presence.colour", "counting", "colour", "relation", "location")
-    ),
-    *(f"biased.pope.{split}.accuracy" for split in ("random", "popular", "adversarial")),
-    *(
-        f"biased.{kind}.accuracy"
-        for kind in ("presence.colour", "counting", "colour", "relation", "location", "pointing")
-    ),
-    "biased.null_token.auroc",
-)
-"""One number a run, named as in metrics.json: they get Student's interval over the seeds."""
+Every other figure there is one number a run, which gets Student's interval over the seeds.
+"""
 
 TRAJECTORY_FIGURES = (
     "pope.random.accuracy",
@@ -108,7 +91,7 @@ class ArmRuns:
 
     @cached_property
     def numbers(self) -> dict[int, dict[str, float]]:
-        """Seed → figures of the whole run, of `RUN_FIGURES` and its training."""
+        """Seed → figures of the whole run, and of its training."""
         return {seed: _numbers(path) for seed, path in self.directories.items()}
 
     def figures(self, name: str) -> dict[int, Figure]:
@@ -216,7 +199,7 @@ def _bounds(name: str) -> tuple[float, float]:
     """What a figure cannot leave: perplexities start at 1, times and counts at 0, all others are shares."""
     if name.startswith("text_perplexity"):
         return 1.0, math.inf
-    return 0.0, math.inf if name.startswith(("train.", "counting.mean_absolute_error")) else 1.0
+    return 0.0, math.inf if name.startswith("train.") or name.endswith("mean_absolute_error") else 1.0
 
 
 def _pairs(groups: Sequence[tuple[str, ...]]) -> list[tuple[str, str]]:
@@ -359,11 +342,19 @@ def _value(nested: Any, name: str) -> float | None:
     return nested if isinstance(nested, float) else None
 
 
+def _floats(nested: Nested, prefix: str = "") -> Iterator[tuple[str, float]]:
+    """The figures of metrics.json by their dotted names; counts, which are whole numbers, and settings are none."""
+    for key, value in nested.items():
+        if isinstance(value, dict):
+            yield from _floats(value, f"{prefix}{key}.")
+        elif isinstance(value, float) and key != "reference_yes_ratio":
+            yield prefix + key, value
+
+
 def _numbers(directory: Path) -> dict[str, float]:
     metrics = json.loads((directory / "metrics.json").read_text(encoding="utf-8"))
-    found = {name: value for name in RUN_FIGURES if (value := _value(metrics, name)) is not None}
-    by_number = metrics.get("counting", {}).get("by_number", {})
-    found |= {f"counting.by_number.{number}": cell["accuracy"] for number, cell in by_number.items()}
+    metrics.pop("provenance", None)
+    found = {name: value for name, value in _floats(metrics) if name not in ANSWER_FIGURES}
     if (directory / TRAJECTORY).exists():
         points = json.loads((directory / TRAJECTORY).read_text(encoding="utf-8"))
         ends = [point for point in points if point["ends_stage"]][:-1]  # the last stage's is "after"
