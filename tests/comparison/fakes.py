@@ -132,7 +132,7 @@ def _curve(mean: float) -> list[dict[str, Any]]:
     for step in (0.25, 0.5, 1.0):
         figures = {
             "pope.adversarial.accuracy": estimate(0.5 + (mean - 0.5) * step),
-            "pope.adversarial.yes_ratio": estimate(0.9 - 0.4 * step),
+            "pope.adversarial.false_yes_ratio": estimate(0.9 - 0.4 * step),
         }
         points.append({"step": int(1000 * step), "seconds": 400 * step, "figures": figures})
     return points

@@ -89,7 +89,7 @@ def _draw_interval(axes: Any, y: float, found: Reading, colour: str, look: Theme
 def curves_plot(
     curves: Mapping[str, Sequence[Nested]], titles: Mapping[str, str], *, theme: ThemeName = "light"
 ) -> Figure:
-    """Along the training: adversarial accuracy over steps and over seconds, yes ratio and pointing over steps.
+    """Along the training: adversarial accuracy over steps and over seconds, false yes and pointing over steps.
 
     Means alone: bands of six arms would cover one another.
     """
@@ -98,7 +98,7 @@ def curves_plot(
     panels = (
         ("step", "pope.adversarial.accuracy", "adversarial accuracy", "step"),
         ("seconds", "pope.adversarial.accuracy", "adversarial accuracy", "seconds of training"),
-        ("step", "pope.adversarial.yes_ratio", "yes ratio, adversarial", "step"),
+        ("step", "pope.adversarial.false_yes_ratio", "false yes, adversarial", "step"),
         ("step", "pointing.accuracy", "pointing", "step"),
     )
     for axes, (across, name, label, unit) in zip(figure.subplots(2, 2).flat, panels, strict=True):

@@ -69,6 +69,7 @@ TRAJECTORY_FIGURES = (
     "pope.random.accuracy",
     "pope.adversarial.accuracy",
     "pope.adversarial.yes_ratio",
+    "pope.adversarial.false_yes_ratio",
     "pointing.accuracy",
     "text_perplexity",
 )
