@@ -346,8 +346,8 @@ def curves_section(content: Nested) -> Section | None:
     text = (
         "Asked at each snapshot and at the end of each stage, on fewer pictures than the figures above; pointing by "
         "the words of POPE’s questions alone. Means over seeds; their intervals, wide along the way, are in the file "
-        "of figures. Dotted is a coin’s accuracy, and its share of false yes; upright lines are ends of stages. Where a "
-        "curve falls to 0 the answers were not yes or no. Seconds are those of the steps, by the median of each "
+        "of figures. Dotted is a coin’s accuracy, and its share of false yes; upright lines are ends of stages. Below "
+        "a coin’s accuracy many answers were neither yes nor no. Seconds are those of the steps, by the median of each "
         "stage, of runs side by side."
     )
     draw = partial(_draw_curves, curves, titles(content))
