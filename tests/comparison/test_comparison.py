@@ -212,6 +212,19 @@ def test_a_directory_of_other_things_is_left_alone(content: dict[str, Any], tmp_
     assert [path.name for path in tmp_path.rglob("*")] == ["recipes", "pancakes.yaml"]
 
 
+def test_a_directory_with_foundations_alone_is_gone_on_with(
+    content: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agevlm.comparison.run.run_jobs", lambda *_, **__: None)
+    (tmp_path / "foundations").mkdir()
+    compare(ComparisonRecipe.model_validate(content | {"equal_time": None, "costs": []}), tmp_path, console=QUIET)
+    assert sorted(path.name for path in (tmp_path / "recipes").iterdir()) == [
+        "age-0.yaml",
+        "age-1.yaml",
+        "concat-0.yaml",
+    ]
+
+
 def test_comparisons_of_one_directory_share_the_runs_that_are_the_same(done: tuple[ComparisonRecipe, Path]) -> None:
     recipe, out = done
     before = {path: path.stat().st_mtime_ns for path in out.rglob("model.safetensors")}

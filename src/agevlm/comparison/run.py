@@ -33,6 +33,7 @@ from agevlm.training.foundation import MODELS, FoundationSpec, made_by
 from agevlm.training.recipe import Recipe, dump_recipe, load_recipe
 from agevlm.training.trajectory import FILE as TRAJECTORY
 
+FOUNDATIONS = "foundations"
 EQUAL_TIME = "equal_time"
 COSTS = "costs.json"
 FACTORS = "factors.json"
@@ -79,7 +80,7 @@ def foundation_jobs(recipe: ComparisonRecipe, out: Path, arms: Sequence[str]) ->
         return []
     jobs = []
     for number in sorted({recipe.groups_of_seeds[seed] for arm in arms for seed in recipe.seeds_of(arm)}):
-        directory = out / "foundations" / str(number)
+        directory = out / FOUNDATIONS / str(number)
         spec = recipe.foundations.spec.model_copy(update={"seed": number})
         foreign = [name for name in MODELS if (directory / name).exists() and not made_by(directory / name, spec)]
         if foreign:
@@ -127,7 +128,7 @@ def training_jobs(recipe: ComparisonRecipe, out: Path, arms: Sequence[str], num_
 def recipe_of_run(recipe: ComparisonRecipe, out: Path, arm: str, seed: int) -> Recipe:
     """The training recipe of a run; runs from one foundation with one seed share their cached features."""
     number = recipe.foundation_of(seed)
-    foundation = None if number is None else out / "foundations" / str(number)
+    foundation = None if number is None else out / FOUNDATIONS / str(number)
     overrides = [f"cache_dir={json.dumps(str(out / 'cache' / str(seed)))}"]
     return recipe.recipe_of(arm, seed, foundation, overrides)
 
@@ -196,7 +197,7 @@ def costs_job(recipe: ComparisonRecipe, out: Path) -> Job:
     """Measure what the arms cost."""
     tokens = [argument for number in recipe.costs for argument in ("--tokens", str(number))]
     number = recipe.foundation_of(recipe.first_seed)
-    foundation = [] if number is None else ["--foundation", str(out / "foundations" / str(number))]
+    foundation = [] if number is None else ["--foundation", str(out / FOUNDATIONS / str(number))]
     done = out / COSTS
     arguments = ("costs", str(out / f"{recipe.name}.yaml"), "--out", str(done), *tokens, *foundation)
     arguments += ("--repetitions", str(recipe.cost_repetitions))
@@ -234,9 +235,11 @@ def _open(recipe: ComparisonRecipe, out: Path) -> None:
 
 
 def _holds_runs(out: Path) -> bool:
-    """Whether the recipes in a directory are those of runs, ARM-SEED.yaml, and not of anything else."""
+    """Whether a directory holds foundations, or recipes that are those of runs, ARM-SEED.yaml, and no others."""
     recipes = out / "recipes"
-    return recipes.is_dir() and all(re.search(r"-\d+$", path.stem) for path in recipes.iterdir())
+    if not recipes.is_dir():
+        return (out / FOUNDATIONS).is_dir()
+    return all(re.search(r"-\d+$", path.stem) for path in recipes.iterdir())
 
 
 def _write(path: Path, text: str) -> None:
