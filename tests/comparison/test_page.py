@@ -16,6 +16,7 @@ from agevlm.comparison.claims import claims
 from agevlm.comparison.document import Code, Page, Plot, Table, Text, markdown
 from agevlm.comparison.groups import groups_section, winner
 from agevlm.comparison.page import INDEX, Figures, build_page, read_figures, write_index, write_page
+from agevlm.comparison.plots import Row, interval_plot
 from agevlm.comparison.readings import ERROR, Reading, percent, reading, signed, written
 
 from .fakes import ACCURACY, TITLES, estimate, make_analyses, make_content, make_groups, make_longer
@@ -320,6 +321,13 @@ def test_groups_are_set_against_their_first_arm_and_the_best_is_marked() -> None
     assert not [cell for row in (loss.rows[0], weight.rows[0]) for cell in row if cell.endswith(("▲", "▼"))]
     assert winner(content, ["age_plus", "weight_3"]) == "weight_3"
     assert groups_section({}, "Ablations", "intro") is None
+
+
+def test_long_titles_leave_room_to_the_axes() -> None:
+    words = "learning rates of half the size, that of stage 3 stays, language model frozen until stage 4, and more"
+    figure = interval_plot([Row("age", words, Reading(0.8, 0.7, 0.9, (0.8,)))], "accuracy")
+    figure.draw_without_rendering()
+    assert figure.axes[0].get_position().width > 0.5
 
 
 # ------------------------------------------------------------------------------------------------------------ files

@@ -5,6 +5,7 @@ matplotlib through its objects alone: no pyplot, no global state. Nothing is com
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -27,6 +28,7 @@ _COLOURS = {  # arm → on light, on dark: concatenation warm, unguided grey, gu
 _OTHERS = (("#2f7d32", "#8fd693"), ("#7c3aa8", "#cf9df2"), ("#0b7285", "#66d0e0"), ("#8a5a00", "#e0b65c"))
 _WIDTH = 9.0
 _DPI = 110
+_LABEL_WIDTH = 44  # characters of a line of a row's title; longer lines leave no room to the axes
 
 
 class Row(NamedTuple):
@@ -68,7 +70,7 @@ def interval_plot(
         axes.axvline(value, color=look.ink, linewidth=1, linestyle=(0, (4, 3)), zorder=2)
         where: Any = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points", "fontsize": 8.5}
         axes.annotate(name, (value, 1), (3, 3 + 11 * number), **where, color=look.ink, parse_math=False)
-    axes.set_yticks([-place for place in range(len(rows))], [row.title for row in rows])
+    axes.set_yticks([-place for place in range(len(rows))], [textwrap.fill(row.title, _LABEL_WIDTH) for row in rows])
     axes.tick_params(axis="y", labelsize=9.5, labelcolor=look.ink)
     axes.set_ylim(-len(rows) + 0.45, 0.55)
     if from_zero:
