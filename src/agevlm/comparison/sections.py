@@ -415,7 +415,7 @@ def compute_section(content: Nested, longer: Nested) -> Section | None:
     """
     names = titles(content)
     names |= {arm: name for arm, name in GUIDED.items() if arm not in names}
-    lines = _longer(longer, ERROR, names)
+    lines = _longer(longer, names)
     levels = {arm: level for arm in GUIDED if (level := reading(longer, f"arms.{arm}.{ERROR}"))}
     unguided = [arm for arm in lines if arm not in (*GUIDED, GUIDED_CONCAT)]
     if not unguided or not levels:
@@ -507,15 +507,15 @@ def _runs_differ(content: Nested, longer: Nested, arm: str) -> bool:
     return ours is not None and others is not None and not set(others.values) <= set(ours.values)
 
 
-def _longer(longer: Nested, figure: str, names: Mapping[str, str]) -> dict[str, dict[int, Reading]]:
-    """Arm → multiple of the steps → figure, in order, of the arms that have a name."""
+def _longer(longer: Nested, names: Mapping[str, str]) -> dict[str, dict[int, Reading]]:
+    """Arm → multiple of the steps → error, in order, of the arms that have a name and trained longer."""
     found: dict[str, dict[int, Reading]] = {}
     for name in section(longer, "arms"):
         named = re.fullmatch(r"(\w+)_(\d+)x", name)
-        measured = reading(longer, f"arms.{name}.{figure}")
+        measured = reading(longer, f"arms.{name}.{ERROR}")
         if named and measured:
             found.setdefault(named[1], {})[int(named[2])] = measured
     for arm, points in found.items():
-        if once := reading(longer, f"arms.{arm}.{figure}"):
+        if once := reading(longer, f"arms.{arm}.{ERROR}"):
             points[1] = once
     return {arm: dict(sorted(points.items())) for arm, points in found.items() if arm in names}
