@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from agevlm.cli import comparison, data, measure, scenes, teachers, training
+from agevlm.cli import backbones, comparison, data, measure, scenes, teachers, training
 from agevlm.cli.errors import explain
 
 app = typer.Typer(
@@ -47,6 +47,9 @@ app.command("report", epilog="Example: agevlm report runs/first")(training.repor
 app.command("trajectory", epilog="Example: agevlm trajectory runs/first")(training.trajectory)
 app.command("ground", epilog="Example: agevlm ground data/llava --teacher grounded-sam --out data/grounded")(
     teachers.ground
+)
+app.command("convert", epilog="Example: agevlm convert efficientnet-lite0-57934424.pth --out efficientnet-lite0")(
+    backbones.convert
 )
 app.add_typer(recipe_app, name="recipe")
 app.add_typer(scenes_app, name="scenes")

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 
 def register() -> None:
-    """Let transformers' Auto classes know the AGE-VLM and the concatenation baseline. Twice does no harm."""
-    from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
+    """Let transformers' Auto classes know our networks and the backbone EfficientNet-Lite. Twice does no harm."""
+    from transformers import AutoBackbone, AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
 
     from .configuration_agevlm import AgeVlmConfig
     from .configuration_concat import ConcatVlmConfig
+    from .efficientnet_lite import EfficientNetLiteBackbone, EfficientNetLiteConfig
     from .modeling_agevlm import AgeVlmForConditionalGeneration, AgeVlmModel
     from .modeling_concat import ConcatVlmForConditionalGeneration
     from .processing_agevlm import AgeVlmProcessor
@@ -23,3 +24,5 @@ def register() -> None:
     AutoConfig.register(ConcatVlmConfig.model_type, ConcatVlmConfig, exist_ok=True)
     AutoModelForImageTextToText.register(ConcatVlmConfig, ConcatVlmForConditionalGeneration, exist_ok=True)
     AutoProcessor.register(ConcatVlmConfig, AgeVlmProcessor, exist_ok=True)
+    AutoConfig.register(EfficientNetLiteConfig.model_type, EfficientNetLiteConfig, exist_ok=True)
+    AutoBackbone.register(EfficientNetLiteConfig, EfficientNetLiteBackbone, exist_ok=True)

@@ -12,6 +12,7 @@ from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 from transformers.models.auto.configuration_auto import AutoConfig
 
 ImagePositions = Literal["none", "values", "keys_and_values"]
+VisionGrid = Literal["coarse", "fine"]
 
 
 def default_cross_attention_layers(num_hidden_layers: int) -> list[int]:
@@ -34,13 +35,20 @@ def check_model_type(config_dict: dict[str, Any], expected: str) -> None:
         )
 
 
+def check_vision_grid(vision_grid: str) -> None:
+    """ValueError for a grid of joined feature maps that is none."""
+    if vision_grid not in get_args(VisionGrid):
+        raise ValueError(f"vision_grid={vision_grid!r} must be one of {get_args(VisionGrid)}")
+
+
 class AgeVlmConfig(PreTrainedConfig):
     """Configuration of `AgeVlmForConditionalGeneration`.
 
     Args:
         text_config: configuration of the decoder, an object or a dict with its `model_type`. Default: Llama.
-        vision_config: configuration of a backbone with a feature map (ConvNext, ConvNextV2, Dinov2, …); the last of its
-            `out_features` is used, by default the last stage. Default: ConvNext.
+        vision_config: configuration of a backbone with a feature map (ConvNext, ConvNextV2, Dinov2, …). The maps that
+            its `out_features` names, by default the last, are joined to one grid. Default: ConvNext.
+        vision_grid: the grid of several joined feature maps: the "coarse" one or the "fine" one.
         cross_attention_layers: sorted indices of the cross-attention layers in the combined stack of decoder and
             cross-attention layers, Mllama's convention. Each must have a decoder layer somewhere behind it.
             Default: `default_cross_attention_layers`.
@@ -71,6 +79,7 @@ class AgeVlmConfig(PreTrainedConfig):
 
     text_config: dict | PreTrainedConfig | None = None
     vision_config: dict | PreTrainedConfig | None = None
+    vision_grid: VisionGrid = "coarse"
     cross_attention_layers: list[int] | None = None
     cross_attention_heads: int | None = None
     cross_attention_key_value_heads: int | None = None
@@ -108,6 +117,7 @@ class AgeVlmConfig(PreTrainedConfig):
     def _check_sizes(self) -> None:
         if self.image_positions not in get_args(ImagePositions):
             raise ValueError(f"image_positions={self.image_positions!r} must be one of {get_args(ImagePositions)}")
+        check_vision_grid(self.vision_grid)
         heads, key_value_heads = self.cross_attention_heads, self.cross_attention_key_value_heads
         if heads % key_value_heads:
             raise ValueError(

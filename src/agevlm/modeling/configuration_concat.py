@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 from transformers.models.auto.configuration_auto import AutoConfig
 
-from .configuration_agevlm import check_model_type
+from .configuration_agevlm import VisionGrid, check_model_type, check_vision_grid
 
 
 class ConcatVlmConfig(PreTrainedConfig):
@@ -18,8 +18,9 @@ class ConcatVlmConfig(PreTrainedConfig):
 
     Args:
         text_config: configuration of the decoder, an object or a dict with its `model_type`. Default: Llama.
-        vision_config: configuration of a backbone with a feature map; the last of its `out_features` is used.
-            Default: ConvNext.
+        vision_config: configuration of a backbone with a feature map. The maps that its `out_features` names, by
+            default the last, are joined to one grid. Default: ConvNext.
+        vision_grid: the grid of several joined feature maps: the "coarse" one or the "fine" one.
         image_token_id: id of the `<image>` placeholder, one for each image. Default: the decoder's vocabulary size.
         pool_size: side of the squares of cells whose features are averaged into one image token. 1 keeps all, 2 a
             quarter. A grid that it does not divide loses its last rows and columns to a smaller square.
@@ -40,6 +41,7 @@ class ConcatVlmConfig(PreTrainedConfig):
 
     text_config: dict | PreTrainedConfig | None = None
     vision_config: dict | PreTrainedConfig | None = None
+    vision_grid: VisionGrid = "coarse"
     image_token_id: int | None = None
     pool_size: int = 1
     image_positions: bool = True
@@ -51,6 +53,7 @@ class ConcatVlmConfig(PreTrainedConfig):
         if self.image_token_id is None:
             self.image_token_id = self.text_config.vocab_size
         self.tie_word_embeddings = bool(getattr(self.text_config, "tie_word_embeddings", False))
+        check_vision_grid(self.vision_grid)
         if self.pool_size < 1:
             raise ValueError(f"pool_size={self.pool_size} must be at least 1")
         if "sliding_attention" in (getattr(self.text_config, "layer_types", None) or ()):

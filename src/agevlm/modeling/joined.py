@@ -20,7 +20,7 @@ from transformers import initialization as init
 from transformers.configuration_utils import PreTrainedConfig
 
 from .interleaving import decoder_layers
-from .vision import build_backbone, load_backbone
+from .vision import build_backbone, join_feature_maps, load_backbone
 
 
 class JoinedModel(PreTrainedModel):
@@ -46,7 +46,7 @@ class JoinedModel(PreTrainedModel):
         super().__init__(config)
         self.vision_model = vision_model or build_backbone(config.vision_config)
         self.language_model = language_model or AutoModelForCausalLM.from_config(config.text_config)
-        self.projector = nn.Linear(self.vision_model.channels[-1], config.text_config.hidden_size)
+        self.projector = nn.Linear(sum(self.vision_model.channels), config.text_config.hidden_size)
         self.image_token_embedding = nn.Parameter(torch.zeros(config.text_config.hidden_size))
 
     @torch.no_grad()
@@ -71,7 +71,7 @@ class JoinedModel(PreTrainedModel):
 
         Each is a directory, a hub id or a model object. An object is taken over, not copied; its weights and dtype
         stay. A vision checkpoint may be of a plain model (ConvNextModel, …); its last stage gives the features unless
-        its configuration names others. `config_overrides` are fields of the model's configuration. Text
+        its configuration names others (`out_features`), which are joined to one grid. `config_overrides` are fields of the model's configuration. Text
         without images stays the decoder's to the last bit.
         """
         if not isinstance(language_model, PreTrainedModel):
@@ -129,12 +129,13 @@ class JoinedModel(PreTrainedModel):
         return any(parameter.requires_grad for parameter in self.vision_model.parameters())
 
     def vision_features(self, pixel_values: Tensor) -> Tensor:
-        """The vision model's last feature map (I, C, h, w) of images (I, 3, height, width).
+        """The vision model's feature maps, joined to one (I, C, h, w), of images (I, 3, height, width).
 
         It may be kept and passed as `image_features` while the vision model is frozen; then no graph is recorded.
         """
         with nullcontext() if self._trains_vision else torch.no_grad():
-            return self.vision_model(pixel_values.to(self.vision_model.dtype)).feature_maps[-1]
+            maps = self.vision_model(pixel_values.to(self.vision_model.dtype)).feature_maps
+            return join_feature_maps(maps, self.config.vision_grid)
 
     def embed_text(self, input_ids: Tensor) -> Tensor:
         """Embeddings (R, T, W): the decoder's, and the model's own at placeholders, which may lie outside its table."""

@@ -1,4 +1,4 @@
-"""The vision backbone, its feature map as image tokens, and the code of their places. Plain functions, no new module.
+"""The vision backbone, its feature maps as image tokens, and the code of their places. Plain functions, no new module.
 
 Letters: I images, C channels, h and w the grid, N = h * w image tokens, P numbers in a place code.
 """
@@ -6,13 +6,17 @@ Letters: I images, C channels, h and w the grid, N = h * w image tokens, P numbe
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from os import PathLike
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from transformers import MODEL_FOR_BACKBONE_MAPPING, AutoConfig, PreTrainedModel
 from transformers.configuration_utils import PreTrainedConfig
+
+from .configuration_agevlm import VisionGrid
 
 NUM_FREQUENCIES = 4
 POSITION_CODE_SIZE = 2 + 4 * NUM_FREQUENCIES
@@ -26,12 +30,24 @@ def build_backbone(config: PreTrainedConfig) -> PreTrainedModel:
     return backbone._from_config(config)
 
 
-def load_backbone(path: str | PathLike[str]) -> PreTrainedModel:
+def load_backbone(path: str | PathLike[str], out_features: Sequence[str] | None = None) -> PreTrainedModel:
     """The backbone in a directory or under a hub id, be it saved as backbone, plain model or classifier.
 
+    `out_features` names the feature maps that it gives, in any order; None: as its configuration says, which is the
+    last one where it says nothing. A name that it does not have is a ValueError that lists those it has.
     `AutoBackbone.from_pretrained` does not take directories.
     """
     config = AutoConfig.from_pretrained(path)
+    backbone_class(config)
+    if out_features is not None:
+        unknown = [name for name in out_features if name not in config.stage_names]
+        if unknown or not out_features:
+            asked = repr(unknown[0]) if unknown else "none"
+            raise ValueError(
+                f"the vision model {path} has the feature maps {', '.join(config.stage_names)}, and {asked} was asked "
+                "for: name one or more of these"
+            )
+        config.out_features = [name for name in config.stage_names if name in out_features]
     return backbone_class(config).from_pretrained(path, config=config)
 
 
@@ -43,6 +59,27 @@ def backbone_class(config: PreTrainedConfig) -> Any:
             "use one with a backbone class (convnext, convnextv2, dinov2, swin, …)"
         )
     return MODEL_FOR_BACKBONE_MAPPING[type(config)]
+
+
+def join_feature_maps(maps_IChw: Sequence[Tensor], grid: VisionGrid) -> Tensor:
+    """Feature maps of the same images at several strides as one (I, C, h, w), the channels of all side by side.
+
+    `grid` says whose h and w: those of the coarsest map, to which finer ones are averaged, or those of the finest, to
+    which coarser ones are interpolated. A single map stays as it is.
+    """
+    if len(maps_IChw) == 1:
+        return maps_IChw[0]
+    choose = min if grid == "coarse" else max
+    size = choose((features.shape[-2:] for features in maps_IChw), key=math.prod)
+    return torch.cat([_resized(features_IChw, size) for features_IChw in maps_IChw], dim=1)
+
+
+def _resized(features_IChw: Tensor, size: torch.Size) -> Tensor:
+    if features_IChw.shape[-2:] == size:
+        return features_IChw
+    if math.prod(features_IChw.shape[-2:]) > math.prod(size):
+        return F.adaptive_avg_pool2d(features_IChw, size)
+    return F.interpolate(features_IChw, size=size, mode="bilinear", align_corners=False)
 
 
 def flatten_feature_map(features_IChw: Tensor) -> Tensor:

@@ -76,8 +76,10 @@ def cached_features(
 
 def _name(source: Source, model: Any, processor: Any, dtype: torch.dtype) -> str:
     pixels = processor.image_processor.to_dict()
-    layers = getattr(model.vision_model.config, "out_features", None)
-    digest = hashlib.sha256(json.dumps([source.key(), pixels, layers], sort_keys=True, default=str).encode())
+    layers = [getattr(model.vision_model.config, "out_features", None)]
+    if len(layers[0] or ()) > 1:
+        layers.append(model.config.vision_grid)
+    digest = hashlib.sha256(json.dumps([source.key(), pixels, *layers], sort_keys=True, default=str).encode())
     for name, tensor in sorted(model.vision_model.state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor.detach().float().cpu().numpy().tobytes())

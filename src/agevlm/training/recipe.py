@@ -38,6 +38,8 @@ class ModelRecipe(Strict):
     architecture: Literal["cross_attention", "concat"] = "cross_attention"  # concat: image tokens in front of the text
     language_model: str = "tiny-llama"
     vision_model: str = "tiny-convnext"
+    vision_stages: Annotated[tuple[str, ...], Field(min_length=1)] | None = None  # feature maps that are joined
+    vision_grid: Literal["coarse", "fine"] = "coarse"  # of joined feature maps
     init: str | None = None
     cross_attention_layers: tuple[int, ...] | None = None  # of cross_attention, as the next
     null_token: bool = True

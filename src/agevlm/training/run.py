@@ -42,6 +42,7 @@ from agevlm.modeling.joined import JoinedModel
 from agevlm.modeling.modeling_agevlm import AgeVlmForConditionalGeneration
 from agevlm.modeling.modeling_concat import ConcatVlmForConditionalGeneration
 from agevlm.modeling.processing_agevlm import AgeVlmProcessor
+from agevlm.modeling.vision import load_backbone
 from agevlm.training.arithmetic import choose_arithmetic
 from agevlm.training.compiled import compile_layers, compiled_for
 from agevlm.training.dataset import SourceData, StageDataset
@@ -342,16 +343,17 @@ def _join(recipe: Recipe) -> tuple[JoinedModel, AgeVlmProcessor]:
     language, vision = resolve_model(settings.language_model), resolve_model(settings.vision_model)
     tokenizer = AutoTokenizer.from_pretrained(language)
     processor = AgeVlmProcessor.from_backbones(tokenizer, vision)
+    backbone = load_backbone(vision, settings.vision_stages)
     if settings.image_size:
         processor.image_processor.size = {"height": settings.image_size, "width": settings.image_size}
-    overrides: dict[str, Any] = {"image_token_id": processor.image_token_id}
+    overrides: dict[str, Any] = {"image_token_id": processor.image_token_id, "vision_grid": settings.vision_grid}
     if settings.architecture == "concat":
         overrides |= {"pool_size": settings.pool_size, "image_positions": settings.image_positions != "none"}
-        return ConcatVlmForConditionalGeneration.from_backbones(language, vision, **overrides), processor
+        return ConcatVlmForConditionalGeneration.from_backbones(language, backbone, **overrides), processor
     overrides |= {name: getattr(settings, name) for name in ("null_token", "image_positions", "query_key_norm_init")}
     if settings.cross_attention_layers is not None:
         overrides["cross_attention_layers"] = list(settings.cross_attention_layers)
-    return AgeVlmForConditionalGeneration.from_backbones(language, vision, **overrides), processor
+    return AgeVlmForConditionalGeneration.from_backbones(language, backbone, **overrides), processor
 
 
 def _check_layers(recipe: Recipe, model: Any) -> None:
