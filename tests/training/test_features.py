@@ -221,3 +221,24 @@ def test_stored_samples_of_no_one_and_two_pictures(parts: Parts, tmp_path: Path)
     blind = [replace(sample, id=f"b{i}", images=()) for i, sample in enumerate(samples)]
     write_parquet(tmp_path / "blind", map(Record, blind))
     assert fill(parts, tmp_path / "cache", ParquetSource(tmp_path / "blind")) == (None, 0)
+
+
+@pytest.mark.parametrize(("grid", "cells"), [("coarse", 6), ("fine", 12)])
+def test_joined_feature_maps_of_larger_pictures_are_cached(
+    foundation: Path, tmp_path: Path, grid: str, cells: int
+) -> None:
+    content = make_recipe(foundation, "ground", cache_dir=str(tmp_path / "cache"))
+    content["model"] |= {"vision_stages": ["stage1", "stage2"], "vision_grid": grid, "image_size": 96}
+    run(content, tmp_path / "run")
+    (cache,) = caches(tmp_path / "cache")
+    assert FeatureCache(cache).features.shape == (12, 8 + 16, cells, cells)
+    other = {"coarse": "fine", "fine": "coarse"}[grid]
+    run({**content, "model": content["model"] | {"vision_grid": other}}, tmp_path / "other")
+    assert len(caches(tmp_path / "cache")) == 2
+
+
+def test_a_feature_map_that_the_vision_model_lacks_is_named(foundation: Path, tmp_path: Path) -> None:
+    content = make_recipe(foundation, "align")
+    content["model"] |= {"vision_stages": ["stage7"]}
+    with pytest.raises(ValueError, match="has the feature maps stem, stage1, stage2, and 'stage7' was asked for"):
+        run(content, tmp_path / "run")

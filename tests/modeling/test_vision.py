@@ -1,0 +1,82 @@
+"""Feature maps of a vision model, joined to one grid: values, sizes, and the way through both networks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_models import make_pixels, make_text_config, make_vision_config
+from transformers import AutoBackbone, AutoModelForCausalLM
+
+from agevlm import AgeVlmConfig, AgeVlmForConditionalGeneration, ConcatVlmConfig, ConcatVlmForConditionalGeneration
+from agevlm.modeling.vision import join_feature_maps, load_backbone
+
+NETWORKS = (AgeVlmForConditionalGeneration, ConcatVlmForConditionalGeneration)
+
+
+def test_finer_maps_are_averaged_and_coarser_ones_interpolated() -> None:
+    fine, coarse = torch.arange(16.0).reshape(1, 1, 4, 4), torch.tensor([[[[1.0, 2.0], [3.0, 4.0]]]])
+    joined = join_feature_maps((fine, coarse), "coarse")
+    assert joined.shape == (1, 2, 2, 2)
+    assert torch.equal(joined[0, 0], torch.tensor([[2.5, 4.5], [10.5, 12.5]]))
+    assert torch.equal(joined[0, 1], coarse[0, 0])
+    joined = join_feature_maps((fine, coarse), "fine")
+    assert joined.shape == (1, 2, 4, 4)
+    assert torch.equal(joined[0, 0], fine[0, 0])
+    assert joined[0, 1].mean() == pytest.approx(2.5)
+    assert joined[0, 1, 0, 0] == 1 and joined[0, 1, 3, 3] == 4
+
+
+def test_a_single_map_stays_as_it_is() -> None:
+    features = torch.randn(2, 3, 4, 4)
+    assert join_feature_maps((features,), "fine") is features
+
+
+@pytest.fixture(scope="module")
+def vision(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("vision")
+    torch.manual_seed(0)
+    AutoBackbone.from_config(make_vision_config()).save_pretrained(directory)
+    return directory
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize(("grid", "cells"), [("coarse", (4, 4)), ("fine", (8, 8))])
+def test_both_networks_take_joined_features(
+    network: Any, grid: str, cells: tuple[int, int], vision: Path, tmp_path: Path
+) -> None:
+    language = AutoModelForCausalLM.from_config(make_text_config())
+    backbone = load_backbone(vision, ["stage2", "stage1"])  # in any order
+    model = network.from_backbones(language, backbone, vision_grid=grid)
+    assert model.vision_model.out_features == ["stage1", "stage2"]
+    assert model.projector.in_features == 8 + 16
+    pixels = make_pixels(2)
+    features = model.vision_features(pixels)
+    assert features.shape == (2, 24, *cells)
+    maps = backbone(pixels).feature_maps
+    assert torch.equal(features, join_feature_maps(maps, grid))  # type: ignore[arg-type]
+    model.save_pretrained(tmp_path)
+    again = network.from_pretrained(tmp_path).eval()
+    assert again.config.vision_grid == grid
+    assert torch.equal(again.vision_features(pixels), features)
+    assert again.encode_images(pixels).grid == cells
+
+
+def test_larger_pictures_make_more_tokens(vision: Path) -> None:
+    language = AutoModelForCausalLM.from_config(make_text_config())
+    model = AgeVlmForConditionalGeneration.from_backbones(language, vision)
+    assert model.encode_images(torch.zeros(1, 3, 64, 96)).grid == (8, 12)
+
+
+@pytest.mark.parametrize(("asked", "message"), [(["stage3"], "'stage3' was asked for"), ([], "none was asked for")])
+def test_stages_that_are_none_are_named(asked: list[str], message: str, vision: Path) -> None:
+    with pytest.raises(ValueError, match=f"the feature maps stem, stage1, stage2, and {message}"):
+        load_backbone(vision, asked)
+
+
+@pytest.mark.parametrize("config", [AgeVlmConfig, ConcatVlmConfig])
+def test_a_grid_that_is_none_is_named(config: Any) -> None:
+    with pytest.raises(ValueError, match="vision_grid='middle' must be one of"):
+        config(text_config=make_text_config(), vision_config=make_vision_config(), vision_grid="middle")
