@@ -382,3 +382,28 @@ def test_presence_by_hand() -> None:
     conversation = presence_conversation("p/0", "pope.random", "umbrella", [], wording=1, colour="red")
     assert [message.content for message in conversation.messages] == ["is there a red umbrella?", "no"]
     assert conversation.groundings[0].present is False
+
+
+def labelled(*labels: str, instances: tuple[Instance, ...] = ()) -> AnnotatedImage:
+    return AnnotatedImage(ImageSource("p", 100, 100), instances, labels)
+
+
+def test_a_label_is_there_and_nobody_knows_where() -> None:
+    made = make_conversations(labelled("cup"), np.random.default_rng(0), ("cup", "key"), {"presence": 1.0}, 40)
+    answers = {(c.groundings[0].phrase, c.groundings[0].present, c.messages[1].content) for c in made}
+    assert answers == {("cup", None, "yes"), ("key", False, "no")}
+    (caption,) = make_conversations(labelled("cup"), np.random.default_rng(0), ("cup", "key"), {"caption": 1.0})
+    assert caption.messages[1].content == "a cup."
+    assert [(g.phrase, g.present, g.masks) for g in caption.groundings] == [("cup", None, ())]
+
+
+def test_things_beside_labels_keep_their_places() -> None:
+    mixed = labelled("cup", instances=(thing("fish", 10, 10, None), thing("cup", 60, 60, None)))
+    rng = np.random.default_rng(0)
+    presence = make_conversations(mixed, rng, ("cup", "fish", "key"), {"presence": 1.0}, 60)
+    told = {(c.groundings[0].phrase, c.groundings[0].present, c.messages[1].content) for c in presence}
+    assert told == {("cup", None, "yes"), ("fish", True, "yes"), ("key", False, "no")}
+    for kind, asked in (("counting", {"fish", "keys"}), ("location", {"fish"})):
+        made = make_conversations(mixed, rng, ("cup", "fish", "key"), {kind: 1.0}, 40)
+        assert {c.groundings[0].phrase for c in made} == asked
+    assert make_conversations(mixed, rng, ("cup", "fish", "key"), {"relation.yes_no": 1.0}) == ()

@@ -31,7 +31,8 @@ def _hash(data: bytes) -> str:
 
 
 def _fingerprint(scene: Scene) -> tuple[str, str]:
-    annotation = json.dumps(asdict(scene.annotation), sort_keys=True)
+    known = asdict(scene.annotation)
+    annotation = json.dumps({name: known[name] for name in ("image", "instances")}, sort_keys=True)
     return _hash(scene.image.tobytes()), _hash(annotation.encode())
 
 

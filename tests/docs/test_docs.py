@@ -30,6 +30,7 @@ MODELS: dict[str, list[type[BaseModel]]] = {
         recipe.ScenesSource,
         recipe.ParquetSource,
         recipe.StageRecipe,
+        recipe.PresenceRecipe,
         recipe.GuidanceRecipe,
         recipe.LoraRecipe,
         recipe.EvaluationRecipe,

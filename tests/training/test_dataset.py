@@ -12,12 +12,13 @@ import pytest
 
 from agevlm.data.chat import TEXT
 from agevlm.data.language import LONG_KINDS
+from agevlm.data.parquet import write_parquet
 from agevlm.data.scenes import WorldSpec, draw_scene
 from agevlm.data.scenes.export import export_parquet
 from agevlm.data.schema import Conversation, Grounding, Message, Sample
 from agevlm.training.dataset import SourceData, StageDataset, without_pictures
 from agevlm.training.recipe import StageRecipe
-from agevlm.training.sources import DrawnScenes, ParquetSource, SceneSource, read_annotations, write_annotations
+from agevlm.training.sources import DrawnPictures, ParquetSource, SceneSource, read_annotations, write_annotations
 
 
 class Named:
@@ -32,7 +33,7 @@ class Named:
     def key(self) -> dict[str, Any]:
         return {"name": self.name}
 
-    def sample(self, index: int, rng: np.random.Generator, kinds: Any, num: int) -> Sample:
+    def sample(self, index: int, rng: np.random.Generator, kinds: Any, num: int, choose: Any = None) -> Sample:
         offered = [kind for kind in self.kinds if kinds is None or kinds.get(kind)]
         messages = (Message("user", f"{rng.random()}", 1), Message("assistant", "yes"))
         made = [Conversation(f"{self.name}/{index}/{i}", offered[0], messages) for i in range(num if offered else 0)]
@@ -121,9 +122,9 @@ def test_without_pictures_keeps_the_words_and_drops_the_groundings() -> None:
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_worker_processes_draw_the_same_scenes(num_workers: int) -> None:
     source = SceneSource(WorldSpec(), 4, 10)
-    drawn = [scene for batch in DrawnScenes(source).batches(4, num_workers) for scene in batch]
+    drawn = [scene for batch in DrawnPictures(source).batches(4, num_workers) for scene in batch]
     assert len(drawn) == 10
-    for index, (pixels, annotation) in enumerate(drawn):
+    for index, (pixels, annotation, _) in enumerate(drawn):
         scene = draw_scene(WorldSpec(), 4, index)
         assert np.array_equal(pixels, scene.image)
         assert annotation == scene.annotation
@@ -170,3 +171,60 @@ def test_the_key_of_a_source_tells_what_its_pictures_are(stored: ParquetSource) 
     for other in ((WorldSpec(), 2, 5), (WorldSpec(), 1, 6), (WorldSpec(num_strokes=0), 1, 5)):
         assert SceneSource(*other).key() != SceneSource(WorldSpec(), 1, 5).key()
     assert stored.key()["size"] == 4
+
+
+# -------------------------------------------------------------------------------------------------------- presence
+
+
+def asked_of(dataset: StageDataset) -> dict[str, list[int]]:
+    """Category → how often a stage asks for it with the answer yes, and with no."""
+    counts: dict[str, list[int]] = {}
+    for index in range(len(dataset)):
+        for conversation in dataset[index][0].conversations:
+            (grounding,) = conversation.groundings
+            counts.setdefault(grounding.phrase, [0, 0])[not grounding.present] += 1
+    return counts
+
+
+def uneven(counts: dict[str, list[int]]) -> float:
+    """How far off one half the share of yes lies, on average over what is asked."""
+    shares = [(yes + no, abs(yes / (yes + no) - 0.5)) for yes, no in counts.values()]
+    return sum(number * off for number, off in shares) / sum(number for number, _ in shares)
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_a_stage_balances_presence_over_scenes(kept: bool) -> None:
+    drawn = [draw_scene(WorldSpec(), 4, index).annotation for index in range(40)] if kept else None
+    sources = {"scenes": SceneSource(WorldSpec(num_strokes=0), 4, 40, drawn)}
+    settings: dict[str, Any] = {"sources": sources, "kinds": {"presence": 1.0}, "questions_per_image": 16}
+    natural = make_dataset(**settings)
+    balanced = make_dataset(**settings, presence={})
+    assert natural.notes == balanced.notes == []
+    assert uneven(asked_of(balanced)) < 0.05 < uneven(asked_of(natural))
+
+
+def test_a_stage_balances_a_stored_dataset_and_says_what_it_does_not_ask(tmp_path: Path) -> None:
+    export_parquet(tmp_path / "few", WorldSpec(), 3, 12, num_per_image=2)
+    source = ParquetSource(tmp_path / "few")
+    assert [set(c or ()) for c in source.dataset.categories()] == [
+        set(record.annotated.categories) for record in source.dataset
+    ]
+    dataset = make_dataset(sources={"few": source}, data={"few": 1.0}, kinds={"presence": 1.0}, presence={})
+    assert uneven(asked_of(dataset)) < 0.12
+    assert len(dataset.notes) == 1 and dataset.notes[0].startswith("data few: never asked: ")
+
+
+def test_a_stage_that_balances_makes_the_default_kinds_too(stored: ParquetSource) -> None:
+    dataset = make_dataset(sources={"stored": stored}, data={"stored": 1.0}, presence={"hard_ratio": 0.5})
+    kinds = {c.kind for index in range(len(dataset)) for c in dataset[index][0].conversations}
+    assert {"presence", "caption", "counting"} <= kinds
+
+
+def test_presence_that_cannot_be_balanced_is_named(tmp_path: Path, stored: ParquetSource) -> None:
+    bare = [replace(record, annotated=None) for record in stored.dataset]
+    write_parquet(tmp_path / "bare", bare)
+    settings: dict[str, Any] = {"data": {"bare": 1.0}, "presence": {}}
+    with pytest.raises(ValueError, match=r"stage 's', data bare: .*bare: 4 of 4 samples are not annotated, the first"):
+        make_dataset(sources={"bare": ParquetSource(tmp_path / "bare")}, **settings)
+    with pytest.raises(ValueError, match="asks none: give kinds a presence"):
+        make_dataset(kinds={"caption": 1.0}, presence={})

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from agevlm.data.schema import ImageSource
@@ -97,6 +98,13 @@ def upright_bytes(source: ImageSource | str | Path | bytes) -> bytes:
     encoded = io.BytesIO()
     open_image(source).save(encoded, "PNG")
     return encoded.getvalue()
+
+
+def png_bytes(pixels: NDArray[np.uint8]) -> bytes:
+    """Pixels (height, width, 3) as the bytes of a PNG file, packed quickly."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG", compress_level=1)  # grain: more effort makes it no smaller
+    return buffer.getvalue()
 
 
 def name_of(source: ImageSource | str | Path | bytes) -> str:

@@ -2,12 +2,13 @@
 
 One set of wordings serves the embedded world and photographs alike. Every object word carries its span and the masks
 of what it means in the picture; a word for something absent carries no mask and `present=False`. Answers are short, so
-that they can be scored by their first word. Nothing here draws or reads a picture.
+that they can be scored by their first word. Of a thing that is there and nobody knows where, presence alone is asked
+and captions tell, with `present=None`. Nothing here draws or reads a picture.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -36,27 +37,35 @@ LOCATION_WORDINGS = ("where is {}?", "in which corner of the picture is {}?")
 SIDES = {"horizontal": ("left of", "right of"), "vertical": ("above", "below")}
 
 
+# Which category to ask for in a picture that holds these; see `balance.py`.
+Chooser = Callable[[Collection[str], np.random.Generator], str]
+
+
 @dataclass
 class _Turn:
     """A message under construction: text, and the spans of its object words."""
 
     content: str = ""
-    words: list[tuple[int, int, str, tuple[RLE, ...]]] = field(default_factory=list)
+    words: list[tuple[int, int, str, tuple[RLE, ...], bool | None]] = field(default_factory=list)
 
     def say(self, text: str) -> _Turn:
         self.content += text
         return self
 
-    def name(self, noun: str, masks: Sequence[RLE]) -> _Turn:
-        """Append an object word that means what `masks` show; no masks: it means something that is not there."""
-        self.words.append((len(self.content), len(self.content) + len(noun), noun, tuple(masks)))
+    def name(self, noun: str, masks: Sequence[RLE], placed: bool = True) -> _Turn:
+        """Append an object word that means what `masks` show; no masks: it means something that is not there.
+
+        Not `placed`: it means something that is there, nobody knows where.
+        """
+        present = bool(masks) if placed else None
+        self.words.append((len(self.content), len(self.content) + len(noun), noun, tuple(masks), present))
         self.content += noun
         return self
 
     def groundings(self, message: int) -> list[Grounding]:
         return [
-            Grounding(message, start, end, noun, present=bool(masks), masks=masks)
-            for start, end, noun, masks in self.words
+            Grounding(message, start, end, noun, present=present, masks=masks)
+            for start, end, noun, masks, present in self.words
         ]
 
 
@@ -90,9 +99,9 @@ def _fill(wording: str, *phrases: Callable[[_Turn], _Turn]) -> _Turn:
     return turn
 
 
-def _a(noun: str, masks: Sequence[RLE], colour: str | None = None) -> Callable[[_Turn], _Turn]:
+def _a(noun: str, masks: Sequence[RLE], colour: str | None = None, placed: bool = True) -> Callable[[_Turn], _Turn]:
     before = _before(noun, colour)
-    return lambda turn: turn.say(f"{article(before or noun)} {before}").name(noun, masks)
+    return lambda turn: turn.say(f"{article(before or noun)} {before}").name(noun, masks, placed)
 
 
 def _the(noun: str, masks: Sequence[RLE]) -> Callable[[_Turn], _Turn]:
@@ -120,8 +129,14 @@ def presence_conversation(
     return _conversation(identity, kind, [_presence_exchange(category, masks, PRESENCE_WORDINGS[wording], colour)])
 
 
-def _presence_exchange(category: str, masks: Sequence[RLE], wording: str, colour: str | None = None) -> _Exchange:
-    return _Exchange(_fill(wording, _a(category, masks, colour)), _Turn("yes" if masks else "no"))
+def _presence_exchange(
+    category: str, masks: Sequence[RLE], wording: str, colour: str | None = None, placed: bool = True
+) -> _Exchange:
+    """Is it there: `masks` decide, but where something is there that has no place the answer is yes."""
+    there = bool(masks) or not placed
+    return _Exchange(
+        _fill(wording, _a(category, masks if placed else (), colour, placed)), _Turn("yes" if there else "no")
+    )
 
 
 @dataclass(frozen=True)
@@ -129,19 +144,22 @@ class _Picture:
     """An annotated picture, indexed for the questions that can be asked about it."""
 
     instances: tuple[Instance, ...]
+    labels: tuple[str, ...]  # there, nobody knows where
     size: tuple[int, int]
     vocabulary: tuple[str, ...]
+    choose: Chooser | None = None
 
     @classmethod
-    def of(cls, annotated: AnnotatedImage, vocabulary: Sequence[str]) -> _Picture:
-        return cls(annotated.instances, (annotated.image.height, annotated.image.width), tuple(vocabulary))
+    def of(cls, annotated: AnnotatedImage, vocabulary: Sequence[str], choose: Chooser | None = None) -> _Picture:
+        size = (annotated.image.height, annotated.image.width)
+        return cls(annotated.instances, annotated.labels, size, tuple(vocabulary), choose)
 
     def masks(self, category: str, colour: str | None = None) -> tuple[RLE, ...]:
         return tuple(i.mask for i in self.instances if i.category == category and (not colour or i.colour == colour))
 
     @property
     def present(self) -> list[str]:
-        return list(dict.fromkeys(i.category for i in self.instances))
+        return list(dict.fromkeys((*(i.category for i in self.instances), *self.labels)))
 
     @property
     def absent(self) -> list[str]:
@@ -151,12 +169,13 @@ class _Picture:
     @property
     def single(self) -> list[Instance]:
         """Instances that "the" may refer to: the only one of their category, and no crowd."""
-        return [i for i in self.instances if not i.crowd and len(self.masks(i.category)) == 1]
+        known = [i for i in self.instances if not i.crowd and i.category not in self.labels]
+        return [i for i in known if len(self.masks(i.category)) == 1]
 
     @property
     def countable(self) -> dict[str, int]:
         crowds = {i.category for i in self.instances if i.crowd}
-        counts = {c: len(self.masks(c)) for c in self.present if c not in crowds}
+        counts = {c: len(self.masks(c)) for c in self.present if c not in crowds and c not in self.labels}
         return {category: count for category, count in counts.items() if count <= MAX_COUNT}
 
 
@@ -168,6 +187,8 @@ def _caption(picture: _Picture, rng: np.random.Generator) -> _Exchange | None:
     groups: dict[tuple[str, str | None], list[Instance]] = {}
     for instance in picture.instances:
         groups.setdefault((instance.category, instance.colour), []).append(instance)
+    for label in picture.labels:
+        groups.setdefault((label, None), [])
     if not groups:
         return None
     keys = list(groups)
@@ -181,6 +202,8 @@ def _caption(picture: _Picture, rng: np.random.Generator) -> _Exchange | None:
 
 def _some(category: str, colour: str | None, instances: Sequence[Instance]) -> Callable[[_Turn], _Turn]:
     masks = [instance.mask for instance in instances]
+    if not instances:
+        return _a(category, (), placed=False)
     if len(instances) == 1 and not instances[0].crowd:
         return _a(category, masks, colour)
     known = len(instances) <= MAX_COUNT and not any(instance.crowd for instance in instances)
@@ -200,12 +223,16 @@ def _relation_caption(picture: _Picture, rng: np.random.Generator) -> _Exchange 
 
 
 def _presence(picture: _Picture, rng: np.random.Generator) -> _Exchange | None:
-    """POPE's question, with yes and no equally often."""
-    candidates = picture.present if rng.random() < 0.5 else picture.absent
-    if not candidates:
-        return None
-    category = str(_pick(rng, candidates))
-    return _presence_exchange(category, picture.masks(category), str(_pick(rng, PRESENCE_WORDINGS)))
+    """POPE's question, with yes and no equally often, or of the category that the picture's chooser names."""
+    if picture.choose is None:
+        candidates = picture.present if rng.random() < 0.5 else picture.absent
+        if not candidates:
+            return None
+        category = str(_pick(rng, candidates))
+    else:
+        category = picture.choose(picture.present, rng)
+    wording, placed = str(_pick(rng, PRESENCE_WORDINGS)), category not in picture.labels
+    return _presence_exchange(category, picture.masks(category), wording, placed=placed)
 
 
 def _coloured_presence(picture: _Picture, rng: np.random.Generator) -> _Exchange | None:
@@ -349,16 +376,18 @@ def make_conversations(
     vocabulary: Sequence[str],
     kinds: Mapping[str, float] | None = None,
     num: int = 1,
+    choose: Chooser | None = None,
 ) -> tuple[Conversation, ...]:
     """Draw `num` conversations about a picture; `kinds` weighs what is asked (see `KINDS`; None: `DEFAULT_KINDS`).
 
     A kind that the picture does not offer (a relation where there is one thing) is drawn again; fewer than `num` come
     back only where the picture offers none of the kinds. "conversation" is two to four exchanges of the other kinds,
     none of which asks the same of the same things.
-    An unknown kind is a ValueError.
+    `choose` names the categories that presence is asked of; None: what is there and what is not, equally often. An
+    unknown kind is a ValueError.
     """
     weights = check_kinds(DEFAULT_KINDS if kinds is None else kinds)
-    picture = _Picture.of(annotated, vocabulary)
+    picture = _Picture.of(annotated, vocabulary, choose)
     identity = annotated.image.id
     made: list[Conversation] = []
     for number in range(num):
@@ -401,6 +430,6 @@ def _exchanges(kind: str, picture: _Picture, rng: np.random.Generator, weights: 
     for _ in range(3 * length):
         name = _draw(single, rng)
         if exchange := _MAKERS[name](picture, rng):
-            asked = [word for _, _, word, _ in exchange.question.words]
+            asked = [word for _, _, word, _, _ in exchange.question.words]
             found.setdefault((name, *asked) if asked else (), exchange)  # a description is asked for once
     return list(found.values())[:length] if len(found) >= 2 else []

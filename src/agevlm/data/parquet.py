@@ -139,6 +139,17 @@ class ParquetDataset(Sequence[Record]):
         """The ids of all samples in order; nothing else is read."""
         return [name for shard in self.summary.shards for name in self._file(shard).read(["id"])["id"].to_pylist()]
 
+    def categories(self) -> list[tuple[str, ...] | None]:
+        """The categories of every record's instances, each once, in order; None where they are not annotated.
+
+        Nothing else is read.
+        """
+        found: list[tuple[str, ...] | None] = []
+        for name in self.summary.shards:
+            rows = self._file(name).read(["instances.list.element.category"])["instances"].to_pylist()
+            found += [None if row is None else tuple(dict.fromkeys(thing["category"] for thing in row)) for row in rows]
+        return found
+
     def __iter__(self) -> Iterator[Record]:
         return map(to_record, self.rows())
 

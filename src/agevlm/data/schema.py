@@ -54,15 +54,16 @@ class ImageSource:
 
 @dataclass(frozen=True)
 class AnnotatedImage:
-    """A picture and everything that is known to be in it."""
+    """A picture and all that is known to be in it; `labels` are categories that are there, nobody knows where."""
 
     image: ImageSource
     instances: tuple[Instance, ...]
+    labels: tuple[str, ...] = ()
 
     @property
     def categories(self) -> tuple[str, ...]:
-        """The categories in the picture, each once, in order of first appearance."""
-        return tuple(dict.fromkeys(instance.category for instance in self.instances))
+        """The categories in the picture, each once, in order of first appearance, labels last."""
+        return tuple(dict.fromkeys((*(instance.category for instance in self.instances), *self.labels)))
 
 
 @dataclass(frozen=True)

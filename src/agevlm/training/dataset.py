@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
+from agevlm.data.balance import PresenceBalance
 from agevlm.data.chat import TEXT
 from agevlm.data.language import DEFAULT_KINDS, LONG_KINDS
 from agevlm.data.schema import Conversation, Message, Sample
@@ -41,6 +42,23 @@ class StageDataset(Dataset[tuple[Sample, NDArray[np.float16] | None]]):
         self._choices = numbers.astype(np.int16)  # of each item, the number of its source
         self._ranks = _ranks(self._choices)
         self._orders: dict[tuple[int, int], NDArray[np.int64]] = {}
+        self._balances = [self._balance(name, sources[name].source) for name in stage.data]
+
+    @property
+    def notes(self) -> list[str]:
+        """What people should know about the questions of the stage, a line each."""
+        named = zip(self.stage.data, self._balances, strict=True)
+        return [f"data {name}: {note}" for name, balance in named if balance is not None for note in balance.notes()]
+
+    def _balance(self, name: str, source: Source) -> PresenceBalance | None:
+        """How presence is asked of a source that the stage reads; None: naturally."""
+        settings = self.stage.presence
+        if settings is None or not self.stage.data[name]:
+            return None
+        try:
+            return PresenceBalance.of(source.categories(), source.vocabulary, **settings.model_dump())
+        except ValueError as error:
+            raise ValueError(f"stage {self.stage.name!r}, data {name}: {error}") from error
 
     def __len__(self) -> int:
         return self.length
@@ -50,16 +68,18 @@ class StageDataset(Dataset[tuple[Sample, NDArray[np.float16] | None]]):
         number = int(self._choices[index])
         data = self.sources[number]
         position = self._position(number, int(self._ranks[index]))
-        sample = self._draw(data.source, position, rng, index)
+        sample = self._draw(number, position, rng, index)
         if self.stage.text_ratio:
             sample = replace(sample, conversations=tuple(self._maybe_blind(c, rng) for c in sample.conversations))
         return sample, None if data.features is None else data.features[position]
 
-    def _draw(self, source: Source, position: int, rng: np.random.Generator, index: int) -> Sample:
-        num = self.stage.questions_per_image
-        sample = source.sample(position, rng, self._kinds(index), num)
+    def _draw(self, number: int, position: int, rng: np.random.Generator, index: int) -> Sample:
+        source, num = self.sources[number].source, self.stage.questions_per_image
+        balance = self._balances[number]
+        choose = balance.choose if balance is not None else None
+        sample = source.sample(position, rng, self._kinds(index), num, choose)
         if not sample.conversations:  # nothing of the batch's length: anything that the stage asks for
-            sample = source.sample(position, rng, self.stage.kinds, num)
+            sample = source.sample(position, rng, self.stage.kinds, num, choose)
         if not sample.conversations:
             asked = "any kind" if self.stage.kinds is None else ", ".join(self.stage.kinds)
             raise ValueError(f"stage {self.stage.name!r}: sample {sample.id} has no conversation of {asked}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,7 +24,14 @@ from torch import Tensor, nn
 from agevlm.data.images import open_image
 from agevlm.files import write_beside
 from agevlm.training.arithmetic import autocast
-from agevlm.training.sources import DrawnScenes, ParquetSource, SceneSource, Source, read_annotations, write_annotations
+from agevlm.training.sources import (
+    DrawnPictures,
+    DrawnSource,
+    ParquetSource,
+    Source,
+    read_annotations,
+    write_annotations,
+)
 
 Progress = Callable[[int, int], None]  # pictures done, pictures in all
 BATCH_SIZE = 64
@@ -56,7 +64,7 @@ def cached_features(
 ) -> FeatureCache | None:
     """Feature maps of the pictures of `source`, from `root` or computed into it; None where it has no picture.
 
-    Fills in the annotations of a source of scenes.
+    Fills in the annotations of a source whose pictures are drawn.
     """
     if not _num_pictures(source):
         return None
@@ -67,10 +75,12 @@ def cached_features(
             if not directory.exists():
                 with write_beside(directory) as beside:
                     beside.mkdir()
-                    with _cores_left_to(num_workers if isinstance(source, SceneSource) else 0):
+                    with _cores_left_to(num_workers if isinstance(source, DrawnSource) else 0):
                         _fill(beside, source, model, processor, dtype, num_workers, progress)
-    if isinstance(source, SceneSource):
+    if isinstance(source, DrawnSource):
         source.annotations = read_annotations(directory / "annotations.jsonl")
+        notes = directory / "notes.json"
+        source.notes = Counter(json.loads(notes.read_text("utf-8")) if notes.exists() else {})
     return FeatureCache(directory)
 
 
@@ -108,10 +118,12 @@ def _fill(
     progress: Progress,
 ) -> None:
     annotations, counts, number = [], [], 0
+    notes: Counter[str] = Counter()
     writer: NDArray[np.float16] | None = None
-    for pictures, per_sample, annotated in _batches(source, num_workers):
+    for pictures, per_sample, annotated, noted in _batches(source, num_workers):
         counts += per_sample
         annotations += annotated
+        notes.update(noted)
         if not pictures:
             continue
         pixels = processor.image_processor(pictures, return_tensors="pt")["pixel_values"]
@@ -128,6 +140,7 @@ def _fill(
     np.save(directory / "starts.npy", np.concatenate([[0], np.cumsum(counts)]))
     if annotations:
         write_annotations(directory / "annotations.jsonl", annotations)
+        (directory / "notes.json").write_text(json.dumps(notes), "utf-8")
 
 
 @torch.no_grad()
@@ -144,12 +157,13 @@ def _num_pictures(source: Source) -> int:
 
 
 def _batches(source: Source, num_workers: int) -> Any:
-    """Batches of pictures, with the number of pictures of each sample and the annotations of drawn scenes."""
-    if isinstance(source, SceneSource):
-        for scenes in DrawnScenes(source).batches(BATCH_SIZE, num_workers):
-            yield [image for image, _ in scenes], [1] * len(scenes), [annotated for _, annotated in scenes]
+    """Batches of pictures, the number of pictures of each sample, and annotations and notes of drawn ones."""
+    if isinstance(source, DrawnSource):
+        for drawn in DrawnPictures(source).batches(BATCH_SIZE, num_workers):
+            noted = [note for one in drawn for note in one.notes]
+            yield [one.pixels for one in drawn], [1] * len(drawn), [one.annotated for one in drawn], noted
         return
     assert isinstance(source, ParquetSource), source
     for start in range(0, len(source), BATCH_SIZE):
         samples = [source.dataset[i].sample for i in range(start, min(start + BATCH_SIZE, len(source)))]
-        yield [open_image(i) for s in samples for i in s.images], [len(s.images) for s in samples], []
+        yield [open_image(i) for s in samples for i in s.images], [len(s.images) for s in samples], [], []

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
+from agevlm.data.augmentation import Augmentation
 from agevlm.data.language import check_kinds
 from agevlm.data.mask_noise import MaskNoise
 from agevlm.data.scenes import WorldSpec
@@ -62,16 +63,30 @@ class ParquetSource(Strict):
     """A grounded dataset in the project's Parquet schema, as `agevlm data coco` writes it."""
 
     parquet: Path
+    augment: Augmentation | None = None  # other views; all questions are then made from the annotated instances
+
+
+class LabelsSource(Strict):
+    """Pictures with a label and no mask: a directory with a folder for each class."""
+
+    labels: Path
+    names: dict[str, str | None] = {}  # folder → what its class is called; null leaves it out
+    augment: Augmentation | None = None
 
 
 def _source_tag(value: Any) -> str:
-    is_parquet = "parquet" in value if isinstance(value, dict) else isinstance(value, ParquetSource)
-    return _TAGS[is_parquet]
+    for kind, key, tag in ((ParquetSource, "parquet", _TAGS[1]), (LabelsSource, "labels", _TAGS[2])):
+        if key in value if isinstance(value, dict) else isinstance(value, kind):
+            return tag
+    return _TAGS[0]
 
 
-_TAGS = ("a source of scenes", "a source in Parquet")
+_TAGS = ("a source of scenes", "a source in Parquet", "a source of labels")
 Source = Annotated[
-    Annotated[ScenesSource, Tag(_TAGS[0])] | Annotated[ParquetSource, Tag(_TAGS[1])], Discriminator(_source_tag)
+    Annotated[ScenesSource, Tag(_TAGS[0])]
+    | Annotated[ParquetSource, Tag(_TAGS[1])]
+    | Annotated[LabelsSource, Tag(_TAGS[2])],
+    Discriminator(_source_tag),
 ]
 
 
@@ -103,12 +118,20 @@ class LoraRecipe(Strict):
     target_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
+class PresenceRecipe(Strict):
+    """Questions about presence that leave no habit to learn; see `data/balance.py`."""
+
+    balanced: bool = True  # every category of a source asked as often where it is as where it is not
+    hard_ratio: float = Field(0.0, ge=0, le=1)  # of the questions about absent things: ask for what is seen with others
+
+
 class StageRecipe(Strict):
     """One stage: data and mixture, trainable modules, losses, optimiser."""
 
     name: str = Field(pattern=r"^[\w.-]+$")  # names the stage's directory
     data: dict[str, Weight] = {"scenes": 1.0}  # name of a source → weight in the mixture
     kinds: dict[str, float] | None = None  # kind of conversation → weight; None: DEFAULT_KINDS of data/language.py
+    presence: PresenceRecipe | None = None  # None: natural questions
     trainable: tuple[ModuleName, ...]
     lora: LoraRecipe | None = None
     guidance: GuidanceRecipe | None = None
@@ -132,7 +155,12 @@ class StageRecipe(Strict):
     @model_validator(mode="after")
     def _consistent(self) -> StageRecipe:
         if self.kinds is not None:
-            check_kinds(self.kinds)
+            asked = check_kinds(self.kinds)
+            if self.presence and not asked.keys() & {"presence", "conversation"}:
+                raise ValueError(
+                    f"stage {self.name!r} says how presence is asked and asks none: give kinds a presence, or leave "
+                    "out presence"
+                )
         if not any(self.data.values()):
             raise ValueError(f"stage {self.name!r} has no data of a weight above 0, got {self.data}")
         if not self.modules:

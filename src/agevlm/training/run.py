@@ -48,11 +48,12 @@ from agevlm.training.compiled import compile_layers, compiled_for
 from agevlm.training.dataset import SourceData, StageDataset
 from agevlm.training.features import cached_features
 from agevlm.training.progress import RunProgress
+from agevlm.training.recipe import LabelsSource, Recipe, StageRecipe, dump_recipe, load_recipe
 from agevlm.training.recipe import ParquetSource as ParquetRecipe
-from agevlm.training.recipe import Recipe, StageRecipe, dump_recipe, load_recipe
-from agevlm.training.sources import ParquetSource, SceneSource, Source
+from agevlm.training.sources import DrawnSource, ParquetSource, SceneSource, Source
 from agevlm.training.stages import describe, freeze_for_stage, merge_adapters, merged_weights
 from agevlm.training.trainer import StageTrainer, find_checkpoints, images_per_process, read_log, training_arguments
+from agevlm.training.views import LabelledPictures, StoredPictures, ViewSource
 
 TRAIN_SPLIT = "train"
 SNAPSHOTS = "snapshots"
@@ -206,6 +207,8 @@ class Run:
                     num_workers=self.recipe.num_workers,
                     progress=progress.preparing(name),
                 )
+            for note in source_notes(source):
+                self.console.print(f"data {name}: {note}", highlight=False)
             data[name] = SourceData(source, features)
         return data
 
@@ -224,6 +227,8 @@ class Run:
         if self.is_main:
             progress.start_stage(index, int(checkpoints[-1].name.rsplit("-", 1)[1]) if checkpoints else 0)
         trainer = self._trainer(index, model, processor, data, progress)
+        for note in trainer.train_dataset.notes:
+            self.console.print(f"  {note}", highlight=False)
         with compiled_for(stage.steps):
             trainer.train(resume_from_checkpoint=resume_from)
         if stage.gradient_checkpointing:
@@ -400,10 +405,21 @@ def _recover(directory: Path) -> None:
 
 def open_source(settings: Any, seed: int) -> Source:
     """The source that a recipe describes."""
+    if isinstance(settings, LabelsSource):
+        return ViewSource(LabelledPictures(settings.labels, settings.names), settings.augment, seed)
     if isinstance(settings, ParquetRecipe):
-        return ParquetSource(settings.parquet)
+        if settings.augment is None:
+            return ParquetSource(settings.parquet)
+        return ViewSource(StoredPictures(settings.parquet), settings.augment, seed)
     scene_seed = split_seed(TRAIN_SPLIT, seed if settings.seed is None else settings.seed)
     return SceneSource(settings.scenes, scene_seed, settings.num_scenes)
+
+
+def source_notes(source: Source) -> list[str]:
+    """What people should know of the pictures of a source: what was left out of them, and how views came out."""
+    read = list(source.pictures.notes) if isinstance(source, ViewSource) else []
+    drawn = (source.notes or {}).items() if isinstance(source, DrawnSource) else ()
+    return [*(f"left out: {note}" for note in read), *(f"{number} {note}" for note, number in drawn)]
 
 
 @torch.no_grad()

@@ -8,7 +8,6 @@ everything count as dirt on the picture: they are not taken out of the masks.
 
 from __future__ import annotations
 
-import io
 import math
 from dataclasses import dataclass
 
@@ -16,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from agevlm.data.images import png_bytes
 from agevlm.data.masks import encode_mask
 from agevlm.data.scenes.shapes import SHAPES
 from agevlm.data.scenes.world import COLOURS, Placement, WorldSpec, sample_layout
@@ -66,9 +66,7 @@ def draw_scene(spec: WorldSpec, seed: int, index: int) -> Scene:
 
 def scene_png(scene: Scene) -> bytes:
     """The picture as a PNG file."""
-    buffer = io.BytesIO()
-    Image.fromarray(scene.image).save(buffer, "PNG", compress_level=1)  # grain: more effort makes it no smaller
-    return buffer.getvalue()
+    return png_bytes(scene.image)
 
 
 def _arrange(spec: WorldSpec, rng: np.random.Generator) -> list[_Tile]:

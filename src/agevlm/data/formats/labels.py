@@ -1,0 +1,75 @@
+"""A folder for each class, pictures in it: what is in a picture is known, where it is not. Read, not converted.
+
+A picture's own class is there; the others of the folder are taken to be absent.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+
+from agevlm.data.formats.report import Report
+from agevlm.data.images import image_size
+from agevlm.data.schema import AnnotatedImage, ImageSource
+
+ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+
+
+def read_labels(
+    directory: str | Path, names: Mapping[str, str | None] | None = None
+) -> tuple[list[AnnotatedImage], Report]:
+    """The pictures of a directory of class folders, in alphabetical order, each with its label, and what became of all.
+
+    A class goes by the name of its folder, with spaces for underscores, or by what `names` says: folder → word, None to
+    leave it out; folders of one word are one class. Only the heads of pictures are read. Pictures that cannot be read,
+    files that are none and folders without any are left out and counted. ValueErrors: no such directory, a name of no
+    folder, fewer than two classes.
+    """
+    directory, names = Path(directory), names or {}
+    if not directory.is_dir():
+        raise ValueError(f"{directory}: no such directory; give one that has a folder of pictures for each class")
+    folders = sorted(path for path in directory.iterdir() if path.is_dir())
+    _check_names(directory, [folder.name for folder in folders], names)
+    report = Report(str(directory))
+    report.left_out["files beside the class folders"] = sum(path.is_file() for path in directory.iterdir())
+    pictures: list[AnnotatedImage] = []
+    for folder in folders:
+        word = names.get(folder.name, folder.name.replace("_", " "))
+        if word is None:
+            report.left_out["classes left out by name"] += 1
+            continue
+        found = _pictures(folder, word, report)
+        if not found:
+            report.left_out["class folders without a picture"] += 1
+        pictures += found
+    classes = tuple(dict.fromkeys(picture.labels[0] for picture in pictures))
+    if len(classes) < 2:
+        held = f"the class {classes[0]!r} alone" if classes else "no class with pictures"
+        raise ValueError(f"{directory}: holds {held}, so nothing is ever absent; give folders of two classes at least")
+    report.kept.update({"pictures": len(pictures), "classes": len(classes)})
+    return pictures, Report(report.source, classes, report.kept, report.mended, report.left_out)
+
+
+def _check_names(directory: Path, folders: list[str], names: Mapping[str, str | None]) -> None:
+    for name in names:
+        if name not in folders:
+            near = difflib.get_close_matches(name, folders, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"{directory}: has no folder {name!r} to give a name to{hint}")
+
+
+def _pictures(folder: Path, word: str, report: Report) -> list[AnnotatedImage]:
+    found = []
+    for path in sorted(folder.iterdir()):
+        if not path.is_file() or path.suffix.lower() not in ENDINGS:
+            report.left_out["files that are no pictures"] += 1
+            continue
+        try:
+            height, width = image_size(path)
+        except ValueError:
+            report.left_out["pictures that cannot be read"] += 1
+            continue
+        image = ImageSource(f"{folder.name}/{path.stem}", height, width, path=path)
+        found.append(AnnotatedImage(image, (), (word,)))
+    return found
