@@ -15,6 +15,7 @@ from pydantic import BaseModel
 from pydantic_core import to_jsonable_python
 
 from agevlm.data import schema
+from agevlm.data.augmentation import Augmentation
 from agevlm.data.language import DEFAULT_KINDS
 from agevlm.data.rows import COLUMNS
 from agevlm.data.scenes import CATEGORIES, COLOURS, WorldSpec
@@ -29,6 +30,8 @@ MODELS: dict[str, list[type[BaseModel]]] = {
         recipe.ModelRecipe,
         recipe.ScenesSource,
         recipe.ParquetSource,
+        recipe.LabelsSource,
+        Augmentation,
         recipe.StageRecipe,
         recipe.PresenceRecipe,
         recipe.GuidanceRecipe,

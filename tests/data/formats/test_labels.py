@@ -59,7 +59,7 @@ def test_what_is_no_picture_is_counted(folder: Path) -> None:
 
 def test_one_class_none_and_a_name_of_no_folder_are_refused(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="holds the class 'cup' alone, so nothing is ever absent"):
-        read_labels(folder, {name: None for name in ("Faces", "Faces_easy", "clutter", "stop_sign")})
+        read_labels(folder, dict.fromkeys(("Faces", "Faces_easy", "clutter", "stop_sign")))
     with pytest.raises(ValueError, match="holds no class with pictures"):
         read_labels(folder / "cup")
     with pytest.raises(ValueError, match="no such directory"):
