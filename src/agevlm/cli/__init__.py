@@ -51,6 +51,9 @@ app.command("ground", epilog="Example: agevlm ground data/llava --teacher ground
 app.command("convert", epilog="Example: agevlm convert efficientnet-lite0-57934424.pth --out efficientnet-lite0")(
     backbones.convert
 )
+app.command("probe", epilog="Example: agevlm probe data/coco --test data/coco-val --vision-model efficientnet-lite0")(
+    backbones.probe
+)
 app.add_typer(recipe_app, name="recipe")
 app.add_typer(scenes_app, name="scenes")
 app.add_typer(data_app, name="data")

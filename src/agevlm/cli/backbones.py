@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from agevlm.cli.options import OutDir
-from agevlm.cli.show import quiet_transformers
+from agevlm.cli.options import OutDir, Seed
+from agevlm.cli.show import bars, print_table, quiet_transformers
+
+
+class Grid(StrEnum):
+    """The grid of joined feature maps."""
+
+    COARSE = "coarse"
+    FINE = "fine"
 
 
 def convert(
@@ -23,3 +31,69 @@ def convert(
 
     quiet_transformers()
     typer.echo(f"{convert_efficientnet_lite(weights, out)}: {out}")
+
+
+def probe(
+    data: Annotated[list[Path], typer.Argument(help="The directories of annotated datasets to learn from.")],
+    vision_model: Annotated[str, typer.Option(help="A vision model: tiny-convnext, a directory, or a hub id.")],
+    test: Annotated[
+        Path | None, typer.Option(help="The dataset to measure on; a quarter of the same pictures where none is given.")
+    ] = None,
+    stage: Annotated[
+        list[str] | None, typer.Option(help="A feature map of the vision model; several are joined.")
+    ] = None,
+    grid: Annotated[
+        Grid, typer.Option(help="Of joined feature maps: that of the coarsest or the finest.")
+    ] = Grid.COARSE,
+    image_size: Annotated[
+        int | None, typer.Option(min=8, help="Side of the square in pixels; else the vision model's own.")
+    ] = None,
+    num_images: Annotated[int, typer.Option(min=4, help="Pictures to learn from, at most.")] = 1000,
+    seed: Seed = 0,
+    cache_dir: Annotated[Path | None, typer.Option(help="Keep the features here, for training too.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write the figures to this file (.json).")] = None,
+) -> None:
+    """Tell what a vision model knows, before you train.
+
+    How well a linear probe on its features answers POPE's questions about your pictures, and whether it points.
+    """
+    import json
+
+    from agevlm.files import write_beside
+    from agevlm.training.probe import ProbeSettings
+    from agevlm.training.probe import probe as measure
+
+    quiet_transformers()
+    stages = tuple(stage) if stage else None
+    settings = ProbeSettings(vision_model, stages, grid.value, image_size, num_images, seed)
+    with bars() as progress:
+        record = measure(data, settings, test=test, cache_dir=cache_dir, progress=progress)
+    _print_probe(record)
+    if out is not None:
+        with write_beside(out) as beside:
+            beside.write_text(json.dumps(record, indent=1) + "\n", "utf-8")
+        typer.echo(f"figures: {out}")
+
+
+_PROBE_FIGURES = {  # a key of a split and its heading
+    "accuracy": "probe",
+    "auroc": "AUROC",
+    "prior_accuracy": "frequency alone",
+    "prior_auroc": "its AUROC",
+    "num_questions": "n",
+}
+
+
+def _print_probe(record: dict[str, Any]) -> None:
+    rows = [(split, *(figures[key] for key in _PROBE_FIGURES)) for split, figures in record["pope"].items()]
+    print_table(("POPE", *_PROBE_FIGURES.values()), rows)
+    pointing = record["pointing"]
+    if pointing["num_words"]:
+        typer.echo(
+            f"points at {pointing['accuracy']:.3f} of {pointing['num_words']} things; a grid of "
+            f"{' × '.join(map(str, record['grid']))} allows {pointing['ceiling']:.3f}"
+        )
+    pictures = record["num_pictures"]
+    typer.echo(f"learned from {pictures['train']} pictures, measured on {pictures['test']}")
+    for note in record["notes"]:
+        typer.echo(note)

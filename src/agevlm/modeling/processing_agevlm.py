@@ -79,15 +79,7 @@ class AgeVlmProcessor(ProcessorMixin):
             tokenizer = AutoTokenizer.from_pretrained(tokenizer)
         else:
             tokenizer = copy.deepcopy(tokenizer)
-        if isinstance(image_processor, str | PathLike):
-            image_processor = AutoImageProcessor.from_pretrained(image_processor)
-        squeezing = ViTImageProcessorPil(
-            size=_square(image_processor),
-            image_mean=list(image_mean or getattr(image_processor, "image_mean", None) or CLIP_MEAN),
-            image_std=list(image_std or getattr(image_processor, "image_std", None) or CLIP_STD),
-            resample=3,  # bicubic
-        )
-        return cls(squeezing, tokenizer, **kwargs)
+        return cls(squeezing_processor(image_processor, image_mean, image_std), tokenizer, **kwargs)
 
     @property
     def model_input_names(self) -> list[str]:
@@ -221,6 +213,25 @@ def _image_index(num_images: list[int]) -> Tensor:
         index[row, :number] = torch.arange(start, start + number)
         start += number
     return index
+
+
+def squeezing_processor(
+    image_processor: str | PathLike[str] | int | Any,
+    image_mean: Sequence[float] | None = None,
+    image_std: Sequence[float] | None = None,
+) -> Any:
+    """An image processor that squeezes whole pictures into the square of another one, or of a side in pixels.
+
+    See `AgeVlmProcessor.from_backbones`.
+    """
+    if isinstance(image_processor, str | PathLike):
+        image_processor = AutoImageProcessor.from_pretrained(image_processor)
+    return ViTImageProcessorPil(
+        size=_square(image_processor),
+        image_mean=list(image_mean or getattr(image_processor, "image_mean", None) or CLIP_MEAN),
+        image_std=list(image_std or getattr(image_processor, "image_std", None) or CLIP_STD),
+        resample=3,  # bicubic
+    )
 
 
 def _square(image_processor: Any) -> dict[str, int]:
