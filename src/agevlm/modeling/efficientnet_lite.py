@@ -120,12 +120,15 @@ class _ConvNorm(nn.Module):
         self.activation = activation
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        kernel_size, stride = self.conv.kernel_size[0], self.conv.stride[0]
-        if kernel_size > 1:
-            vertical, horizontal = (_same_padding(side, kernel_size, stride) for side in hidden_states.shape[-2:])
-            hidden_states = F.pad(hidden_states, (*horizontal, *vertical))
-        hidden_states = self.norm(self.conv(hidden_states))
-        return F.relu6(hidden_states) if self.activation else hidden_states
+        conv = self.conv
+        kernel_size, stride = conv.kernel_size[0], conv.stride[0]
+        vertical, horizontal = (_same_padding(side, kernel_size, stride) for side in hidden_states.shape[-2:])
+        padding = (vertical[0], horizontal[0])
+        if padding != (vertical[1], horizontal[1]):  # a convolution of torch pads both ends alike
+            hidden_states, padding = F.pad(hidden_states, (*horizontal, *vertical)), (0, 0)
+        hidden_states = F.conv2d(hidden_states, conv.weight, None, stride, padding, groups=conv.groups)
+        hidden_states = self.norm(hidden_states)
+        return F.relu6(hidden_states, inplace=True) if self.activation else hidden_states
 
 
 def _same_padding(side: int, kernel_size: int, stride: int) -> tuple[int, int]:

@@ -33,6 +33,7 @@ from agevlm.evaluation.scores import auroc, interval_of_mean
 from agevlm.modeling.configuration_agevlm import VisionGrid
 from agevlm.modeling.processing_agevlm import squeezing_processor
 from agevlm.modeling.vision import join_feature_maps, load_backbone
+from agevlm.training.arithmetic import choose_arithmetic
 from agevlm.training.features import FeatureCache, cached_features
 from agevlm.training.sources import ParquetSource
 
@@ -128,12 +129,14 @@ class _Vision(nn.Module):
         self.vision_model, self.config = backbone, SimpleNamespace(vision_grid=grid)
 
     def vision_features(self, pixel_values: Tensor) -> Tensor:
+        pixel_values = pixel_values.to(memory_format=torch.channels_last)  # on a CPU a third faster
         return join_feature_maps(self.vision_model(pixel_values).feature_maps, self.config.vision_grid)
 
 
 def _open_vision(settings: ProbeSettings) -> tuple[_Vision, Any]:
     name = resolve_model(settings.vision_model)
     backbone = load_backbone(name, settings.stages).float().to(choose_device()).eval().requires_grad_(False)
+    backbone.to(memory_format=torch.channels_last)
     squeezing = squeezing_processor(name)
     if settings.image_size:
         squeezing.size = {"height": settings.image_size, "width": settings.image_size}
@@ -166,7 +169,7 @@ class _Reader:
             self.root,
             self.vision,
             self.processor,
-            dtype=torch.float32,
+            dtype=choose_arithmetic("auto"),
             num_workers=0,
             progress=lambda done, total: self.progress(f"features of {directory.name}", done, total),
         )
