@@ -79,6 +79,8 @@ def test_the_verbs_are_those_of_the_documentation() -> None:
         "similarity",
         "report",
         "trajectory",
+        "convert",
+        "probe",
         "recipe show",
         "recipe list",
         "scenes draw",

@@ -171,3 +171,18 @@ def test_the_command_prints_the_ceiling(
     assert "a grid of 4 × 4 allows 1.000" in printed
     assert json.loads(out.read_text())["settings"]["stages"] == ["stem", "stage1"]
     assert len(list((tmp_path / "cache").glob("features-*"))) == 1
+
+
+def test_training_reads_the_features_that_the_probe_kept(foundation: Path, tmp_path: Path) -> None:
+    from tiny_runs import make_recipe, run
+
+    train = save(tmp_path / "train", 8, 0)
+    settings = ProbeSettings(str(foundation / "convnext"), image_size=64)
+    probe([train], settings, cache_dir=tmp_path / "cache")
+    (kept,) = (tmp_path / "cache").glob("features-*")
+    stage = {"name": "s", "data": {"squares": 1.0}, "kinds": {"presence": 1.0}, "trainable": ["projector", "gates"]}
+    more = {"data": {"squares": {"parquet": str(train)}}, "dtype": "auto", "cache_dir": str(tmp_path / "cache")}
+    content = make_recipe(foundation, stage, **more)
+    content["model"]["image_size"] = 64
+    run(content, tmp_path / "run")
+    assert list((tmp_path / "cache").glob("features-*")) == [kept]
