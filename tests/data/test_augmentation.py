@@ -173,12 +173,13 @@ def test_an_empty_mask_becomes_a_label() -> None:
     assert len(drawn.annotated.instances) == 2
 
 
-def test_a_mask_of_another_size_is_named() -> None:
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_mask_of_another_size_is_named(number: int) -> None:
     wrong = replace(PICTURES[0], instances=PICTURES[1].instances)
     with pytest.raises(
         ValueError, match=r"image a: the mask of a blue thing has 100 × 50 pixels .*, the picture 60 × 80"
     ):
-        view(1, 0, [wrong])
+        view(number, 0, [wrong])
 
 
 def test_grey_and_turned_photographs_go_too() -> None:

@@ -7,6 +7,7 @@ import json
 import pickle
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -168,6 +169,17 @@ def test_record_refuses_instances_of_another_picture() -> None:
     annotated = record(1).annotated
     with pytest.raises(ValueError, match="sample s: instances are known of image image 1"):
         Record(Sample("s", ()), annotated)
+    assert annotated is not None
+    with pytest.raises(ValueError, match="the label 'cup' has no mask, and a dataset stores instances with masks"):
+        Record(Sample("s", (annotated.image,)), replace(annotated, labels=("cup",)))
+
+
+def test_categories_are_read_alone(tmp_path: Path) -> None:
+    records = [record(number) for number in range(5)] + other_records()
+    write_parquet(tmp_path / "made", records, vocabulary=VOCABULARY, shard_bytes=2000)
+    expected = [r.annotated.categories if r.annotated else None for r in records]
+    assert None in expected and () in expected
+    assert read_parquet(tmp_path / "made").categories() == expected
 
 
 def test_damage_is_named(tmp_path: Path) -> None:

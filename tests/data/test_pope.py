@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -119,6 +121,14 @@ def test_groundings() -> None:
         assert grounding.masks == masks  # a crowd is there too
         assert grounding.present is bool(masks)
         assert (conversation.messages[-1].content == "yes") is bool(masks)
+
+
+def test_a_label_is_there_without_a_mask() -> None:
+    image = replace(picture("q", "dog"), labels=("cat",))
+    asked = pope_conversations([image], statistics=WORLD)["q"]
+    told = {c.groundings[0].phrase: (c.groundings[0].present, c.messages[-1].content) for c in asked}
+    assert told["cat"] == (None, "yes") and told["dog"] == (True, "yes")
+    assert {answer for word, answer in told.items() if word not in ("cat", "dog")} == {(False, "no")}
 
 
 def test_deterministic_and_independent_of_the_neighbours() -> None:

@@ -61,7 +61,7 @@ def draw_view(
     """
     if view == 0:
         annotated = read(index)
-        return Drawn(np.asarray(open_image(annotated.image)), _unpictured(annotated, ""))
+        return Drawn(np.asarray(_open_picture(annotated)), _unpictured(annotated, ""))
     rng = np.random.default_rng([seed, index, view])
     part = _draw_part(read(index), settings, rng)
     if rng.random() < settings.mosaic_ratio:
@@ -124,9 +124,9 @@ def _draw_part(annotated: AnnotatedImage, settings: Augmentation, rng: np.random
     return part
 
 
-def _open(annotated: AnnotatedImage) -> _Part:
+def _open_picture(annotated: AnnotatedImage) -> Image.Image:
+    """The picture, after checking that its masks are of its size."""
     picture = open_image(annotated.image)
-    things, labels = [], list(annotated.labels)
     for instance in annotated.instances:
         if tuple(instance.mask["size"]) != (picture.height, picture.width):
             raise ValueError(
@@ -134,6 +134,13 @@ def _open(annotated: AnnotatedImage) -> _Part:
                 f"{instance.mask['size'][1]} pixels (height × width), the picture {picture.height} × {picture.width}; "
                 "make masks of the picture's size"
             )
+    return picture
+
+
+def _open(annotated: AnnotatedImage) -> _Part:
+    picture = _open_picture(annotated)
+    things, labels = [], list(annotated.labels)
+    for instance in annotated.instances:
         mask_YX = decode_mask(instance.mask)
         if mask_YX.any():
             things.append((instance, mask_YX))

@@ -123,10 +123,20 @@ def _pick(rng: np.random.Generator, items: Sequence) -> object:  # type: ignore[
 
 
 def presence_conversation(
-    identity: str, kind: str, category: str, masks: Sequence[RLE], wording: int = 0, colour: str | None = None
+    identity: str,
+    kind: str,
+    category: str,
+    masks: Sequence[RLE],
+    wording: int = 0,
+    colour: str | None = None,
+    placed: bool = True,
 ) -> Conversation:
-    """Ask whether a category (of a colour) is in the picture; `masks` of what fits decide the answer."""
-    return _conversation(identity, kind, [_presence_exchange(category, masks, PRESENCE_WORDINGS[wording], colour)])
+    """Ask whether a category (of a colour) is in the picture; `masks` of what fits decide the answer.
+
+    Not `placed`: it is there, nobody knows where.
+    """
+    exchange = _presence_exchange(category, masks, PRESENCE_WORDINGS[wording], colour, placed)
+    return _conversation(identity, kind, [exchange])
 
 
 def _presence_exchange(

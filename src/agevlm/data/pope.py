@@ -122,8 +122,9 @@ def ask_pope(
     for kind in POPE_KINDS:
         pairs = zip(positives, negatives[kind], strict=True)
         for number, category in enumerate(category for pair in pairs for category in pair):
-            masks = masks_of(annotated, category)
-            conversations.append(presence_conversation(f"{annotated.image.id}/{kind}-{number}", kind, category, masks))
+            masks, placed = masks_of(annotated, category), category not in annotated.labels
+            identity = f"{annotated.image.id}/{kind}-{number}"
+            conversations.append(presence_conversation(identity, kind, category, masks, placed=placed))
     return tuple(conversations)
 
 

@@ -70,6 +70,11 @@ class Record:
                 f"sample {self.sample.id}: instances are known of image {self.annotated.image.id} and the sample shows "
                 f"{[image.id for image in self.sample.images]}; annotate samples of that one image"
             )
+        if self.annotated is not None and self.annotated.labels:
+            raise ValueError(
+                f"sample {self.sample.id}: the label {self.annotated.labels[0]!r} has no mask, and a dataset stores "
+                "instances with masks; keep such pictures in a folder for each class, a recipe's source `labels`"
+            )
 
 
 def to_row(record: Record, embed_images: bool) -> dict[str, Any]:
