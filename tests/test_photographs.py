@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -152,3 +153,42 @@ def test_from_annotations_to_a_picture_of_attention(
     assert capsys.readouterr().out.strip()
     assert drawn.read_bytes().startswith(b"\x89PNG")
     assert maps.exists()
+
+
+def test_views_balance_and_labels_on_photographs(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    objects = ROOT.parent / "shared" / "photos" / "objects" / "train"
+    if not objects.is_dir():
+        pytest.skip("no labelled photographs at ../shared/photos/objects")
+    for name in ("cup", "Faces", "stop_sign"):
+        (tmp_path / "objects" / name).mkdir(parents=True)
+        for photograph in sorted((objects / name).iterdir())[:3]:
+            shutil.copy(photograph, tmp_path / "objects" / name)
+    instances, images = COCO_MINI / "annotations" / "instances_val2017.json", COCO_MINI / "val2017"
+    data = tmp_path / "data"
+    limit = ("--instances", instances, "--images", images, "--limit", 12)
+    assert run(monkeypatch, "data", "coco", *limit, "--out", data) == 0
+    probed = ("--vision-model", "tiny-convnext", "--image-size", 96, "--out", tmp_path / "probe.json")
+    assert run(monkeypatch, "probe", data, *probed) == 0
+    assert set(json.loads((tmp_path / "probe.json").read_text())["pope"]) == {"random", "popular", "adversarial"}
+
+    recipe = yaml.safe_load((ROOT / "recipes" / "photos.yaml").read_text())
+    recipe["model"] |= {"vision_model": "tiny-convnext", "image_size": 96}
+    recipe["data"]["photographs"]["parquet"] = str(data)
+    recipe["data"]["objects"] = {
+        "labels": str(tmp_path / "objects"),
+        "names": {"Faces": "face"},
+        "augment": {"views": 2},
+    }
+    for stage in recipe["stages"]:
+        stage |= {"steps": 2, "images_per_batch": 6, "data": {"photographs": 0.5, "objects": 0.5}}
+    recipe["evaluation"] = None
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    capsys.readouterr()
+    assert run(monkeypatch, "train", tmp_path / "recipe.yaml", "--out", tmp_path / "run") == 0
+    assert "data photographs: never asked: " in capsys.readouterr().err
+    records = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert all(np.isfinite(record["loss"]) and record["guidance_loss"] > 0 for record in records)
+    (stage, _) = json.loads((tmp_path / "run" / "stages.json").read_text())
+    assert stage["left_out"]["phrases that may be there or not"] > 0
