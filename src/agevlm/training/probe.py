@@ -38,7 +38,7 @@ from agevlm.training.features import FeatureCache, cached_features
 from agevlm.training.sources import ParquetSource
 
 ROUNDS, STEPS = 12, 25  # how often the highest cells are looked up, and the steps of descent in between
-LEARNING_RATE, DECAY = 2e-3, 0.02
+LEARNING_RATE, DECAY = 2e-3, 0.2
 NUM_FOLDS = 3
 HELD_OUT_RATIO = 0.25  # of the pictures, where no test data are given
 SPLITS = tuple(kind.removeprefix("pope.") for kind in POPE_KINDS)
@@ -223,7 +223,7 @@ class _Rows:
         """Scores (P, K, N) of every category in every cell."""
         weight_KC = self.weight / self.scale
         bias_K = self.bias - weight_KC @ self.mean
-        return torch.einsum("kc,pcn->pkn", weight_KC, features_PCN) + bias_K[:, None]
+        return weight_KC @ features_PCN + bias_K[:, None]
 
     def scores(self, features_PCN: Tensor) -> NDArray[np.float32]:
         """The highest score (P, K) of each category in each picture."""
