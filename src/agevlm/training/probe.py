@@ -37,8 +37,8 @@ from agevlm.training.arithmetic import choose_arithmetic
 from agevlm.training.features import FeatureCache, cached_features
 from agevlm.training.sources import ParquetSource
 
-ROUNDS, STEPS = 12, 25  # how often the highest cells are looked up, and the steps of descent in between
-LEARNING_RATE, DECAY = 2e-3, 0.2
+ROUNDS, STEPS = 8, 20  # how often the highest cells are looked up, and the steps of descent in between
+LEARNING_RATE, DECAY = 2e-3, 1e-3
 NUM_FOLDS = 3
 HELD_OUT_RATIO = 0.25  # of the pictures, where no test data are given
 SPLITS = tuple(kind.removeprefix("pope.") for kind in POPE_KINDS)
@@ -68,8 +68,8 @@ def probe(
 ) -> dict[str, Any]:
     """Learn a probe from annotated datasets, and measure it on another one, or on a quarter of their own pictures.
 
-    Scores are read as they are or with the log odds of each category added, and answer yes from a threshold on; which
-    and where is what answers the questions of the training pictures best, scored by probes that have not seen them.
+    Scores are read as they are or less the log odds of each category, and answer yes from a threshold on; which and
+    where is what answers the questions of the training pictures best, scored by probes that have not seen them.
     The record has `pope.<split>` with `accuracy`, its interval over pictures, `auroc`, `prior_accuracy` and
     `prior_auroc` of the category's frequency alone; `pointing` with `accuracy` and the `ceiling` of the grid; `notes`.
     ValueErrors: data without annotated pictures, no category that tells pictures apart, an unknown feature map.
@@ -232,22 +232,22 @@ class _Rows:
 
 
 def _learn(features_PCN: Tensor, held_PK: Tensor, known_PK: Tensor, categories: tuple[str, ...]) -> _Rows:
-    """Logistic regression for each category, its two answers of equal weight, at the cells where it scores highest.
+    """Logistic regression for each category at the cells where it scores highest; first on the means of the pictures.
 
-    Weights start at the difference of the mean features with and without the category.
+    A category of which few examples are known stays near its log odds.
     """
     std_C, mean_C = torch.std_mean(features_PCN, dim=(0, 2))
-    yes_PK, no_PK = held_PK & known_PK, ~held_PK & known_PK
-    num_yes_K, num_no_K = (part_PK.sum(0).clamp(min=1).float() for part_PK in (yes_PK, no_PK))
-    odds_K = ((yes_PK.sum(0) + 0.5) / (no_PK.sum(0) + 0.5)).log()
-    picture_PC = (features_PCN.mean(-1) - mean_C) / std_C.clamp(min=1e-4)
-    toward_KC = (yes_PK.float() / num_yes_K).T @ picture_PC - (no_PK.float() / num_no_K).T @ picture_PC
-    rows = _Rows(categories, mean_C, std_C.clamp(min=1e-4), toward_KC / len(mean_C), torch.zeros(len(odds_K)), odds_K)
-    weight_PK = (yes_PK / num_yes_K + no_PK / num_no_K) / 2
-    parameters = [rows.weight.requires_grad_(), rows.bias.requires_grad_()]
-    optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=0.0)
-    for _ in range(ROUNDS):
-        highest_PKC = _at_highest(rows, features_PCN)
+    odds_K = (((held_PK & known_PK).sum(0) + 0.5) / ((~held_PK & known_PK).sum(0) + 0.5)).log()
+    zero_KC = torch.zeros(len(odds_K), len(mean_C))
+    rows = _Rows(categories, mean_C, std_C.clamp(min=1e-4), zero_KC, odds_K.clone(), odds_K)
+    weight_PK = known_PK / known_PK.sum(0)
+    optimizer = torch.optim.Adam([rows.weight.requires_grad_(), rows.bias.requires_grad_()], lr=LEARNING_RATE)
+    for number in range(ROUNDS):
+        if number == 0:
+            picture_PC = (features_PCN.mean(-1) - rows.mean) / rows.scale
+            highest_PKC = picture_PC[:, None].expand(-1, len(odds_K), -1)
+        else:
+            highest_PKC = _at_highest(rows, features_PCN)
         for _ in range(STEPS):
             optimizer.zero_grad()
             scores_PK = torch.einsum("pkc,kc->pk", highest_PKC, rows.weight) + rows.bias
@@ -313,14 +313,14 @@ class _Scorer:
         self.place = {category: number for number, category in enumerate(self.rows.categories)}
 
     def read(self, questions: _Questions, reading: str) -> NDArray[np.float64]:
-        """A score (Q,) for each question. Of a category that was never seen nothing is known: 0, at the lowest odds."""
+        """A score (Q,) for each question. Of a category that was never seen nothing is known but the lowest odds."""
         odds_K = self.rows.odds.numpy()
         found = []
         for picture, category in zip(questions.pictures, questions.categories, strict=True):
             column = self.place.get(category)
-            score = 0.0 if column is None else float(self.scores[picture, column])
             odds = float(odds_K.min()) if column is None else float(odds_K[column])
-            found.append({"score": score, "with_odds": score + odds, "prior": odds}[reading])
+            score = odds if column is None else float(self.scores[picture, column])
+            found.append({"score": score, "less_odds": score - odds, "prior": odds}[reading])
         return np.array(found)
 
 
@@ -378,7 +378,7 @@ def _check_questions(*asked: dict[str, _Questions]) -> None:
 def _figures(chosen: _Scorer, training: _Questions, seen: _Scorer, testing: _Questions) -> dict[str, Any]:
     """The reading and threshold that answer the training questions best, and how they answer those of the test."""
     best = max(
-        (_best_threshold(chosen.read(training, reading), training.yes), reading) for reading in ("score", "with_odds")
+        (_best_threshold(chosen.read(training, reading), training.yes), reading) for reading in ("score", "less_odds")
     )
     (trained_accuracy, threshold), reading = best
     scores_Q, prior_Q = seen.read(testing, reading), seen.read(testing, "prior")
