@@ -94,18 +94,25 @@ class Ranks(Figure):
     scores: ArrayLike
     positive: ArrayLike
 
+    @property
+    def _positive_Q(self) -> NDArray[np.bool_]:
+        return np.asarray(self.positive, dtype=bool)
+
+    @cached_property
+    def _won_II(self) -> Floats:
+        """Pairs of a positive of one picture and a negative of another that are won, a tie as half."""
+        scores_Q, positive_Q = np.asarray(self.scores, dtype=np.float64), self._positive_Q
+        won_QQ = (1 + np.sign(scores_Q[positive_Q, None] - scores_Q[~positive_Q])) / 2
+        is_of_IQ = np.eye(self.num_images)[:, self._image_of_Q]
+        return is_of_IQ[:, positive_Q] @ won_QQ @ is_of_IQ[:, ~positive_Q].T
+
     def drawn(self, counts_KI: Floats) -> Floats:
-        """The share of pairs won, pictures counting as often as they were drawn; NaN where one class is empty."""
-        scores_Q = np.asarray(self.scores, dtype=np.float64)
-        order_Q = np.argsort(scores_Q)
-        sorted_Q, positive_Q = scores_Q[order_Q], np.asarray(self.positive, dtype=bool)[order_Q]
-        times_KQ = counts_KI[:, self._image_of_Q[order_Q]]
-        high_KQ, low_KQ = times_KQ[:, positive_Q], times_KQ[:, ~positive_Q]
-        lower_KQ = np.pad(low_KQ.cumsum(axis=1), ((0, 0), (1, 0)))  # how many negatives are among the lowest 0, 1, …
-        won_K = np.zeros(len(counts_KI))
-        for side in ("left", "right"):  # those below, and those not above: a tie is half of each
-            won_K += (high_KQ * lower_KQ[:, np.searchsorted(sorted_Q[~positive_Q], sorted_Q[positive_Q], side)]).sum(1)
-        return divide(won_K, 2 * high_KQ.sum(axis=1) * low_KQ.sum(axis=1))
+        """The share of pairs won, pictures counting as often as they were drawn; memory grows with their square."""
+        high_K, low_K = (
+            counts_KI @ np.bincount(self._image_of_Q, part_Q, self.num_images)
+            for part_Q in (self._positive_Q, ~self._positive_Q)
+        )
+        return divide((counts_KI @ self._won_II * counts_KI).sum(axis=1), high_K * low_K)
 
 
 def divide(above: Floats, below: Floats) -> Floats:
