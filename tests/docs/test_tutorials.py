@@ -25,6 +25,19 @@ TYPED = ("python", "sh")  # all else is shown: output, and files that a shell bl
 # what stands on a page → what is run in its place
 SMALL: dict[str, dict[str, str]] = {
     "1-look": {},
+    "2-train": {
+        "agevlm train quickstart": "agevlm train quickstart --set num_workers=0 --set evaluation.num_images=4"
+        " --set data.scenes.num_scenes=16 --set data.crowded.num_scenes=16"
+        " --set stages.align.steps=1 --set stages.cross-attention.steps=1"
+        " --set stages.ground.steps=2 --set stages.instruct.steps=2",
+        "num_images=100": "num_images=4",
+    },
+    "3-coco": {
+        "--num 1500": "--num 16",
+        "--num 100": "--num 4",
+        "images_per_batch: 16": "images_per_batch: 4",
+        "steps: 200": "steps: 2",
+    },
 }
 
 
