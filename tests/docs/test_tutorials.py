@@ -38,6 +38,25 @@ SMALL: dict[str, dict[str, str]] = {
         "images_per_batch: 16": "images_per_batch: 4",
         "steps: 200": "steps: 2",
     },
+    "4-your-own-parts": {
+        "num_scenes: 1600": "num_scenes: 16",
+        "images_per_batch: 16": "images_per_batch: 4",
+        "steps: 120": "steps: 2",
+        "num_images: 60": "num_images: 4",
+    },
+    "5-teachers": {
+        "num_scenes: 1500": "num_scenes: 16",
+        "steps: 200": "steps: 2, batch_size: 4",
+        "--num 200": "--num 6",
+    },
+    "6-compare": {
+        "agevlm compare run": "agevlm compare",  # until the verbs of comparing are one group
+        "num_seeds: 2": "num_seeds: 1",
+        "num_scenes: 1200": "num_scenes: 16",
+        "images_per_batch: 16": "images_per_batch: 4",
+        "steps: 150": "steps: 2",
+        "num_images: 50": "num_images: 4",
+    },
 }
 
 
