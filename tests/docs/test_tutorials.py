@@ -51,7 +51,7 @@ SMALL: dict[str, dict[str, str]] = {
     },
     "6-compare": {
         "agevlm compare run": "agevlm compare",  # until the verbs of comparing are one group
-        "num_seeds: 2": "num_seeds: 1",
+        "num_seeds: 3": "num_seeds: 1",
         "num_scenes: 1200": "num_scenes: 16",
         "images_per_batch: 16": "images_per_batch: 4",
         "steps: 150": "steps: 2",
