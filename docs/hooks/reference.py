@@ -69,13 +69,16 @@ def pages() -> dict[str, str]:
     from agevlm.training.recipe import Recipe
     from agevlm.training.teachers import TeacherSpec
 
+    told = {
+        "recipe": ("Recipe keys", RECIPE, [Recipe]),
+        "foundation": ("Foundation keys", FOUNDATION, [FoundationSpec, TeacherSpec]),
+        "comparison": ("Comparison keys", COMPARISON, [ComparisonRecipe]),
+    }
     cli, api = dict(cli_pages(get_command(app))), dict(api_pages())
     return {
         **cli,
         "reference/cli/.nav.yml": nav("Command line", cli),
-        "reference/recipe.md": keys_page("Recipe keys", RECIPE, Recipe),
-        "reference/comparison.md": keys_page("Comparison keys", COMPARISON, ComparisonRecipe),
-        "reference/foundation.md": keys_page("Foundation keys", FOUNDATION, FoundationSpec, TeacherSpec),
+        **dict(key_pages(told)),
         **api,
         "reference/api/.nav.yml": nav("Python API", api),
     }
@@ -164,23 +167,27 @@ key is an error that names the nearest known one. `agevlm recipe show NAME` prin
 [Training](../training.md) explains the four stages and the losses.
 """
 COMPARISON = """\
-The recipe of `agevlm compare`. [Comparing](../comparison.md) explains how arms share a recipe, and what is reported.
+The recipe of a comparison, `agevlm compare`. [Comparing](../comparison.md) explains how arms share a recipe, and what is reported.
 """
 FOUNDATION = """\
 The recipes of `agevlm scenes foundation` and `agevlm scenes teachers`, which train the small models of the embedded world.
 """
 
 
-def keys_page(title: str, intro: str, *roots: type[BaseModel]) -> str:
-    """A page with a table of keys for each model that the roots hold."""
-    parts, seen = [f"# {title}", "", intro], set()
-    for root in roots:
-        schema = root.model_json_schema()
-        for name, where in walk(schema, root.__name__, ""):
-            if name not in seen:
-                seen.add(name)
-                parts += keys_section(name, where, schema["$defs"].get(name, schema))
-    return "\n".join(parts)
+def key_pages(told: Mapping[str, tuple[str, str, list[type[BaseModel]]]]) -> Iterator[tuple[str, str]]:
+    """A page of tables for each group of settings; settings that several groups hold stand in the first."""
+    homes: dict[str, str] = {}  # settings → page
+    for page, (title, intro, roots) in told.items():
+        parts = [f"# {title}", "", intro]
+        for root in roots:
+            schema = root.model_json_schema()
+            found = [(name, where) for name, where in walk(schema, root.__name__, "") if name not in homes]
+            homes |= dict.fromkeys(dict(found), page)
+            links = {name: f"[{name}]({home}.md#{name.lower()})" for name, home in homes.items()}
+            for name in dict(found):
+                where = next(place for other, place in found if other == name)
+                parts += keys_section(name, where, schema["$defs"].get(name, schema), links)
+        yield f"reference/{page}.md", "\n".join(parts)
 
 
 def walk(schema: Mapping[str, Any], name: str, where: str) -> Iterator[tuple[str, str]]:
@@ -203,7 +210,7 @@ def references(value: Mapping[str, Any], where: str) -> Iterator[tuple[str, str]
         yield from references(inner, f"{where}.NAME")
 
 
-def keys_section(name: str, where: str, model: Mapping[str, Any]) -> list[str]:
+def keys_section(name: str, where: str, model: Mapping[str, Any], links: Mapping[str, str]) -> list[str]:
     """The table of a settings model."""
     heading = f"`{where}`: {name}" if where else name
     lines = [f"## {heading} {{ #{name.lower()} }}", "", cell(model.get("description", "")), ""]
@@ -211,12 +218,14 @@ def keys_section(name: str, where: str, model: Mapping[str, Any]) -> list[str]:
     required = model.get("required", ())
     for key, value in model["properties"].items():
         default = "required" if key in required else key_default(value)
-        lines.append(f"| `{key}` | {type_of(value)} | {default} | {cell(value.get('description', ''))} |")
+        lines.append(f"| `{key}` | {type_of(value, links)} | {default} | {cell(value.get('description', ''))} |")
     return [*lines, ""]
 
 
 def key_default(value: Mapping[str, Any]) -> str:
-    default = value.get("default")
+    if "default" not in value:  # made anew for each recipe, and empty
+        return code("{}")
+    default = value["default"]
     if default and any(references(value, "")):
         return "its own defaults"
     if isinstance(default, float) and len(repr(default)) > 8:
@@ -224,27 +233,28 @@ def key_default(value: Mapping[str, Any]) -> str:
     return code(json.dumps(default, ensure_ascii=False))
 
 
-def type_of(value: Mapping[str, Any]) -> str:
-    """The type of a key for people: `integer, ≥ 1`, `eager, sdpa or null`, a link where it is settings of their own."""
+def type_of(value: Mapping[str, Any], links: Mapping[str, str]) -> str:
+    """The type of a key for people: `integer ≥ 1`, `eager, sdpa or null`, a link where it is settings of their own."""
     if "$ref" in value:
-        name = value["$ref"].rsplit("/", 1)[1]
-        return f"[{name}](#{name.lower()})"
+        return links[value["$ref"].rsplit("/", 1)[1]]
     for key in ("anyOf", "oneOf"):
         if key in value:
-            return " or ".join(type_of(option) for option in value[key])
+            return " or ".join(type_of(option, links) for option in value[key])
     if "enum" in value:
-        return " or ".join(code(option) for option in value["enum"])
+        return ", ".join(code(option) for option in value["enum"])
     if "const" in value:
         return code(value["const"])
     kind = value.get("type", "anything")
     if kind == "array":
-        return f"list of {type_of(value.get('items', {}))}"
+        return f"list of {type_of(value.get('items', {}), links)}"
     if kind == "object":
         inner = value.get("additionalProperties")
-        return f"mapping to {type_of(inner)}" if isinstance(inner, dict) else "mapping"
+        return f"mapping to {type_of(inner, links)}" if isinstance(inner, dict) else "mapping"
+    kind = value.get("format", kind)
+    if {"minimum", "maximum"} <= value.keys():
+        return f"{kind}, {value['minimum']:g} to {value['maximum']:g}"
     bounds = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
-    limits = [f"{sign} {value[bound]:g}" for bound, sign in bounds.items() if bound in value]
-    return ", ".join([value.get("format", kind), *limits])
+    return " ".join([kind, *(f"{sign} {value[bound]:g}" for bound, sign in bounds.items() if bound in value)])
 
 
 # --------------------------------------------------------------------------------------------------------- Python API
