@@ -18,7 +18,10 @@ from pydantic import BaseModel
 import agevlm
 
 API = {  # page → its first line and the modules that it shows whole
-    "Network": ("What the models are made of.", ["agevlm.modeling.cross_attention", "agevlm.modeling.image_inputs", "agevlm.modeling.outputs"]),
+    "Network": (
+        "What the models are made of.",
+        ["agevlm.modeling.cross_attention", "agevlm.modeling.image_inputs", "agevlm.modeling.outputs"],
+    ),
     "Guidance": ("Attention of asked rows and masks → loss: pure functions on tensors.", ["agevlm.guidance.losses"]),
     "Data": (
         "Records, masks, files.",
@@ -97,16 +100,20 @@ def cli_pages(root: Any) -> Iterator[tuple[str, str]]:
     lines = ["# Command line", "", f"{root.help}", "", "| command | what it does |", "|---|---|"]
     for name, command in root.commands.items():
         for words, verb in verbs(command, ("agevlm", name)):
-            lines.append(f"| [`{' '.join(words)}`]({name}.md#{'-'.join(words)}) | {first_line(verb.help)} |")
+            anchor = f"#{'-'.join(words)}" if hasattr(command, "commands") else ""
+            lines.append(f"| [`{' '.join(words)}`]({name}.md{anchor}) | {first_line(verb.help)} |")
     lines += ["", *parameters(root), "", "`--debug` may stand anywhere.", ""]
-    lines += ["Exit status: 0 done, 1 an error, 2 wrong usage, 130 interrupted. An error is one line on standard error."]
+    lines += [
+        "Exit status: 0 done, 1 an error, 2 wrong usage, 130 interrupted. An error is one line on standard error."
+    ]
     yield "reference/cli/index.md", "\n".join(lines)
     for name, command in root.commands.items():
         parts = [f"# agevlm {name}", ""]
         if hasattr(command, "commands"):
             parts += [command.help, ""]
         for words, verb in verbs(command, ("agevlm", name)):
-            parts += verb_section(words, verb)
+            heading = [f"## {' '.join(words)} {{ #{'-'.join(words)} }}", ""] if hasattr(command, "commands") else []
+            parts += [*heading, *verb_section(words, verb)]
         yield f"reference/cli/{name}.md", "\n".join(parts)
 
 
@@ -124,8 +131,6 @@ def verb_section(words: tuple[str, ...], verb: Any) -> list[str]:
     asked = [param.name.upper() for param in verb.params if param.param_type_name == "argument"]
     example = (verb.epilog or "").removeprefix("Example: ")
     return [
-        f"## {' '.join(words)} {{ #{'-'.join(words)} }}",
-        "",
         verb.help,
         "",
         "```text",
@@ -214,12 +219,12 @@ def keys_section(name: str, where: str, model: Mapping[str, Any], links: Mapping
     """The table of a settings model."""
     heading = f"`{where}`: {name}" if where else name
     lines = [f"## {heading} {{ #{name.lower()} }}", "", cell(model.get("description", "")), ""]
-    lines += ["| key | type | default | meaning |", "|---|---|---|---|"]
+    lines += ['<div class="keys" markdown>', "", "| key | type | default | meaning |", "|---|---|---|---|"]
     required = model.get("required", ())
     for key, value in model["properties"].items():
         default = "required" if key in required else key_default(value)
         lines.append(f"| `{key}` | {type_of(value, links)} | {default} | {cell(value.get('description', ''))} |")
-    return [*lines, ""]
+    return [*lines, "", "</div>", ""]
 
 
 def key_default(value: Mapping[str, Any]) -> str:
