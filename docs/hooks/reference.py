@@ -102,10 +102,8 @@ def cli_pages(root: Any) -> Iterator[tuple[str, str]]:
         for words, verb in verbs(command, ("agevlm", name)):
             anchor = f"#{'-'.join(words)}" if hasattr(command, "commands") else ""
             lines.append(f"| [`{' '.join(words)}`]({name}.md{anchor}) | {first_line(verb.help)} |")
-    lines += ["", *parameters(root), "", "`--debug` may stand anywhere.", ""]
-    lines += [
-        "Exit status: 0 done, 1 an error, 2 wrong usage, 130 interrupted. An error is one line on standard error."
-    ]
+    lines += ["", *parameters(root), "", "`--debug` may stand anywhere. An error is one line on standard error.", ""]
+    lines += ["Exit status: 0 done, 1 an error, 2 wrong usage, 130 interrupted."]
     yield "reference/cli/index.md", "\n".join(lines)
     for name, command in root.commands.items():
         parts = [f"# agevlm {name}", ""]
@@ -167,15 +165,17 @@ def cli_default(param: Any) -> str:
 # -------------------------------------------------------------------------------------------------------- recipe keys
 
 RECIPE = """\
-A recipe is a YAML file. A value is the default below, what the file says, or what `--set` says; the last wins. An unknown
-key is an error that names the nearest known one. `agevlm recipe show NAME` prints a recipe with every default filled in.
-[Training](../training.md) explains the four stages and the losses.
+A recipe is a YAML file. A value is the default below, what the file says, or what `--set` says; the last wins. An
+unknown key is an error that names the nearest known one. `agevlm recipe show NAME` prints a recipe with every default
+filled in. [Training](../training.md) explains the four stages and the losses.
 """
 COMPARISON = """\
-The recipe of a comparison, `agevlm compare`. [Comparing](../comparison.md) explains how arms share a recipe, and what is reported.
+The recipe of a comparison, `agevlm compare`. [Comparing](../comparison.md) explains how arms share a
+recipe, and what is reported.
 """
 FOUNDATION = """\
-The recipes of `agevlm scenes foundation` and `agevlm scenes teachers`, which train the small models of the embedded world.
+The recipes of `agevlm scenes foundation` and `agevlm scenes teachers`, which train the small models of the
+embedded world.
 """
 
 
@@ -269,7 +269,7 @@ def api_pages() -> Iterator[tuple[str, str]]:
     """The public names of the package, and a page for each room that people use, without them."""
     public = {name: value for name in agevlm.__all__ if hasattr(value := getattr(agevlm, name), "__qualname__")}
     parts = ["# agevlm", "", "The public names. They load when they are first used.", ""]
-    for value in public.values():
+    for value in sorted(public.values(), key=lambda value: isinstance(value, type)):  # functions first
         parts += [f"::: {value.__module__}.{value.__qualname__}", ""]
     yield "reference/api/index.md", "\n".join(parts)
     hidden = json.dumps(["!^_", f"!^({'|'.join(public)})$"])
