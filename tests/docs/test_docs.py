@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import runpy
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -96,12 +97,14 @@ def test_every_loss_and_parser_is_told() -> None:
 
 
 def test_the_recipes_of_the_docs_are_some() -> None:
-    blocks = {name: re.findall(r"```yaml\n(.*?)```", read(name), re.DOTALL) for name in ("training.md", "comparison.md")}
-    assert all(blocks.values())
-    for block in blocks["training.md"]:
-        parse_recipe(yaml.safe_load(block), "docs/training.md")
-    for block in blocks["comparison.md"]:
-        ComparisonRecipe.model_validate(yaml.safe_load(block))
+    block = re.compile(r"```yaml\n(.*?)```", re.DOTALL)
+    trainings, comparisons = block.findall(read("training.md")), block.findall(read("comparison.md"))
+    assert trainings
+    assert comparisons
+    for content in trainings:
+        parse_recipe(yaml.safe_load(content), "docs/training.md")
+    for content in comparisons:
+        ComparisonRecipe.model_validate(yaml.safe_load(content))
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(DOCS)))
@@ -133,7 +136,7 @@ def test_a_list_begins_behind_an_empty_line(path: Path) -> None:
     lines = text.splitlines()
     glued = [
         line
-        for before, line in zip(lines, lines[1:], strict=False)
+        for before, line in pairwise(lines)
         if LIST.match(line) and before and not before.startswith(" ") and not LIST.match(before)
     ]
     assert glued == []
