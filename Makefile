@@ -5,11 +5,12 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 RUN ?= runs/quickstart
 
-.PHONY: help install quickstart test check format wheel clean
+.PHONY: help install quickstart test check docs format wheel clean
 help:
 	@echo "make quickstart   train, evaluate and report in the embedded world: $(RUN)/report.html"
 	@echo "make test         the whole test suite"
 	@echo "make check        linters, types, import contracts, spelling"
+	@echo "make docs         build the site, strictly: site/index.html"
 	@echo "make format       put the code into shape"
 	@echo "make wheel        build dist/agevlm-*.whl"
 	@echo "make clean        remove the virtual environment and every cache"
@@ -20,7 +21,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "error: $(PYTHON) is older than Python 3.11: name another one, as in make PYTHON=python3.12"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,docs]'
 	@touch $@
 
 quickstart: $(INSTALLED)
@@ -36,6 +37,9 @@ check: $(INSTALLED)
 	$(BIN)/lint-imports
 	$(BIN)/codespell
 
+docs: $(INSTALLED)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
@@ -44,4 +48,4 @@ wheel: $(INSTALLED)
 	$(BIN)/python -m build --wheel --no-isolation
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .mypy_cache .import_linter_cache
+	rm -rf $(VENV) build dist site .pytest_cache .ruff_cache .mypy_cache .import_linter_cache

@@ -62,7 +62,9 @@ def test_the_page_is_what_the_files_of_figures_make(tmp_path: Path) -> None:
         shutil.copy(ROOT / name, tmp_path / name)
     paths = [tmp_path / name for name in TABLES]
     figures = read_figures(paths[0], {path.stem: path for path in paths[1:]})
-    page = write_page(figures, tmp_path / "docs" / "results" / "comparison.md", paths, tmp_path / "docs" / "log.md")
+    page = write_page(
+        figures, tmp_path / "docs" / "results" / "comparison.md", paths, tmp_path / "docs" / "log" / "index.md"
+    )
     kept = ROOT / "docs" / "results" / "comparison.md"
     assert page.read_text(encoding="utf-8") == kept.read_text(encoding="utf-8")
     plots = {path.name for path in page.with_suffix("").iterdir()}

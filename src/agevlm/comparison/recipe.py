@@ -23,9 +23,13 @@ class ArmRecipe(Strict):
     """One arm: its name in tables, and key path → value over the common recipe, and over another arm's changes."""
 
     title: str
-    like: str | None = None  # the arm whose changes come first
+    """Its name in tables."""
+    like: str | None = None
+    """The arm whose changes come first."""
     set: dict[str, Any] = Field(default_factory=dict)
-    num_seeds: int | None = Field(None, ge=1)  # None: as many as the comparison, which is the most
+    """Key path → value over the common recipe."""
+    num_seeds: int | None = Field(None, ge=1)
+    """Null: as many as the comparison, which is the most."""
 
 
 class FoundationsRecipe(Strict):
@@ -35,7 +39,9 @@ class FoundationsRecipe(Strict):
     """
 
     num: int = Field(3, ge=1)
+    """How many."""
     spec: FoundationSpec = FoundationSpec()
+    """What they are trained by."""
 
 
 class EqualTimeRecipe(Strict):
@@ -46,28 +52,44 @@ class EqualTimeRecipe(Strict):
     """
 
     reference: str
+    """The arm whose time is that of all."""
     num_tokens: int = Field(144, ge=1)
+    """Image tokens at which times are taken; one of `costs`."""
     num_seeds: int = Field(3, ge=1)
+    """Seeds that are trained once more."""
     tolerance: float = Field(0.05, ge=0)
+    """An arm whose time is this near to the reference's is at equal time already."""
 
 
 class ComparisonRecipe(Strict):
     """A whole comparison. With `foundations` null all runs start from the models that `common` names."""
 
     name: str = Field(pattern=r"^[\w.-]+$")
+    """Letters, digits, `.`, `-` and `_`. Names the file of figures."""
     num_seeds: int = Field(5, ge=1)
+    """Seeds of each arm."""
     first_seed: int = Field(0, ge=0)
+    """The first of them."""
     foundations: FoundationsRecipe | None = None
+    """Models of the embedded world that runs start from. Null: the models that `common` names."""
     common: dict[str, Any]
+    """The content of a training recipe, shared by all arms."""
     arms: dict[str, ArmRecipe] = Field(min_length=1)
-    # title → arms that are compared, the first with each other one; empty: all with each other
+    """Name → arm."""
     groups: dict[str, tuple[str, ...]] = Field(default_factory=dict)
-    chosen: tuple[str, ...] = ()  # of arms of groups: what was settled on, marked in tables
+    """Title → arms that are compared, the first with each other; only these are trained. Empty: all with each other."""
+    chosen: tuple[str, ...] = ()
+    """Arms of groups that were settled on: marked in tables."""
     equal_time: EqualTimeRecipe | None = None
-    analyse: bool = True  # beside the figures of `agevlm evaluate`: along the training, and similarity
-    costs: tuple[int, ...] = ()  # numbers of image tokens at which the arms' costs are measured
-    cost_repetitions: int = Field(8, ge=1)  # turns of each arm in that
-    note: str = ""  # what a reader of the figures must know first
+    """Every arm once more at equal time. Null: not."""
+    analyse: bool = True
+    """Measure each run along its training too, and similarity."""
+    costs: tuple[int, ...] = ()
+    """Numbers of image tokens at which the arms' costs are measured."""
+    cost_repetitions: int = Field(8, ge=1)
+    """Turns of each arm in that."""
+    note: str = ""
+    """What a reader of the figures must know first."""
 
     @model_validator(mode="after")
     def _arms_are_recipes(self) -> ComparisonRecipe:

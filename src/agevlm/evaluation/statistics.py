@@ -16,7 +16,7 @@ from each other. `groups` says which belong together; with two groups or more th
 over the means of the groups. With one group nothing can be said of others.
 
 The interval that is reported reaches from the lowest of the lower ends to the highest of the upper ends: it holds its
-95 % in all these cases (docs/evaluation.md has the simulation) and is wider than needed in most. Each is kept beside
+95 % in all these cases (docs/statistics.md has the simulation) and is wider than needed in most. Each is kept beside
 it. What is known only as one figure a seed (perplexity, seconds) has no bootstrap. One seed says nothing of other
 seeds: its interval knows its pictures only, and a figure alone has none (minus to plus infinity, null in JSON). Where
 nothing varies, because no picture has an error or all have nothing else, the interval is the exact one for such a case.
