@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import signal
@@ -264,17 +265,34 @@ def test_only_foundations_that_a_seed_of_the_arms_starts_from_are_trained(tmp_pa
     assert written["seed"] == 2
 
 
-def test_models_that_the_package_carries_are_copied_and_not_trained(tmp_path: Path) -> None:
+def test_models_that_are_ready_are_copied_and_not_trained(tmp_path: Path) -> None:
     recipe = load_comparison(ROOT / "recipes" / "comparison.yaml")
     jobs = foundation_jobs(recipe, tmp_path / "same", ["age"])
     assert [job.done.exists() for job in jobs] == [True, True, False, False, False]
     assert jobs[2].done.parent.name == "tiny-llama"  # all that is left to train
-    checkpoints, copies = ROOT / "src" / "agevlm" / "checkpoints", tmp_path / "same" / "foundations"
-    for packaged, copy in {"tiny-llama-1": "1/tiny-llama", "tiny-convnext-2": "2/tiny-convnext"}.items():
-        weights = (folder / "model.safetensors" for folder in (checkpoints / packaged, copies / copy))
+    packaged, copies = ROOT / "src" / "agevlm" / "checkpoints", tmp_path / "same" / "foundations"
+    for ready, copy in (
+        (packaged / "tiny-llama", "0/tiny-llama"),
+        (ROOT / "foundations" / "1" / "tiny-llama", "1/tiny-llama"),
+        (ROOT / "foundations" / "2" / "tiny-convnext", "2/tiny-convnext"),
+    ):
+        weights = (folder / "model.safetensors" for folder in (ready, copies / copy))
         assert len({path.read_bytes() for path in weights}) == 1
     other = load_comparison(ROOT / "recipes" / "comparison.yaml", ["foundations.spec.vision.steps=3"])
     assert not any(job.done.exists() for job in foundation_jobs(other, tmp_path / "other", ["age"]))
+
+
+def test_without_ready_foundations_those_of_other_seeds_are_trained_and_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(ROOT / "recipes" / "comparison.yaml", tmp_path)  # as in a wheel: no foundations lie beside it
+    recipe = load_comparison(tmp_path / "comparison.yaml", ["equal_time=null", "costs=[]", "num_seeds=2"])
+    monkeypatch.setattr("agevlm.comparison.run.run_jobs", lambda *_, **__: None)
+    said = Console(record=True, quiet=False, file=io.StringIO())
+    out = compare(recipe, tmp_path / "out", console=said)
+    assert said.export_text().strip().endswith("foundation 1")
+    assert [path.name for path in (out / "foundations").iterdir() if path.is_dir()] == ["0"]
+    assert "ready" not in (out / "comparison.yaml").read_text()  # how they were had is no part of what they are
 
 
 def test_foundations_of_another_recipe_are_not_taken_for_done(tmp_path: Path) -> None:

@@ -31,10 +31,13 @@ class ArmRecipe(Strict):
 class FoundationsRecipe(Strict):
     """The foundations that runs start from: seed `s` of a comparison starts from number `s % num`.
 
-    Number `k` is trained by `spec` with the seed `k`, once, before the runs.
+    Number `k` is made by `spec` with the seed `k`. Its models are copied from the package or from `ready`/`k` where they
+    are there, and else trained, once, before the runs. `ready` is relative to the recipe's file; it is how the models
+    are had and not what they are, so it is no part of the recipe as written out.
     """
 
     num: int = Field(3, ge=1)
+    ready: Path | None = Field(None, exclude=True)
     spec: FoundationSpec = FoundationSpec()
 
 
@@ -184,8 +187,11 @@ def load_comparison(path: Path, overrides: Sequence[str] = (), *, quick: bool = 
         if not smaller:
             raise ValueError(f"{path} has no smaller size: --quick needs the key quick, key path → value")
         content = apply_overrides(content, _as_overrides(smaller))
+    content = apply_overrides(content, overrides)
+    if isinstance(foundations := content.get("foundations"), dict) and isinstance(foundations.get("ready"), str):
+        foundations["ready"] = path.parent / foundations["ready"]
     try:
-        return ComparisonRecipe.model_validate(apply_overrides(content, overrides))
+        return ComparisonRecipe.model_validate(content)
     except ValidationError as error:
         raise ValueError("\n".join(f"{path}: {line}" for line in explain(error, ComparisonRecipe))) from error
 
