@@ -192,7 +192,7 @@ def analysis_jobs(run: Job) -> list[Job]:
         return Job(f"{name} of {run.name}", arguments, done, run.log, after=run.done)
 
     return [
-        job("trajectory", ("trajectory", str(directory)), directory / TRAJECTORY),
+        job("trajectory", ("compare", "trajectory", str(directory)), directory / TRAJECTORY),
         job("similarity", (*similarity, "--out", str(written)), written),
     ]
 
@@ -203,7 +203,7 @@ def costs_job(recipe: ComparisonRecipe, out: Path) -> Job:
     number = recipe.foundation_of(recipe.first_seed)
     foundation = [] if number is None else ["--foundation", str(out / FOUNDATIONS / str(number))]
     done = out / COSTS
-    arguments = ("costs", str(out / f"{recipe.name}.yaml"), "--out", str(done), *tokens, *foundation)
+    arguments = ("compare", "costs", str(out / f"{recipe.name}.yaml"), "--out", str(done), *tokens, *foundation)
     arguments += ("--repetitions", str(recipe.cost_repetitions))
     return Job("costs", arguments, done, out / "logs" / "costs.log")
 
