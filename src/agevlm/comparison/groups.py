@@ -101,7 +101,9 @@ def _sign(gap: Reading | None) -> str:
 def _plots(content: Nested, groups: Groups) -> list[Block]:
     kind, name = section(content, "page").get("plot"), str(content.get("name"))
     if kind == "groups":
-        draw = partial(interval_plot, *_rows(content, groups))
+        rows = _rows(content, groups)
+        first = {row.arm.title: row.found.mean for row in rows[:1]}  # dashed, for all others to be read against
+        draw = partial(interval_plot, rows, "adversarial accuracy", lines=first)
         return [Plot(name, "Adversarial accuracy, group by group", draw), Text("Colours mark the groups.")]
     if kind == "steps" and (lines := _lines(content, groups)):
         text = (
@@ -114,14 +116,14 @@ def _plots(content: Nested, groups: Groups) -> list[Block]:
     return []
 
 
-def _rows(content: Nested, groups: Groups) -> tuple[list[Row], str]:
-    """The first arm once, and the others group by group, each group in a colour; and the axis's label."""
+def _rows(content: Nested, groups: Groups) -> list[Row]:
+    """The first arm once, and the others group by group, each group in a colour."""
     names, first = titles(content), next(iter(groups.values()))[0]
     drawn = [(first, Arm(names[first], 0))]
     for number, (title, arms) in enumerate(groups.items()):
         drawn += [(arm, Arm(f"{title}: {names[arm]}", number)) for arm in arms if arm != first]
     found = ((arm, reading(content, f"arms.{name}.{ADVERSARIAL}")) for name, arm in drawn)
-    return [Row(arm, score) for arm, score in found if score], "adversarial accuracy"
+    return [Row(arm, score) for arm, score in found if score]
 
 
 def _lines(content: Nested, groups: Groups) -> list[tuple[Arm, list[tuple[float, Reading]]]]:

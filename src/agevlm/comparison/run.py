@@ -1,7 +1,7 @@
 """All runs of a comparison in one directory: foundations first, then every arm with every seed, resumable.
 
 The directory of comparisons:
-    NAME.yaml                the resolved recipe; comparisons of other names may share the directory, and runs
+    NAME.yaml                the resolved recipe without its words; other comparisons may share the directory, and runs
     foundations/K/           the foundations
     ARM/SEED/                the runs, each as `agevlm train` leaves it, trajectory.json and similarity.json
     equal_time/ARM/SEED/     those at equal time, where the steps of an arm are others; without the analyses
@@ -227,8 +227,9 @@ def _training_job(recipe: Recipe, directory: Path, out: Path, name: str) -> Job:
 
 
 def _open(recipe: ComparisonRecipe, out: Path) -> None:
-    """Write the recipe into the directory, or check that the one there is the same."""
-    known, text = out / f"{recipe.name}.yaml", yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
+    """Write the recipe into the directory, or check that the one there is the same. Words may change between."""
+    content = recipe.model_dump(mode="json", exclude={"note", "claims", "page"})
+    known, text = out / f"{recipe.name}.yaml", yaml.safe_dump(content, sort_keys=False)
     if known.exists():
         if known.read_text(encoding="utf-8") != text:
             raise ValueError(f"{known} differs from the recipe given: choose another --out")
