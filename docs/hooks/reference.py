@@ -170,7 +170,7 @@ unknown key is an error that names the nearest known one. `agevlm recipe show NA
 filled in. [Training](../training.md) explains the four stages and the losses.
 """
 COMPARISON = """\
-The recipe of a comparison, `agevlm compare`. [Comparing](../comparison.md) explains how arms share a
+The recipe of a comparison, `agevlm compare run`. [Comparing](../comparison.md) explains how arms share a
 recipe, and what is reported.
 """
 FOUNDATION = """\

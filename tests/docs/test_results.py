@@ -1,8 +1,9 @@
-"""What is said in figures is what the files of figures hold: the README's tables, and the page of the comparison."""
+"""What is said in figures is what the files of figures hold: the README's tables, and the pages of the comparison."""
 
 from __future__ import annotations
 
 import json
+import re
 import runpy
 import shutil
 from pathlib import Path
@@ -10,12 +11,15 @@ from typing import Any
 
 import pytest
 
-from agevlm.comparison.page import read_figures, write_page
+from agevlm.comparison.page import load_figures, write_page
+from agevlm.comparison.recipe import load_comparison
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 ATTENTION = Path("docs/results/comparison/attention.png")
-TABLES = [f"results/{name}.json" for name in ("comparison", "sweeps", "longer", "ablations")]
+STUDIES = ("comparison", "sweeps", "longer", "ablations")
+TABLES = [f"results/{name}.json" for name in STUDIES]
+MAX_WORDS, MAX_BYTES = 700, 1_000_000  # of the summary, of a file of figures
 FIGURES = runpy.run_path(str(ROOT / "benchmarks" / "seeds.py"))["FIGURES"]
 
 
@@ -56,19 +60,35 @@ def test_what_guidance_does() -> None:
     assert told == {titles[arm]: row(figures) for arm, figures in arms.items()}
 
 
-def test_the_page_is_what_the_files_of_figures_make(tmp_path: Path) -> None:
+def test_the_pages_are_what_the_files_of_figures_make(tmp_path: Path) -> None:
     for name in [*TABLES, str(ATTENTION)]:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
-    paths = [tmp_path / name for name in TABLES]
-    figures = read_figures(paths[0], {path.stem: path for path in paths[1:]})
-    page = write_page(
-        figures, tmp_path / "docs" / "results" / "comparison.md", paths, tmp_path / "docs" / "log" / "index.md"
-    )
+    figures = load_figures([tmp_path / name for name in TABLES], log=tmp_path / "docs" / "log" / "index.md")
+    page = write_page(figures, tmp_path / "docs" / "results" / "comparison.md")
     kept = ROOT / "docs" / "results" / "comparison.md"
     assert page.read_text(encoding="utf-8") == kept.read_text(encoding="utf-8")
-    plots = {path.name for path in page.with_suffix("").iterdir()}
-    assert plots == {path.name for path in kept.with_suffix("").iterdir()}
+    assert len(page.read_text(encoding="utf-8").split()) <= MAX_WORDS
+    made, known = ({path.name: path for path in of.with_suffix("").iterdir()} for of in (page, kept))
+    assert made.keys() == known.keys()
+    for name in made:
+        if name.endswith(".md"):
+            assert made[name].read_text(encoding="utf-8") == known[name].read_text(encoding="utf-8"), name
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_files_of_figures_are_small_and_say_what_their_recipes_say(name: str) -> None:
+    assert (ROOT / "results" / f"{name}.json").stat().st_size < MAX_BYTES
+    content, words = load(f"results/{name}.json"), load_comparison(ROOT / "recipes" / f"{name}.yaml").words
+    assert {key: content.get(key) for key in words} == words
+
+
+def test_the_package_names_no_arm_of_the_published_comparison() -> None:
+    """Arms are data of recipes; of their names only that of the attention itself, cross-attention, is one of ours."""
+    arms = load("results/comparison.json")["arms"].keys() - {"cross_attention", "concat"}  # also architectures
+    for path in (ROOT / "src" / "agevlm").rglob("*.py"):
+        strings = re.findall(r"""["'](\w+)["']""", path.read_text(encoding="utf-8"))
+        assert not arms & set(strings), path
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "results").glob("*.json")))

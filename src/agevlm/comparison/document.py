@@ -1,4 +1,4 @@
-"""A page of results as data: sections of text, tables and plots, written as Markdown and as HTML from the same rows.
+"""Pages of results as data: sections of text, tables and plots, written as Markdown and as HTML from the same rows.
 
 Text and cells may hold **strong** words, `code` and [links](address) as Markdown has them; everything else is plain.
 """
@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -94,33 +94,62 @@ class Page:
         return [*self.head, *(block for part in self.sections for block in part.blocks)]
 
 
+@dataclass(frozen=True)
+class Site:
+    """A summary, and the pages behind it by the names of their files."""
+
+    summary: Page
+    parts: Mapping[str, Page]
+
+    @property
+    def whole(self) -> Page:
+        """All of it on one page, each picture once; a section whose title is taken has its page's before it."""
+        shown = {block.name for block in self.summary.blocks if isinstance(block, Plot | Picture)}
+        sections = list(self.summary.sections)
+        for page in self.parts.values():
+            opening = [*([Text(page.verdict)] if page.verdict else []), *page.head]
+            for part in page.sections:
+                blocks = [b for b in part.blocks if not (isinstance(b, Plot | Picture) and b.name in shown)]
+                taken = any(part.title == other.title for other in sections)
+                sections.append(Section(f"{page.title}: {part.title}" if taken else part.title, [*opening, *blocks]))
+                opening = []
+        return replace(self.summary, sections=sections)
+
+
 # ---------------------------------------------------------------------------------------------------------- Markdown
 
 
-def write_markdown(page: Page, path: Path) -> Path:
-    """Write `path`, and its pictures into the directory beside it that has its name; other PNG files there go."""
-    pictures = path.with_suffix("")
-    kept = set()
-    for block in page.blocks:
-        if isinstance(block, Plot | Picture):
-            data = figure_png(block.draw("light")) if isinstance(block, Plot) else block.png
-            target = pictures / f"{block.name}.png"
-            with write_beside(target) as beside:
-                beside.write_bytes(data)
-            kept.add(target)
-    for stale in set(pictures.glob("*.png")) - kept:
+def write_markdown(site: Site, path: Path) -> Path:
+    """Write the summary to `path`, and the other pages and all pictures into the directory beside it of its name.
+
+    That directory is the site's own: Markdown and PNG files there that are not of it go.
+    """
+    directory, pages = path.with_suffix(""), dict(site.parts)
+    links = "\n".join(f"- [{page.title}]({directory.name}/{name}.md)" for name, page in pages.items())
+    behind = [Section("Behind this page", [Text(links)])] if pages else []
+    summary = replace(site.summary, sections=[*site.summary.sections, *behind])
+    written = {directory / f"{name}.md": markdown(page, "", f"../{path.name}") for name, page in pages.items()}
+    for target, text in {**written, path: markdown(summary, f"{directory.name}/")}.items():
+        with write_beside(target) as beside:
+            beside.write_text(text, encoding="utf-8")
+    drawn = {block.name: block for block in site.whole.blocks if isinstance(block, Plot | Picture)}
+    for name, block in drawn.items():
+        data = figure_png(block.draw("light")) if isinstance(block, Plot) else block.png
+        with write_beside(directory / f"{name}.png") as beside:
+            beside.write_bytes(data)
+    kept = {*written, *(directory / f"{name}.png" for name in drawn)}
+    for stale in {*directory.glob("*.png"), *directory.glob("*.md")} - kept:
         stale.unlink()
-    with write_beside(path) as beside:
-        beside.write_text(markdown(page, pictures.name), encoding="utf-8")
     return path
 
 
-def markdown(page: Page, pictures: str) -> str:
-    """The page as Markdown; `pictures` is where its PNG files lie, as a link has it."""
-    parts = [f"# {page.title}", page.verdict, *(_markdown_block(block, pictures) for block in page.head)]
+def markdown(page: Page, pictures: str, back: str | None = None) -> str:
+    """The page as Markdown; `pictures` is put before the names of PNG files, `back` is the page that it belongs to."""
+    parts = [f"# {page.title}", *([f"[← Summary]({back})"] if back else []), page.verdict]
+    parts += [_markdown_block(block, pictures) for block in page.head]
     for part in page.sections:
         parts += [f"## {part.title}", *(_markdown_block(block, pictures) for block in part.blocks)]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def _markdown_block(block: Block, pictures: str) -> str:
@@ -133,7 +162,7 @@ def _markdown_block(block: Block, pictures: str) -> str:
         rows = [block.headers, rule, *block.rows]
         lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
         return "\n".join([*([f"**{block.caption}**", ""] if block.caption else []), *lines])
-    return f"![{block.alt}]({pictures}/{block.name}.png)"
+    return f"![{block.alt}]({pictures}{block.name}.png)"
 
 
 def _numeric(block: Table, column: int) -> bool:

@@ -49,16 +49,6 @@ class Bin:
     probability: float | None
     absent: float | None
 
-    def record(self) -> dict[str, Any]:
-        """As JSON has it."""
-        return {
-            "from": self.low,
-            "below": self.high,
-            "num_questions": self.num_questions,
-            "probability": self.probability,
-            "absent": self.absent,
-        }
-
 
 @dataclass(frozen=True)
 class Calibration:
@@ -68,8 +58,11 @@ class Calibration:
     bins: tuple[Bin, ...]
 
     def record(self) -> dict[str, Any]:
-        """As JSON has it."""
-        return {"error": self.error.record(), "bins": [found.record() for found in self.bins]}
+        """As JSON has it: the bins as columns, between `edges`."""
+        names = ("num_questions", "probability", "absent")
+        columns = {name: [getattr(found, name) for found in self.bins] for name in names}
+        edges = [*(found.low for found in self.bins), self.bins[-1].high]
+        return {"error": self.error.record(), "bins": {"edges": edges, **columns}}
 
 
 @dataclass(frozen=True)

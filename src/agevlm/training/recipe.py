@@ -273,7 +273,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), seed: int | Non
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds {type(content).__name__}, a recipe is a mapping with the key stages")
     if "arms" in content:
-        raise ValueError(f"{path} is a comparison of several runs: train it with agevlm compare")
+        raise ValueError(f"{path} is a comparison of several runs: train it with agevlm compare run")
     content = apply_overrides(content, overrides)
     if seed is not None:
         content["seed"] = seed
