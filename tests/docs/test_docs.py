@@ -127,7 +127,7 @@ def test_the_recipe_of_the_docs_is_one() -> None:
         recipe.parse_recipe(yaml.safe_load(block), "docs/training.md")
 
 
-@pytest.mark.parametrize("path", sorted(DOCS.glob("*.md")), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", sorted(DOCS.rglob("*.md")), ids=lambda path: path.relative_to(DOCS).as_posix())
 def test_every_heading_linked_to_exists(path: Path) -> None:
     for target, anchor in re.findall(r"\]\(([^)#\s]*)#([^)\s]+)\)", path.read_text(encoding="utf-8")):
         linked = (path.parent / target) if target else path
@@ -140,7 +140,7 @@ def test_every_file_of_ours_that_is_named_exists() -> None:
     root = DOCS.parent
     named = {
         name
-        for path in (*DOCS.glob("*.md"), root / "benchmarks" / "README.md")
+        for path in (*DOCS.rglob("*.md"), root / "benchmarks" / "README.md")
         for name in re.findall(r"(?:benchmarks|examples|recipes)/[\w/]+\.(?:py|yaml)", path.read_text(encoding="utf-8"))
     }
     assert named

@@ -64,7 +64,7 @@ def test_the_pages_are_what_the_files_of_figures_make(tmp_path: Path) -> None:
     for name in [*TABLES, str(ATTENTION)]:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
-    figures = load_figures([tmp_path / name for name in TABLES], log=tmp_path / "docs" / "log.md")
+    figures = load_figures([tmp_path / name for name in TABLES], log=tmp_path / "docs" / "log" / "index.md")
     page = write_page(figures, tmp_path / "docs" / "results" / "comparison.md")
     kept = ROOT / "docs" / "results" / "comparison.md"
     assert page.read_text(encoding="utf-8") == kept.read_text(encoding="utf-8")
