@@ -90,7 +90,7 @@ def write_page(figures: Figures, out: Path) -> Path:
     if figures.sources:
         links.append(Text(f"All figures: {', '.join(map(link, figures.sources))}."))
     if figures.log is not None:
-        links.append(Text(f"Reasons, and what did not work: {link(figures.log)}."))
+        links.append(Text(f"Reasons, and what did not work: [the log]({os.path.relpath(figures.log, directory)})."))
     return write_markdown(build_site(figures, links), out)
 
 
