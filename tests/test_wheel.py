@@ -46,6 +46,8 @@ def test_the_wheel_holds_code_checkpoints_and_recipes_and_nothing_else(wheel: Pa
         assert f"agevlm/checkpoints/{name}/model.safetensors" in names
     for name in ("recipes/quickstart.yaml", "recipes/scenes.yaml", "py.typed"):
         assert f"agevlm/{name}" in names
+    for path in (ROOT / "src/agevlm/analysis/templates").iterdir():
+        assert f"agevlm/analysis/templates/{path.name}" in names
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert not [name for name in names if name.endswith((".bin", ".pt", ".pkl", ".pyc"))]
     weights = {name for name in names if name.endswith(".safetensors")}

@@ -22,15 +22,14 @@ from agevlm.comparison.run import COSTS, EQUAL_TIME, equal_time_factors, run_dir
 from agevlm.evaluation.benchmarks import SCENES
 from agevlm.evaluation.breakdown import breakdown, pope_answers, scenes_facts
 from agevlm.evaluation.detection import detect
+from agevlm.evaluation.run_figures import Figure, figure_of
 from agevlm.evaluation.statistics import (
     Estimate,
-    Figure,
     Groups,
     difference,
     difference_of_seeds,
     estimate,
     estimate_of_seeds,
-    figure_of,
     ratio,
 )
 from agevlm.files import read_json_lines
