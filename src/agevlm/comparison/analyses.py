@@ -218,7 +218,8 @@ def _measured_at(settings: Nested) -> str:
     facts, turns = section(settings, "environment"), section(settings, "settings").get("repetitions")
     if not facts or not turns:
         return ""
-    threads = f", {facts.get('threads')} threads" if facts.get("device") == "cpu" else ""
+    number = facts.get("threads")
+    threads = f", {number} thread{'' if number == 1 else 's'}" if facts.get("device") == "cpu" else ""
     commit = f", git {facts['git']}" if facts.get("git") else ""
     return f" {turns} turns of each arm ({facts.get('device')}{threads}{commit}); their quartiles are in the file."
 

@@ -37,9 +37,9 @@ if TYPE_CHECKING:
 NUM_QUESTIONS = 6
 KIND = "pope.adversarial"
 RULE = (
-    "Questions are chosen by rule, not by hand: of the adversarial ones on which the arms disagree, half about things "
-    "that are there and half about things that are not, evenly spread in the order of their ids, no picture twice; of "
-    "the first seed that all arms have."
+    "Questions are chosen by rule, not by hand: adversarial ones on which the arms disagree, of the first seed that "
+    "all arms have. Half are about things that are there, half about things that are not. They are spread evenly in "
+    "the order of their ids, and no picture comes twice."
 )
 _RIGHT, _WRONG = "#1c7c4a", "#b3261e"
 _PANEL_IN, _GAP_IN, _TEXT_IN, _TITLE_IN, _DPI = 1.32, 0.1, 0.32, 0.58, 110

@@ -90,7 +90,7 @@ def write_page(figures: Figures, out: Path) -> Path:
     if figures.sources:
         links.append(Text(f"All figures: {', '.join(map(link, figures.sources))}."))
     if figures.log is not None:
-        links.append(Text(f"Reasons, and what did not work: {link(figures.log)}."))
+        links.append(Text(f"Reasons, and what did not work: [the log]({os.path.relpath(figures.log, directory)})."))
     return write_markdown(build_site(figures, links), out)
 
 
@@ -149,9 +149,15 @@ def build_site(figures: Figures, made_by: Sequence[Block] = ()) -> Site:
 
 def study_page(content: Nested) -> Page:
     """The page of a study in groups: what its recipe tells of it, its claims, and a table for each group."""
-    about = section(content, "page").get("about")
+    about = " ".join([section(content, "page").get("about", ""), *_one_foundation(content)]).strip()
     sections = [part for part in (claims_section(content), groups_section(content)) if part]
     return Page(title_of(content), verdict(content), [Text(about)] if about else [], sections)
+
+
+def _one_foundation(content: Nested) -> list[str]:
+    if (content.get("foundations") or 1) > 1:
+        return []
+    return ["All seeds start from one foundation: what differs between foundations is not in these intervals."]
 
 
 def _parts(content: Nested, attention: bytes | None) -> dict[str, Page]:
@@ -196,7 +202,12 @@ def _again(figures: Figures, made_by: Sequence[Block]) -> Page:
         versions = Table(["environment", ""], [[str(key), _short(value)] for key, value in made_with])
         tables.append(Section("Environment", [versions]))
     made = [Section("How they were made", [*remarks, *made_by])] if remarks or made_by else []
-    return Page("How sure, and how to make it again", "", [], [Section("How sure", [Text(sure)]), *made, *tables])
+    return Page(
+        "How sure, and how to make it again",
+        "",
+        [],
+        [Section("How sure", [Text(" ".join([sure, *_one_foundation(content)]))]), *made, *tables],
+    )
 
 
 def _commands(figures: Figures, out: Path) -> str:
