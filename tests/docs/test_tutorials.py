@@ -50,7 +50,6 @@ SMALL: dict[str, dict[str, str]] = {
         "--num 200": "--num 6",
     },
     "6-compare": {
-        "agevlm compare run": "agevlm compare",  # until the verbs of comparing are one group
         "num_seeds: 3": "num_seeds: 1",
         "num_scenes: 1200": "num_scenes: 16",
         "images_per_batch: 16": "images_per_batch: 4",
