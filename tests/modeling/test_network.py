@@ -14,6 +14,7 @@ from transformers import AutoBackbone, AutoModel, AutoModelForCausalLM, AutoMode
 
 from agevlm import AgeVlmForConditionalGeneration, AgeVlmModel, ImageMemory
 from agevlm.modeling.interleaving import decoder_layers
+from agevlm.modeling.versions import checkpoint_activations
 
 IMAGE = VOCABULARY_SIZE  # the placeholder's id, outside the decoder's table
 
@@ -226,7 +227,7 @@ def test_gradient_checkpointing_changes_nothing(decoder: str, use_reentrant: boo
         "attention_rows": torch.tensor([[4, 6], [2, 8]]),
     }
     plain = gradients(model, **inputs)
-    model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
+    checkpoint_activations(model, True, use_reentrant=use_reentrant)
     assert all(layer.gradient_checkpointing for layer in model.cross_attention)
     assert all(layer.gradient_checkpointing for layer in decoder_layers(model.language_model))
     checkpointed = gradients(model, **inputs)

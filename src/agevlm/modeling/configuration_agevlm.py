@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal, get_args
 from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 from transformers.models.auto.configuration_auto import AutoConfig
 
-from .cache import CACHE
+from .versions import CACHE
 
 ImagePositions = Literal["none", "values", "keys_and_values"]
 

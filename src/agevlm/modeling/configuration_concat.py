@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 from transformers.models.auto.configuration_auto import AutoConfig
 
-from .cache import CACHE
 from .configuration_agevlm import check_model_type
+from .versions import CACHE
 
 
 class ConcatVlmConfig(PreTrainedConfig):

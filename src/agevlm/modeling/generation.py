@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 from transformers import GenerationMixin
 
-from .cache import CACHE, takes_cache
 from .cross_attention import ImageMemory
 from .image_inputs import ImageInputs
 from .interleaving import Visibility
 from .outputs import AgeVlmCausalLMOutputWithPast
+from .versions import CACHE, takes_cache
 
 
 class AgeVlmGenerationMixin(GenerationMixin):

@@ -17,7 +17,6 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import can_return_tuple
 
-from .cache import CACHE, takes_cache
 from .configuration_agevlm import AgeVlmConfig
 from .cross_attention import CrossAttention, GatedCrossAttentionLayer, ImageMemory
 from .generation import AgeVlmGenerationMixin
@@ -25,6 +24,7 @@ from .image_inputs import ImageInputs
 from .interleaving import ImageContext, interleave
 from .joined import JoinedModel
 from .outputs import AgeVlmCausalLMOutputWithPast, AgeVlmModelOutputWithPast, looked_at, of_decoder
+from .versions import CACHE, takes_cache
 from .vision import flatten_feature_map, position_code
 
 

@@ -22,7 +22,6 @@ from torch.nn import functional as F
 from transformers import DynamicCache, PreTrainedModel
 from transformers.utils import can_return_tuple
 
-from .cache import CACHE, takes_cache
 from .configuration_concat import ConcatVlmConfig
 from .cross_attention import take_rows
 from .generation import AgeVlmGenerationMixin
@@ -30,6 +29,7 @@ from .image_inputs import ImageInputs
 from .interleaving import Visibility
 from .joined import JoinedModel
 from .outputs import AgeVlmCausalLMOutputWithPast, of_decoder
+from .versions import CACHE, takes_cache
 from .vision import POSITION_CODE_SIZE, flatten_feature_map, position_code
 
 

@@ -13,20 +13,20 @@ import torch
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast, ModelOutput
 
-from .cache import CACHE, OLD
 from .cross_attention import ImageMemory
 from .interleaving import ImageContext
+from .versions import CACHE, OLD_CACHE
 
 
 class _Cached:
     """Gives the cache as `cache` also where transformers still calls the field `past_key_values`."""
 
-    if CACHE == OLD:
+    if CACHE == OLD_CACHE:
 
         @property
         def cache(self) -> Any:
             """The cache that the pass has filled."""
-            return getattr(self, OLD)
+            return getattr(self, OLD_CACHE)
 
 
 @dataclass
