@@ -21,7 +21,7 @@ SMALL = {
 
 def agevlm(*arguments: str | Path, cwd: Path) -> str:
     """What the command prints; where it fails or says anything on standard error, the test does."""
-    command = [sys.executable, "-W", "error::DeprecationWarning", "-m", "agevlm.cli", *map(str, arguments)]
+    command = [sys.executable, "-m", "agevlm.cli", *map(str, arguments)]
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONHOME"} | {"HF_HUB_OFFLINE": "1"}
     result = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, f"{command}\n{result.stdout}\n{result.stderr}"
