@@ -146,9 +146,7 @@ class AgeVlmProcessor(ProcessorMixin):
         processor_kwargs = dict(processor_kwargs or {})
         images = [[image for message in messages for image in _pictures(message)] for messages in conversations]
         if tokenize and any(images):
-            processor_kwargs["pictures"] = (
-                images if batched else images[0]
-            )  # before 5.23 `images` would be passed twice
+            processor_kwargs["chat_images"] = images if batched else images[0]  # transformers passes `images` itself
         return super().apply_chat_template(
             flat if batched else flat[0],
             chat_template=chat_template,
