@@ -9,6 +9,7 @@ padding, tiling, thumbnails, pixel shuffle and merging. Pure arithmetic: no mode
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -43,9 +44,9 @@ class View:
 
     @property
     def cell(self) -> tuple[float, float]:
-        """(height, width) of a cell in the picture's pixels; NaN of a filler."""
-        if self.box is None:
-            return (float("nan"), float("nan"))
+        """(height, width) of a cell in the picture's pixels; infinite where there is none."""
+        if self.box is None or 0 in self.grid:
+            return (math.inf, math.inf)
         top, left, bottom, right = self.box
         return (bottom - top) / self.grid[0], (right - left) / self.grid[1]
 
@@ -93,8 +94,8 @@ class SeenPicture:
         """The even grid (h, w) over the picture whose cells are those of its finest view; of one whole view its own."""
         if self.views is None or np.isnan(self.boxes[:, 0]).all():
             raise ValueError(f"no image token stands for a known part of this picture of {self.size} pixels")
-        cells = [view.cell for view in self.views if view.box is not None]
-        return tuple(max(1, round(side / min(cell))) for side, cell in zip(self.size, zip(*cells), strict=True))
+        heights, widths = zip(*(view.cell for view in self.views), strict=True)
+        return max(1, round(self.size[0] / min(heights))), max(1, round(self.size[1] / min(widths)))
 
     def map(self, weights_n: NDArray[Any], grid: Size | None = None) -> NDArray[np.float32]:
         """Weights of the tokens as a map (h, w) over the picture, by default on its own `grid`.
