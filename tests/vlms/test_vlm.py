@@ -31,7 +31,9 @@ def states_of(vlm: Vlm, pictures: list[Image.Image]) -> tuple[Any, torch.Tensor]
         return inputs, reading.states[0][0]
     states = reading.image_states.flatten(0, -2)
     if inputs.null_columns:  # the keys have one more behind those of each picture
-        states = torch.cat([states.unflatten(0, (len(pictures), -1)), torch.zeros(len(pictures), 1, states.shape[-1])], 1)
+        states = torch.cat(
+            [states.unflatten(0, (len(pictures), -1)), torch.zeros(len(pictures), 1, states.shape[-1])], 1
+        )
         states = states.flatten(0, 1)
     return inputs, states
 
@@ -172,6 +174,27 @@ def test_ours_give_the_row_weights_that_they_give_by_themselves(name: str) -> No
             assert word.null_mass == pytest.approx(mean[row, 16], abs=1e-6)
 
 
+@pytest.mark.parametrize("name", ["agevlm", "agevlm_concat", "internvl"])
+def test_kept_pictures_are_the_pictures(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    vlm = Vlm(*made(name))
+    pictures = [make_picture(0, (96, 60)), make_picture(1, (60, 60))]
+    texts = [vlm.prompt(QUESTION), vlm.prompt("no boat"), vlm.prompt("red fish ?"), vlm.prompt(QUESTION, 2)]
+    shown = [[0], [1], [0], [1, 0]]
+    plain = vlm.encode(texts, [[pictures[i] for i in row] for row in shown])
+    positions = [[plain.text_len - 1]] * 4
+    expected, kept = vlm.read(plain, positions=positions), vlm.keep(pictures)
+    if name != "internvl":
+        monkeypatch.setattr(vlm.model, "encode_images", None)  # it has done that
+    inputs = vlm.encode(texts, [[kept[i] for i in row] for row in shown])
+    found = vlm.read(inputs, positions=positions)
+    torch.testing.assert_close(found.logits, expected.logits, atol=1e-5, rtol=1e-5)
+    for layer, weights in expected.rows.items():
+        torch.testing.assert_close(found.rows[layer], weights, atol=1e-6, rtol=0)
+    assert [[p.size for p in row] for row in inputs.pictures] == [[p.size for p in row] for row in plain.pictures]
+    if name == "internvl":
+        assert vlm.answers(inputs, 3) == vlm.answers(plain, 3)
+
+
 def test_text_before_a_picture_looks_at_nothing_in_cross_attention() -> None:
     for name in ("agevlm", "mllama"):
         vlm = Vlm(*made(name))
@@ -203,9 +226,7 @@ def test_occlusion_is_the_drop_of_the_answers_probability() -> None:
     dropped = occlusion_map(vlm, text, [picture], "yes", grid=(2, 2), batch_size=3)
     greyed = picture.copy()
     greyed.paste((127, 127, 127), (20, 0, 40, 20))
-    before, after = (
-        float(vlm.log_probs(vlm.encode([text], [[p]]), ["yes"])[0].exp()) for p in (picture, greyed)
-    )
+    before, after = (float(vlm.log_probs(vlm.encode([text], [[p]]), ["yes"])[0].exp()) for p in (picture, greyed))
     assert dropped.shape == (2, 2) and dropped[0, 1] == pytest.approx(before - after, abs=1e-6)
     assert abs(dropped).max() > 0
 
@@ -246,7 +267,7 @@ def test_bad_input_is_one_clear_line() -> None:
     model, processor = made("llava")
     text_model = AutoModelForCausalLM.from_config(make_text_config())
     bare = SimpleNamespace(tokenizer=processor.tokenizer, image_processor=processor.image_processor)
-    with pytest.raises(ValueError, match="no image token.*AutoModelForImageTextToText"):
+    with pytest.raises(ValueError, match=r"no image token.*AutoModelForImageTextToText"):
         Vlm(text_model, bare)
     with pytest.raises(ValueError, match="takes no pictures"):
         Vlm(model, processor.tokenizer)

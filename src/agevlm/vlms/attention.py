@@ -1,4 +1,4 @@
-"""Rows of attention weights without eager attention: the fused kernel runs, and only the asked rows are computed openly.
+"""Rows of attention weights without eager attention: the fused kernel runs, only asked rows are computed in the open.
 
 `agevlm_rows` is an attention function of transformers' `AttentionInterface`. It gives what `sdpa` gives, and of the
 layers that a `RowReader` watches it keeps softmax(query · key) of the K asked positions: K × N numbers for each head,
@@ -11,7 +11,7 @@ Knows modules and tensors, and no family, picture or text.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -27,14 +27,14 @@ _UNREADABLE = ("position_bias", "s_aux")  # arguments that change the weights in
 
 @dataclass
 class RowReader:
-    """Keeps the weights of positions (R, K) in the attention modules `layer_of`, by the number of their layer.
+    """Keeps the weights of `positions` (R, K) in the attention modules of `layer_of`, by the number of their layer.
 
     A position of -1 is a filler: its row is zeros. `weights[layer]` is (R, H, K, N) in float32. `queries` and `keys`
     are what the kernel got, kept only where `keep_states` asks for them: (R, H, T, D) and (R, G, N, D).
     """
 
     layer_of: Mapping[nn.Module, int]
-    positions_RK: Tensor
+    positions: Tensor
     keep_states: bool = False
     weights: dict[int, Tensor] = field(default_factory=dict)
     queries: dict[int, Tensor] = field(default_factory=dict)
@@ -45,7 +45,7 @@ class RowReader:
         layer = self.layer_of.get(module)
         if layer is None:
             return
-        self.weights[layer] = rows_of(query, key, mask, self.positions_RK, **settings)
+        self.weights[layer] = rows_of(query, key, mask, self.positions, **settings)
         if self.keep_states:
             self.queries[layer], self.keys[layer] = query, key
 
@@ -54,19 +54,19 @@ _READER: ContextVar[RowReader | None] = ContextVar("agevlm_row_reader", default=
 
 
 @contextmanager
-def reading(reader: RowReader, holders: Sequence[Any]) -> Iterator[RowReader]:
-    """Run the models in `holders` (their own configurations, not those of their parts) through `agevlm_rows`."""
+def reading(reader: RowReader, holder: Any) -> Iterator[RowReader]:
+    """Run the attention that the configuration of `holder` itself names (not its parts') through `agevlm_rows`.
+
+    One reading of a model at a time: the configuration is changed, and put back at the end, whatever happens.
+    """
     _register()
-    before = [holder.config._attn_implementation for holder in holders]
-    token = _READER.set(reader)
+    before, token = holder.config._attn_implementation, _READER.set(reader)
     try:
-        for holder in holders:
-            holder.set_attn_implementation({"": IMPLEMENTATION})
+        holder.set_attn_implementation({"": IMPLEMENTATION})
         yield reader
     finally:
         _READER.reset(token)
-        for holder, implementation in zip(holders, before, strict=True):
-            holder.set_attn_implementation({"": implementation})
+        holder.set_attn_implementation({"": before})
 
 
 def rows_of(

@@ -72,6 +72,7 @@ class Family:
     image_states: str | None = None  # with `cross`: the module whose output the keys are made of
     null_token: Callable[[Any], bool] = lambda model: False  # whether one more key stands behind those of each picture
     answer_values: Mapping[str, int] = field(default_factory=dict)  # of tensors along the text, over an answer
+    remember: Callable[[Any, Any, list[Any]], Any] | None = None  # pictures encoded once, as the argument image_memory
     special_tokens: bool = True  # whether the tokenizer adds its own to a text without any
     plain_prompt: str | None = None  # of a family without a chat template, with {images} and {question}
 
@@ -257,6 +258,11 @@ def _grid_of_ours(model: Any, pixel_values: Any) -> Size:
         return tuple(model.encode_images(blank).grid)
 
 
+def _remember(model: Any, processor: Any, pictures: list[Any]) -> Any:
+    pixels = processor.image_processor(pictures, return_tensors="pt")["pixel_values"]
+    return model.encode_images(pixels.to(model.device, model.dtype))
+
+
 def _layers_of_ours(model: Any) -> list[Any]:
     """The decoder's layers with the cross-attention layers where they come between."""
     decoder = iter(model.get_decoder().layers)
@@ -293,9 +299,10 @@ FAMILIES: tuple[Family, ...] = (
         holder=lambda model: model,
         image_states="projector",
         null_token=lambda model: bool(model.config.null_token),
+        remember=_remember,
         special_tokens=False,
     ),
-    Family(("agevlm_concat",), _ours, front=True, special_tokens=False),
+    Family(("agevlm_concat",), _ours, front=True, remember=_remember, special_tokens=False),
 )
 
 

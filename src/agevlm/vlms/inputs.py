@@ -63,7 +63,9 @@ class Inputs:
         for name in _ALONG_TEXT:
             if name in tensors:
                 more = tensors[name][:, -1:].repeat(1, longest, *[1] * (tensors[name].ndim - 2))
-                more = said.to(more) if name == "attention_mask" else more.fill_(values[name]) if name in values else more
+                more = (
+                    said.to(more) if name == "attention_mask" else more.fill_(values[name]) if name in values else more
+                )
                 tensors[name] = torch.cat([tensors[name], more], dim=1)
         return replace(self, tensors=tensors, num_answer=self.num_answer + longest)
 
@@ -82,29 +84,39 @@ class Inputs:
         return sorted(found[token] for token in wanted) if wanted <= found.keys() else []
 
 
+@dataclass(frozen=True)
+class Kept:
+    """A picture for any number of rows; where `memory` is there, the model has encoded it already, as its `number`."""
+
+    picture: Any
+    memory: Any = None
+    number: int = 0
+
+
 def encode(
     model: Any, processor: Any, family: Family | None, texts: Sequence[str], pictures: Sequence[Sequence[Any]]
 ) -> Inputs:
     """Run the processor over rows of text, each with a placeholder for each of its pictures (PIL, upright RGB).
 
-    Raises ValueError where the rows are longer than the decoder's context, and where the facts about the family
-    give another number of image tokens than the processor.
+    Pictures may be `Kept`, all of one call. Raises ValueError where the rows are longer than the decoder's context, and
+    where the facts about the family give another number of image tokens than the processor.
     """
     if not texts or len(texts) != len(pictures):
         raise ValueError(f"{len(texts)} texts and {len(pictures)} lists of pictures: give each text a list")
-    tokenizer = processor.tokenizer
-    bos = tokenizer.bos_token
+    kept = [[item if isinstance(item, Kept) else Kept(item) for item in row] for row in pictures]
+    shown = [[item.picture for item in row] for row in kept]
+    bos = processor.tokenizer.bos_token
     adds = (family is None or family.special_tokens) and not (bos and all(text.startswith(bos) for text in texts))
-    shown = [list(row) for row in pictures]
-    coded = processor(
-        text=list(texts),
-        images=shown if any(shown) else None,
-        return_tensors="pt",
-        padding=True,
-        padding_side="left",
-        add_special_tokens=adds,
-    )
+    options = {"return_tensors": "pt", "padding": True, "padding_side": "left", "add_special_tokens": adds}
+    memory = next((item.memory for row in kept for item in row), None)
+    if memory is None:
+        coded = processor(text=list(texts), images=shown if any(shown) else None, **options)
+    else:
+        most = max(map(len, kept))
+        index = [[item.number for item in row] + [-1] * (most - len(row)) for row in kept]
+        coded = {**processor.tokenizer(list(texts), **options), "image_index": torch.tensor(index)}
     tensors = {name: _moved(value, model) for name, value in coded.items() if name != "labels"}
+    tensors |= {} if memory is None else {"image_memory": memory}
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     length = tensors["input_ids"].shape[1]
     if limit is not None and length > limit:
@@ -145,7 +157,9 @@ def _lay_out(
             views = [tuple(family.views(fact)) for fact in facts]
         number += len(row_sizes)
         if family is not None and (family.cross or family.front):
-            columns = [place * (num_tokens(v or ()) + null) + np.arange(num_tokens(v or ())) for place, v in enumerate(views)]
+            columns = [
+                place * (num_tokens(v or ()) + null) + np.arange(num_tokens(v or ())) for place, v in enumerate(views)
+            ]
             per_picture = max([per_picture, *map(len, columns)])
         else:
             columns = _in_text(np.flatnonzero(is_image_RT[row]), views, model)
@@ -184,8 +198,12 @@ def _in_text(places: np.ndarray, views: Sequence[Sequence[View] | None], model: 
 
 
 def image_token_id(model: Any, processor: Any) -> int:
-    """The id that image tokens have in the text. ValueError where there is none: then it is no vision-language model."""
-    for holder, name in ((model.config, "image_token_id"), (model.config, "image_token_index"), (processor, "image_token_id")):
+    """The id of image tokens in the text. ValueError where there is none: then it is no vision-language model."""
+    for holder, name in (
+        (model.config, "image_token_id"),
+        (model.config, "image_token_index"),
+        (processor, "image_token_id"),
+    ):
         if (found := getattr(holder, name, None)) is not None:
             return int(found)
     raise ValueError(

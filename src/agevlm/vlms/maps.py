@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -155,8 +156,8 @@ def _occluded(pictures: Sequence[Any], place: int, grid: Size) -> Iterator[list[
     picture = pictures[place]
     ys = np.linspace(0, picture.height, grid[0] + 1).round().astype(int)
     xs = np.linspace(0, picture.width, grid[1] + 1).round().astype(int)
-    for top, bottom in zip(ys[:-1], ys[1:], strict=True):
-        for left, right in zip(xs[:-1], xs[1:], strict=True):
+    for top, bottom in pairwise(ys):
+        for left, right in pairwise(xs):
             greyed = picture.copy()
             greyed.paste(GREY, (left, top, right, bottom))
             assert isinstance(greyed, Image.Image)

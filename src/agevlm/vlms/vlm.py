@@ -16,10 +16,11 @@ from torch import Tensor, nn
 
 from agevlm.vlms.attention import RowReader, reading
 from agevlm.vlms.families import family_of, known_types
-from agevlm.vlms.inputs import Inputs, encode, image_token_id
+from agevlm.vlms.inputs import Inputs, Kept, encode, image_token_id
 
 YES = ("yes", "Yes", " yes", " Yes", "YES")
 NO = ("no", "No", " no", " No", "NO")
+_TAIL_LEN = 32  # characters of a prompt that say how an answer behind it is tokenised
 
 
 class AttentionUnreadableError(ValueError):
@@ -34,7 +35,8 @@ class Reading:
     asked positions over the keys of a layer that looks, zeros for fillers and for text that sees no picture.
     `states[i]` (R, X, W) is what goes into layer i, and after the last layer what comes out of it, before the final
     norm. `queries[layer]` (R, H, X, D) and `keys[layer]` (R, G, N, D) are without the rotary embedding.
-    `image_states` are what a model with cross-attention makes its keys of, (…, W), None for others.
+    `image_states` are what a model with cross-attention makes its keys of, (…, W); None for others, and for kept
+    pictures.
     """
 
     logits: Tensor
@@ -82,6 +84,7 @@ class Vlm:
         self.model, self.processor = model.eval(), processor
         self.family = family_of(model)
         self.image_token_id = image_token_id(model, processor)
+        self._first_ids: dict[str, tuple[list[int], list[int]]] = {}
 
     @property
     def note(self) -> str | None:
@@ -89,9 +92,9 @@ class Vlm:
         if self.family is not None:
             return None
         return (
-            f"models of the type {self.model.config.model_type!r} are not known (known are {', '.join(known_types())}): "
-            "answers, probabilities, hidden states and attention rows work; which pixels an image token stands for "
-            "does not, so maps are made by occlusion"
+            f"models of the type {self.model.config.model_type!r} are not known "
+            f"(known are {', '.join(known_types())}): answers, probabilities, hidden states and attention rows work; "
+            "which pixels an image token stands for does not, so maps are made by occlusion"
         )
 
     @cached_property
@@ -101,7 +104,9 @@ class Vlm:
             return self.family.layers(self.model)
         layers = getattr(self.model.get_decoder(), "layers", None)
         if not isinstance(layers, nn.ModuleList):
-            raise AttentionUnreadableError(f"{type(self.model).__name__} has no list of decoder layers that is found here")
+            raise AttentionUnreadableError(
+                f"{type(self.model).__name__} has no list of decoder layers that is found here"
+            )
         return list(layers)
 
     @property
@@ -124,8 +129,20 @@ class Vlm:
         chat = [{"role": "user", "content": content}]
         return str(self.processor.apply_chat_template(chat, tokenize=False, add_generation_prompt=True))
 
+    @torch.inference_mode()
+    def keep(self, pictures: Sequence[Any]) -> list[Kept]:
+        """Pictures for many rows of text, to be passed to `encode` in their place.
+
+        A model that can encode a picture once for many questions, as ours can, does it here; the others will encode it
+        with each row.
+        """
+        if not pictures or self.family is None or self.family.remember is None:
+            return [Kept(picture) for picture in pictures]
+        memory = self.family.remember(self.model, self.processor, list(pictures))
+        return [Kept(picture, memory, number) for number, picture in enumerate(pictures)]
+
     def encode(self, texts: Sequence[str], pictures: Sequence[Sequence[Any]]) -> Inputs:
-        """Rows of text and their pictures (upright RGB) as tensors, with the image tokens of each picture found."""
+        """Rows of text and their pictures (upright RGB, or kept) as tensors, with each picture's image tokens found."""
         return encode(self.model, self.processor, self.family, texts, pictures)
 
     @torch.inference_mode()
@@ -161,15 +178,21 @@ class Vlm:
         return [self.image_token_id] if known else []
 
     def yes_no(self, inputs: Inputs, logits_RV: Tensor | None = None) -> list[YesNo]:
-        """P(yes) and P(no) of each row at the first token of its answer; `logits_RV` of a pass that was made already."""
+        """P(yes) and P(no) of each row at the first token of its answer; `logits_RV` of a pass already made."""
         if logits_RV is None:
             logits_RV = self.read(inputs).logits[:, -1]
-        shares_RV = logits_RV.float().softmax(-1)
         found = []
-        for shares_V, text in zip(shares_RV, inputs.texts, strict=True):
-            yes, no = ({self.answer_ids(text, word)[0] for word in words} for words in (YES, NO))
-            found.append(YesNo(float(shares_V[sorted(yes - no)].sum()), float(shares_V[sorted(no - yes)].sum())))
+        for shares_V, text in zip(logits_RV.float().softmax(-1), inputs.texts, strict=True):
+            yes, no = self._yes_no_ids(text[-_TAIL_LEN:])
+            found.append(YesNo(float(shares_V[yes].sum()), float(shares_V[no].sum())))
         return found
+
+    def _yes_no_ids(self, tail: str) -> tuple[list[int], list[int]]:
+        """The tokens that yes and no may begin with behind a text that ends with `tail`."""
+        if tail not in self._first_ids:
+            yes, no = ({self.answer_ids(tail, word)[0] for word in words} for words in (YES, NO))
+            self._first_ids[tail] = sorted(yes - no), sorted(no - yes)
+        return self._first_ids[tail]
 
     def answer_ids(self, text: str, answer: str) -> list[int]:
         """The tokens of `answer` behind `text`, tokenised together with it; by itself where the two melt together."""
@@ -182,7 +205,7 @@ class Vlm:
             raise ValueError(f"the answer {answer!r} has no token")
         return list(alone)
 
-    def log_probs(self, inputs: Inputs, answers: Sequence[str] | Sequence[Sequence[int]]) -> list[Tensor]:
+    def log_probs(self, inputs: Inputs, answers: Sequence[str | Sequence[int]]) -> list[Tensor]:
         """For each row log P of each token of its answer, given all before it: one tensor (A,) a row, float32."""
         ids = [
             self.answer_ids(text, answer) if isinstance(answer, str) else list(answer)
@@ -252,7 +275,7 @@ class Vlm:
         asked = torch.where(asked >= 0, asked + inputs.num_front, asked)
         layer_of = {module: number for number in self.looking for module in self.layers[number].modules()}
         holder = self.family.holder(self.model) if self.family is not None else self.model.get_decoder()
-        with reading(RowReader(layer_of, asked, keep_states=projections and self._cross), [holder]) as reader:
+        with reading(RowReader(layer_of, asked, keep_states=projections and self._cross), holder) as reader:
             yield reader
 
     @contextmanager
