@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,8 +14,9 @@ import pytest
 import torch
 import transformers
 from PIL import Image
-from tiny_models import make_picture, make_processor, make_text_config
+from tiny_models import make_picture, make_text_config
 
+from agevlm.analysis.similarity_states import read_states
 from agevlm.vlms import Vlm, attention_maps, maps_of, occlusion_map
 from agevlm.vlms.attention import rows_of
 from agevlm.vlms.families import FAMILIES, family_of
@@ -195,6 +199,29 @@ def test_kept_pictures_are_the_pictures(name: str, monkeypatch: pytest.MonkeyPat
         assert vlm.answers(inputs, 3) == vlm.answers(plain, 3)
 
 
+@pytest.mark.parametrize("name", ["agevlm", "agevlm_concat"])
+def test_ours_give_the_states_that_similarity_reads(name: str) -> None:
+    vlm = Vlm(*made(name))
+    inputs = vlm.encode([vlm.prompt(QUESTION), vlm.prompt("no boat")], [[make_picture(0)], [make_picture(1)]])
+    tensors = {k: v for k, v in inputs.tensors.items() if k not in ("image_index", "attention_mask")}
+    tensors |= {"attention_mask": inputs.tensors["attention_mask"], "rows_per_image": 1}
+    with torch.no_grad():
+        _, layers = read_states(vlm.model, tensors | {"position_ids": inputs.position_ids()})
+    reading = vlm.read(inputs, states=[layer.layer + 1 for layer in layers], projections=True)
+    columns = inputs.pictures[0][0].columns
+    told = inputs.tensors["attention_mask"].bool()
+    for layer in layers:
+        state = reading.states[layer.layer + 1]
+        text, image = state[:, inputs.num_front :], reading.image_states
+        image = state[:, columns] if image is None else image
+        torch.testing.assert_close(text[told], layer.text[:, 0][told], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(image, layer.image, atol=1e-4, rtol=1e-4)
+        if layer.looks:
+            query = reading.queries[layer.layer][:, :, inputs.num_front :].transpose(1, 2)
+            torch.testing.assert_close(query[told], layer.query[:, 0][told], atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(reading.keys[layer.layer][:, :, columns], layer.key, atol=1e-4, rtol=1e-4)
+
+
 def test_text_before_a_picture_looks_at_nothing_in_cross_attention() -> None:
     for name in ("agevlm", "mllama"):
         vlm = Vlm(*made(name))
@@ -306,7 +333,24 @@ def test_text_without_a_picture_is_read_too() -> None:
         assert vlm.answers(inputs, 2)
 
 
-def test_every_family_is_in_the_table_once_and_short() -> None:
+def test_the_guide_lists_the_families_and_its_example_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    guide = (Path(__file__).parents[2] / "docs" / "vlms.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| [^|]+ \| ((?:`\w+`(?:, )?)+) \|", guide, re.MULTILINE)
+    listed = [kind for row in rows for kind in re.findall(r"`(\w+)`", row)]
+    assert sorted(listed) == sorted(kind for family in FAMILIES for kind in family.model_types)
+    model, processor = made("qwen2_vl")
+    monkeypatch.setattr(transformers.AutoModelForImageTextToText, "from_pretrained", lambda name: model)
+    monkeypatch.setattr(transformers.AutoProcessor, "from_pretrained", lambda name: processor)
+    monkeypatch.setattr(Image, "open", lambda name: make_picture(0, (96, 60)))
+    example = re.findall(r"```python\n(.*?)```", guide, re.DOTALL)[0]
+    assert len(example.splitlines()) <= 12
+    scope: dict[str, Any] = {}
+    exec(example, scope)
+    assert scope["cat"].kind == "attention" and scope["cat"].maps[0].shape == (4, 6)
+
+
+def test_every_type_is_in_the_table_once_and_says_little() -> None:
     types = [kind for family in FAMILIES for kind in family.model_types]
     assert len(types) == len(set(types))
-    assert make_processor().image_token == "<image>"
+    longest = max(len(inspect.getsource(family.views).splitlines()) for family in FAMILIES)
+    assert longest < 60

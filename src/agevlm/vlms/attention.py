@@ -84,6 +84,7 @@ def rows_of(
     `mask` broadcasts to (R, H, T, N): True where a key may be seen, or what is added to the logits. `is_causal` counts
     where there is no mask: a query sees the keys up to its own number.
     """
+    positions_RK = positions_RK.to(query_RHTD.device)
     index_R1K1 = positions_RK.clamp(min=0)[:, None, :, None]
     asked_RHKD = query_RHTD.take_along_dim(index_R1K1, dim=2).float()
     logits_RHKN = _logits(asked_RHKD, key_RGND.float(), scaling, softcap)
