@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,8 +19,9 @@ from PIL import Image
 from tiny_models import make_picture, make_text_config
 
 from agevlm.analysis.similarity_states import read_states
-from agevlm.vlms import Vlm, attention_maps, maps_of, occlusion_map
-from agevlm.vlms.attention import rows_of
+from agevlm.data.schema import Message
+from agevlm.vlms import AttentionUnreadableError, Vlm, attention_maps, maps_of, occlusion_map
+from agevlm.vlms.attention import _READER, RowReader, attend, rows_of
 from agevlm.vlms.families import FAMILIES, family_of
 
 from . import tiny_families as tiny
@@ -274,6 +277,45 @@ def test_rows_of_soft_capped_and_masked_attention_by_hand() -> None:
     torch.testing.assert_close(rows_of(query, key, added, positions, scaling=0.3, softcap=2.0), rows)
     causal = rows_of(query, key, None, positions, is_causal=True)
     assert not causal[0, :, 1, 2:].any() and causal[0, :, 0].all()
+
+
+def test_a_conversation_tells_where_its_contents_stand() -> None:
+    for name in ("llava", "paligemma", "agevlm"):
+        vlm = Vlm(*made(name))
+        messages = [Message("user", QUESTION, 1)]
+        if name != "paligemma":
+            messages += [Message("assistant", "yes"), Message("user", "how many ?")]
+        chat = vlm.chat(messages)
+        spans = zip(chat.content_starts, chat.content_ends, strict=True)
+        assert [chat.text[a:b] for a, b in spans] == [message.content for message in messages]
+        assert chat.text.count(vlm.processor.image_token) == 1
+    with pytest.raises(ValueError, match="no chat template"):
+        Vlm(*made("paligemma")).chat(messages)
+
+
+def test_some_layers_are_read() -> None:
+    vlm = Vlm(*made("llava"))
+    inputs = vlm.encode([vlm.prompt(QUESTION)], [[make_picture()]])
+    reading = vlm.read(inputs, positions=[[3]], layers=[2], projections=True)
+    assert list(reading.rows) == list(reading.queries) == list(reading.keys) == [2]
+
+
+def test_attention_with_a_bias_of_its_own_is_not_read_wrongly() -> None:
+    module, states = torch.nn.Identity(), torch.randn(1, 2, 3, 4)
+    with (
+        pytest.raises(AttentionUnreadableError, match="Identity biases its attention"),
+        watching(RowReader({module: 0}, torch.zeros(1, 1).long())),
+    ):
+        attend(module, states, states, states, None, position_bias=torch.zeros(1, 2, 3, 3))
+
+
+@contextmanager
+def watching(reader: RowReader) -> Iterator[None]:
+    token = _READER.set(reader)
+    try:
+        yield
+    finally:
+        _READER.reset(token)
 
 
 def test_what_a_reading_does_not_have_is_an_error() -> None:

@@ -23,10 +23,11 @@ similarity and diagnosis ask a `Vlm`.
 A model whose family is not in the table answers and is read all the same; boxes are missing, and `Vlm.note` says so.
 """
 
+from agevlm.vlms.attention import AttentionUnreadableError
 from agevlm.vlms.inputs import Inputs, Kept
 from agevlm.vlms.maps import WordMap, attention_maps, maps_of, occlusion_map
 from agevlm.vlms.views import SeenPicture, View
-from agevlm.vlms.vlm import Answer, AttentionUnreadableError, Reading, Vlm, YesNo
+from agevlm.vlms.vlm import Answer, Reading, Vlm, YesNo
 
 __all__ = [
     "Answer",

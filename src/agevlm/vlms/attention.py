@@ -25,6 +25,10 @@ _CHUNK = 256  # queries at a time where the fused kernel cannot run
 _UNREADABLE = ("position_bias", "s_aux")  # arguments that change the weights in ways that are not followed here
 
 
+class AttentionUnreadableError(ValueError):
+    """The attention of a model cannot be read; occlusion maps still can be made."""
+
+
 @dataclass
 class RowReader:
     """Keeps the weights of `positions` (R, K) in the attention modules of `layer_of`, by the number of their layer.
@@ -135,7 +139,7 @@ def attend(
     reader = _READER.get()
     if reader is not None:
         if module in reader.layer_of and any(kwargs.get(name) is not None for name in _UNREADABLE):
-            raise ValueError(f"the attention of {type(module).__name__} has a bias of its own, which cannot be read")
+            raise AttentionUnreadableError(f"{type(module).__name__} biases its attention, which cannot be read")
         reader.read(module, query, key, attention_mask, scaling=scaling, softcap=softcap, is_causal=causal)
     if softcap is not None:
         return _attend_in_chunks(query, key, value, attention_mask, scaling, softcap, causal), None

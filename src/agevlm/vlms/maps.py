@@ -20,9 +20,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from agevlm.vlms.attention import AttentionUnreadableError
 from agevlm.vlms.inputs import Inputs
 from agevlm.vlms.views import Size
-from agevlm.vlms.vlm import AttentionUnreadableError, Reading, Vlm
+from agevlm.vlms.vlm import Reading, Vlm
 
 GREY = (127, 127, 127)
 Span = tuple[int, int]

@@ -14,17 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from agevlm.vlms.attention import RowReader, reading
+from agevlm.data.chat import RenderedChat, render_conversation
+from agevlm.data.schema import Message
+from agevlm.vlms.attention import AttentionUnreadableError, RowReader, reading
 from agevlm.vlms.families import family_of, known_types
 from agevlm.vlms.inputs import Inputs, Kept, encode, image_token_id
 
 YES = ("yes", "Yes", " yes", " Yes", "YES")
 NO = ("no", "No", " no", " No", "NO")
 _TAIL_LEN = 32  # characters of a prompt that say how an answer behind it is tokenised
-
-
-class AttentionUnreadableError(ValueError):
-    """The attention of this model cannot be read; occlusion maps still can be made."""
 
 
 @dataclass(frozen=True)
@@ -117,17 +115,25 @@ class Vlm:
 
     def prompt(self, question: str, num_pictures: int = 1) -> str:
         """A question about pictures as the model's chat template writes it, up to where the answer begins."""
-        if getattr(self.processor, "chat_template", None) is None:
-            plain = self.family.plain_prompt if self.family is not None else None
-            if plain is None:
-                raise ValueError(
-                    f"the processor of {self.model.config.model_type!r} has no chat template: write the whole prompt "
-                    f"yourself, with {self.processor.image_token!r} for each picture"
-                )
-            return plain.format(images=self.processor.image_token * num_pictures, question=question)
-        content = [*({"type": "image"} for _ in range(num_pictures)), {"type": "text", "text": question}]
-        chat = [{"role": "user", "content": content}]
-        return str(self.processor.apply_chat_template(chat, tokenize=False, add_generation_prompt=True))
+        return self.chat([Message("user", question, num_pictures)]).text
+
+    def chat(self, messages: Sequence[Message]) -> RenderedChat:
+        """A conversation up to where the next answer begins, and where in it each message's content stands.
+
+        A family without a chat template takes one question in a form of its own. ValueError where there is neither.
+        """
+        if getattr(self.processor, "chat_template", None) is not None:
+            return render_conversation(self.processor, messages, add_generation_prompt=True, in_parts=True)
+        plain = self.family.plain_prompt if self.family is not None else None
+        if plain is None or len(messages) != 1:
+            raise ValueError(
+                f"the processor of {self.model.config.model_type!r} has no chat template: write the whole prompt "
+                f"yourself, with {self.processor.image_token!r} for each picture"
+            )
+        images = self.processor.image_token * messages[0].num_images
+        start = plain.format(images=images, question="\0").index("\0")
+        text = plain.format(images=images, question=messages[0].content)
+        return RenderedChat(text, [start], [start + len(messages[0].content)])
 
     @torch.inference_mode()
     def keep(self, pictures: Sequence[Any]) -> list[Kept]:
@@ -227,18 +233,21 @@ class Vlm:
         positions: Sequence[Sequence[int]] | None = None,
         states: Sequence[int] = (),
         projections: bool = False,
+        layers: Sequence[int] | None = None,
         num_logits: int = 1,
     ) -> Reading:
         """One pass over `inputs`, keeping only what is asked for.
 
         `positions[r]` are tokens of row r whose attention rows are wanted, shorter lists filled up with -1; `states`
-        numbers hidden states; `projections` asks for queries and keys. Memory for the rows grows with the number of
-        positions, and with nothing squared.
+        numbers hidden states; `projections` asks for queries and keys. Rows, queries and keys are those of `layers`, by
+        default of all that look. Memory for the rows grows with the number of positions, and with nothing squared.
         """
+        wanted = positions is not None or projections
+        looking = (self.looking if layers is None else layers) if wanted else ()
         with ExitStack() as stack:
-            reader = stack.enter_context(self._reading(inputs, positions, projections))
+            reader = stack.enter_context(self._reading(inputs, looking, positions, projections))
             kept = stack.enter_context(_states_of(self.layers, states)) if states else {}
-            split = stack.enter_context(self._projecting()) if projections and not self._cross else None
+            split = stack.enter_context(self._projecting(looking)) if projections and not self._cross else None
             image = stack.enter_context(self._image_states())
             arguments = dict(inputs.tensors)
             if not hasattr(getattr(self.model, "model", None), "get_rope_index"):
@@ -260,7 +269,7 @@ class Vlm:
 
     @contextmanager
     def _reading(
-        self, inputs: Inputs, positions: Sequence[Sequence[int]] | None, projections: bool
+        self, inputs: Inputs, looking: Sequence[int], positions: Sequence[Sequence[int]] | None, projections: bool
     ) -> Iterator[RowReader]:
         """Watch the layers that look, if rows of theirs or, in cross-attention, queries and keys are wanted."""
         if positions is None and not (projections and self._cross):
@@ -273,18 +282,20 @@ class Vlm:
             starts = torch.tensor(inputs.sees_from, device=asked.device)[:, None]
             asked = asked.masked_fill(asked < starts, -1)
         asked = torch.where(asked >= 0, asked + inputs.num_front, asked)
-        layer_of = {module: number for number in self.looking for module in self.layers[number].modules()}
+        layer_of = {module: number for number in looking for module in self.layers[number].modules()}
         holder = self.family.holder(self.model) if self.family is not None else self.model.get_decoder()
+        if not hasattr(holder, "set_attn_implementation"):
+            raise AttentionUnreadableError(f"{type(holder).__name__} does not let its attention function be chosen")
         with reading(RowReader(layer_of, asked, keep_states=projections and self._cross), holder) as reader:
             yield reader
 
     @contextmanager
-    def _projecting(self) -> Iterator[tuple[dict[int, Tensor], dict[int, Tensor]]]:
+    def _projecting(self, looking: Sequence[int]) -> Iterator[tuple[dict[int, Tensor], dict[int, Tensor]]]:
         """Queries and keys of self-attention, before the rotary embedding, normed where the attention norms heads."""
         queries: dict[int, Tensor] = {}
         keys: dict[int, Tensor] = {}
         with ExitStack() as stack:
-            for number in self.looking:
+            for number in looking:
                 attention: Any = getattr(self.layers[number], "self_attn", None)
                 if attention is None:
                     continue
