@@ -84,7 +84,7 @@ def _padding(pair: tuple[Any, Any], name: str) -> tuple[Any, Any]:
 
 
 def _not_cropping(pair: tuple[Any, Any]) -> tuple[Any, Any]:
-    type(pair[1]).images_kwargs = {**type(pair[1]).images_kwargs, "crop_to_patches": False}
+    pair[1].images_kwargs = pair[1].images_kwargs | {"crop_to_patches": False}
     return pair
 
 

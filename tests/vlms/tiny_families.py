@@ -84,10 +84,10 @@ def text_config(tokenizer: Any, kind: str = "llama", **more: Any) -> Any:
     return transformers.AutoConfig.for_model(kind, **TEXT | {"vocab_size": len(tokenizer) + 8} | more)
 
 
-def build(config: Any) -> Any:
+def build(config: Any, **options: Any) -> Any:
     """A random model in evaluation mode."""
     torch.manual_seed(0)
-    model = transformers.AutoModelForImageTextToText.from_config(config).eval()
+    model = transformers.AutoModelForImageTextToText.from_config(config, **options).eval()
     for name, parameter in model.named_parameters():
         if "gate" in name and parameter.numel() == 1:  # Mllama's gates are 0
             parameter.data.fill_(0.7)
@@ -273,7 +273,8 @@ def _paligemma(kind: str, **more: Any) -> tuple[Any, Any]:
     )
     pixels = transformers.SiglipImageProcessorPil(size={"height": 64, "width": 64})
     pixels.image_seq_length = (64 // PATCH) ** 2
-    return build(config), transformers.PaliGemmaProcessor(pixels, tokenizer)
+    options = {"attn_implementation": "eager"} if kind == "gemma2" else {}  # older sdpa drops the soft-capping
+    return build(config, **options), transformers.PaliGemmaProcessor(pixels, tokenizer)
 
 
 def paligemma() -> tuple[Any, Any]:
@@ -301,14 +302,11 @@ def gemma3(pan_and_scan: bool = False) -> tuple[Any, Any]:
         eoi_token_index=ids("<eoi>"),
         mm_tokens_per_image=16,
     )
-    scan = {"pan_and_scan_min_crop_size": 32, "pan_and_scan_max_num_crops": 4}
     pixels = transformers.Gemma3ImageProcessorPil(size={"height": 64, "width": 64})
-
-    class Scanning(transformers.Gemma3Processor):
-        images_kwargs = transformers.Gemma3Processor.images_kwargs | scan | {"do_pan_and_scan": pan_and_scan}
-
-    processor_class = Scanning if pan_and_scan else transformers.Gemma3Processor
-    processor = processor_class(pixels, tokenizer, image_seq_length=16)
+    processor = transformers.Gemma3Processor(pixels, tokenizer, image_seq_length=16)
+    if pan_and_scan:
+        scan = {"do_pan_and_scan": True, "pan_and_scan_min_crop_size": 32, "pan_and_scan_max_num_crops": 4}
+        processor.images_kwargs = processor.images_kwargs | scan
     model = build(config)
     torch.nn.init.normal_(model.model.multi_modal_projector.mm_input_projection_weight)  # 0 in a new model
     return model, with_template(processor, "<boi>")
