@@ -147,6 +147,22 @@ def _distance(box: Any, y: int, x: int) -> float:
 
 
 @families
+def test_pictures_of_every_shape_have_as_many_tokens_as_the_facts_say(name: str) -> None:
+    vlm = vlm_of(name)
+    text, rng = vlm.prompt(QUESTIONS[0]), np.random.default_rng(0)
+    for _ in range(25):
+        short, ratio = rng.integers(16, 120), rng.uniform(1, 4)
+        size = (int(short), int(short * ratio))
+        seen = vlm.encode([text], [[make_picture(0, size if rng.random() < 0.5 else size[::-1])]]).pictures[0][0]
+        real = seen.boxes[~np.isnan(seen.boxes[:, 0])]
+        assert len(seen.columns) == len(seen.boxes)
+        np.testing.assert_allclose(seen.map(np.ones(len(seen.columns))).sum(), len(real), rtol=1e-5)
+        covered = [real[:, 0].min(), real[:, 1].min(), real[:, 2].max() - seen.size[0], real[:, 3].max() - seen.size[1]]
+        if name != "llava":  # it cuts out the centre
+            np.testing.assert_allclose(covered, 0, atol=2)
+
+
+@families
 def test_maps_keep_the_mass_of_what_has_pixels(name: str) -> None:
     vlm = vlm_of(name)
     seen = both(vlm).pictures[1][0]

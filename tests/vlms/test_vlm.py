@@ -63,7 +63,7 @@ def test_each_of_two_pictures_of_a_row_has_its_own_tokens(name: str) -> None:
 VARIANTS = {
     "llava squeezes": lambda: tiny.llava(size={"height": 64, "width": 64}, do_center_crop=False),
     "llava cuts closer": lambda: tiny.llava(size={"shortest_edge": 80}),
-    "llava pads to a square": lambda: _padding(tiny.llava(), "LlavaImageProcessorPil"),
+    "llava pads to a square": lambda: _padding(tiny.llava()),
     "onevision thins its grid": lambda: tiny.llava_onevision(max_tiles=1),
     "gemma pans and scans": lambda: tiny.gemma3(pan_and_scan=True),
     "idefics does not split": lambda: _with(tiny.idefics3(), do_image_splitting=False),
@@ -77,9 +77,11 @@ def _with(pair: tuple[Any, Any], **settings: Any) -> tuple[Any, Any]:
     return pair
 
 
-def _padding(pair: tuple[Any, Any], name: str) -> tuple[Any, Any]:
+def _padding(pair: tuple[Any, Any]) -> tuple[Any, Any]:
     size = {"shortest_edge": 64}
-    pair[1].image_processor = getattr(transformers, name)(size=size, crop_size={"height": 64, "width": 64}, do_pad=True)
+    pair[1].image_processor = tiny.pixels_class("LlavaImageProcessor")(
+        size=size, crop_size={"height": 64, "width": 64}, do_pad=True
+    )
     return pair
 
 

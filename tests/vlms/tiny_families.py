@@ -111,6 +111,11 @@ def needs_torchvision(name: str) -> None:
         pytest.skip(f"the processor of {name} needs torchvision")
 
 
+def pixels_class(name: str) -> Any:
+    """An image processor's class: with torchvision the one on torchvision, which users get then, else on Pillow."""
+    return getattr(transformers, name if is_torchvision_available() else f"{name}Pil")
+
+
 def no_videos(processor_class: Any, *args: Any, **kwargs: Any) -> Any:
     """A processor with a stand-in for its video processor, which would need torchvision."""
 
@@ -132,7 +137,7 @@ def llava(**size: Any) -> tuple[Any, Any]:
         image_token_index=image_id,
         vision_feature_layer=-2,
     )
-    pixels = transformers.CLIPImageProcessorPil(
+    pixels = pixels_class("CLIPImageProcessor")(
         **{"size": {"shortest_edge": 64}, "crop_size": {"height": 64, "width": 64}} | size
     )
     processor = transformers.LlavaProcessor(
@@ -152,7 +157,7 @@ def llava_next() -> tuple[Any, Any]:
         vision_feature_layer=-2,
         image_grid_pinpoints=pinpoints,
     )
-    pixels = transformers.LlavaNextImageProcessorPil(
+    pixels = pixels_class("LlavaNextImageProcessor")(
         size={"shortest_edge": TILE}, crop_size={"height": TILE, "width": TILE}, image_grid_pinpoints=pinpoints
     )
     processor = transformers.LlavaNextProcessor(
@@ -174,7 +179,7 @@ def llava_onevision(max_tiles: int = 9) -> tuple[Any, Any]:
         image_grid_pinpoints=pinpoints,
         vision_aspect_ratio=f"anyres_max_{max_tiles}",
     )
-    pixels = transformers.LlavaOnevisionImageProcessorPil(
+    pixels = pixels_class("LlavaOnevisionImageProcessor")(
         size={"height": TILE, "width": TILE}, image_grid_pinpoints=pinpoints
     )
     processor = no_videos(
@@ -188,7 +193,7 @@ def llava_onevision(max_tiles: int = 9) -> tuple[Any, Any]:
     return build(config), with_template(processor)
 
 
-def _idefics_like(tokenizer: Any, config_class: Any, pixels_class: Any) -> tuple[Any, Any]:
+def _idefics_like(tokenizer: Any, config_class: Any, make_pixels: Any) -> tuple[Any, Any]:
     config = config_class(
         text_config=text_config(tokenizer),
         vision_config={**TOWER, "num_hidden_layers": 0, "image_size": TILE},
@@ -196,14 +201,14 @@ def _idefics_like(tokenizer: Any, config_class: Any, pixels_class: Any) -> tuple
         scale_factor=2,
         tie_word_embeddings=False,
     )
-    pixels = pixels_class(size={"longest_edge": 3 * TILE}, max_image_size={"longest_edge": TILE})
+    pixels = make_pixels(size={"longest_edge": 3 * TILE}, max_image_size={"longest_edge": TILE})
     return config, pixels
 
 
 def idefics3() -> tuple[Any, Any]:
     """Idefics3: tiles and the whole picture, pixel shuffle."""
     tokenizer = make_words()
-    config, pixels = _idefics_like(tokenizer, transformers.Idefics3Config, transformers.Idefics3ImageProcessorPil)
+    config, pixels = _idefics_like(tokenizer, transformers.Idefics3Config, pixels_class("Idefics3ImageProcessor"))
     processor = transformers.Idefics3Processor(pixels, tokenizer, image_seq_len=4)
     return build(config), with_template(processor)
 
@@ -214,7 +219,7 @@ def smolvlm() -> tuple[Any, Any]:
 
     processing_smolvlm.num2words = processing_smolvlm.num2words or str  # it numbers the frames of videos
     tokenizer = make_words()
-    config, pixels = _idefics_like(tokenizer, transformers.SmolVLMConfig, transformers.SmolVLMImageProcessorPil)
+    config, pixels = _idefics_like(tokenizer, transformers.SmolVLMConfig, pixels_class("SmolVLMImageProcessor"))
     processor = no_videos(transformers.SmolVLMProcessor, pixels, tokenizer, image_seq_len=4)
     return build(config), with_template(processor)
 
@@ -233,7 +238,7 @@ def _qwen(name: str, patch: int, vision: dict[str, Any], text_kind: str, process
         vision_end_token_id=ids("<|vision_end|>"),
         tie_word_embeddings=False,
     )
-    pixels = transformers.Qwen2VLImageProcessorPil(
+    pixels = pixels_class("Qwen2VLImageProcessor")(
         patch_size=patch, merge_size=2, size={"shortest_edge": 32 * 32, "longest_edge": 96 * 96}
     )
     processor = no_videos(processor_class, pixels, tokenizer)
@@ -271,7 +276,7 @@ def _paligemma(kind: str, **more: Any) -> tuple[Any, Any]:
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
         projection_dim=WIDTH,
     )
-    pixels = transformers.SiglipImageProcessorPil(size={"height": 64, "width": 64})
+    pixels = pixels_class("SiglipImageProcessor")(size={"height": 64, "width": 64})
     pixels.image_seq_length = (64 // PATCH) ** 2
     options = {"attn_implementation": "eager"} if kind == "gemma2" else {}  # older sdpa drops the soft-capping
     return build(config, **options), transformers.PaliGemmaProcessor(pixels, tokenizer)
@@ -302,7 +307,7 @@ def gemma3(pan_and_scan: bool = False) -> tuple[Any, Any]:
         eoi_token_index=ids("<eoi>"),
         mm_tokens_per_image=16,
     )
-    pixels = transformers.Gemma3ImageProcessorPil(size={"height": 64, "width": 64})
+    pixels = pixels_class("Gemma3ImageProcessor")(size={"height": 64, "width": 64})
     processor = transformers.Gemma3Processor(pixels, tokenizer, image_seq_length=16)
     if pan_and_scan:
         scan = {"do_pan_and_scan": True, "pan_and_scan_min_crop_size": 32, "pan_and_scan_max_num_crops": 4}
@@ -322,7 +327,7 @@ def internvl() -> tuple[Any, Any]:
         ),
         image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
     )
-    pixels = transformers.GotOcr2ImageProcessorPil(
+    pixels = pixels_class("GotOcr2ImageProcessor")(
         size={"height": TILE, "width": TILE}, crop_to_patches=True, max_patches=6
     )
     processor = no_videos(transformers.InternVLProcessor, pixels, tokenizer, image_seq_length=4)
@@ -344,7 +349,7 @@ def mistral3() -> tuple[Any, Any]:
         spatial_merge_size=2,
         vision_feature_layer=-2,
     )
-    pixels = transformers.PixtralImageProcessorPil(size={"longest_edge": 96}, patch_size={"height": 8, "width": 8})
+    pixels = pixels_class("PixtralImageProcessor")(size={"longest_edge": 96}, patch_size={"height": 8, "width": 8})
     processor = transformers.PixtralProcessor(
         pixels, tokenizer, patch_size=PATCH, spatial_merge_size=2, image_token="<image>"
     )
@@ -362,7 +367,7 @@ def pixtral() -> tuple[Any, Any]:
         vision_feature_layer=-2,
         vision_feature_select_strategy="full",
     )
-    pixels = transformers.PixtralImageProcessorPil(size={"longest_edge": 96}, patch_size={"height": 8, "width": 8})
+    pixels = pixels_class("PixtralImageProcessor")(size={"longest_edge": 96}, patch_size={"height": 8, "width": 8})
     processor = transformers.PixtralProcessor(pixels, tokenizer, patch_size=PATCH, image_token="<image>")
     return build(config), with_template(processor)
 
@@ -394,7 +399,7 @@ def mllama() -> tuple[Any, Any]:
         },
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
     )
-    pixels = transformers.MllamaImageProcessorPil(size={"height": TILE, "width": TILE}, max_image_tiles=4)
+    pixels = pixels_class("MllamaImageProcessor")(size={"height": TILE, "width": TILE}, max_image_tiles=4)
     model = build(config)
     for layer in model.model.vision_model.transformer.layers:  # at least one must be, and it is not to mix
         layer.self_attn.o_proj.weight.data.zero_()
