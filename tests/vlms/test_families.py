@@ -231,6 +231,20 @@ def test_answers_are_those_of_generate(name: str) -> None:
         assert not set(answer.ids) & {vlm.image_token_id, *vlm.end_ids}
 
 
+@families
+def test_one_generation_gives_answers_rows_and_logits(name: str) -> None:
+    vlm = vlm_of(name)
+    inputs = both(vlm)
+    positions = [[inputs.text_len - 1], [inputs.text_len - 2, inputs.text_len - 4]]
+    answers, reading = vlm.ask(inputs, positions=positions, max_new_tokens=3)
+    expected = vlm.read(inputs, positions=positions)
+    assert answers == vlm.answers(inputs, max_new_tokens=3)
+    torch.testing.assert_close(reading.logits, expected.logits, atol=2e-5, rtol=1e-4)
+    assert reading.rows.keys() == expected.rows.keys()
+    for layer, weights in reading.rows.items():
+        torch.testing.assert_close(weights, expected.rows[layer], atol=ROWS_ATOL, rtol=0)
+
+
 class Largest(TorchDispatchMode):
     """Notes the largest floating tensor that any operation gives."""
 

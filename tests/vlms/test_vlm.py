@@ -200,8 +200,14 @@ def test_kept_pictures_are_the_pictures(name: str, monkeypatch: pytest.MonkeyPat
     for layer, weights in expected.rows.items():
         torch.testing.assert_close(found.rows[layer], weights, atol=1e-6, rtol=0)
     assert [[p.size for p in row] for row in inputs.pictures] == [[p.size for p in row] for row in plain.pictures]
-    if name == "internvl":
-        assert vlm.answers(inputs, 3) == vlm.answers(plain, 3)
+    monkeypatch.undo()
+    assert vlm.answers(inputs, 3) == vlm.answers(plain, 3)
+    alike, three = (vlm.encode(texts[:3], [[of[i]] for (i,) in shown[:3]]) for of in (pictures, kept))
+    positions = [[three.text_len - 1]] * 3
+    answers, asked = vlm.ask(three, positions=positions, max_new_tokens=2)
+    assert answers == vlm.answers(alike, 2)
+    for layer, weights in vlm.read(alike, positions=positions).rows.items():
+        torch.testing.assert_close(asked.rows[layer], weights, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("name", ["agevlm", "agevlm_concat"])
@@ -347,6 +353,9 @@ def test_bad_input_is_one_clear_line() -> None:
         vlm.encode(["a", "b"], [[]])
     with pytest.raises(ValueError, match=r"has \d+ tokens .* context takes 512"):
         vlm.encode(["fish " * 600], [[]])
+    ours = Vlm(*made("agevlm"))
+    with pytest.raises(ValueError, match="keep them together"):
+        ours.encode([ours.prompt(QUESTION)] * 2, [ours.keep([make_picture()]), ours.keep([make_picture()])])
     with pytest.raises(ValueError, match="has no token"):
         vlm.answer_ids("fish", "")
     template, vlm.processor.chat_template = vlm.processor.chat_template, None

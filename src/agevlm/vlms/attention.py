@@ -33,7 +33,8 @@ class AttentionUnreadableError(ValueError):
 class RowReader:
     """Keeps the weights of `positions` (R, K) in the attention modules of `layer_of`, by the number of their layer.
 
-    A position of -1 is a filler: its row is zeros. `weights[layer]` is (R, H, K, N) in float32. `queries` and `keys`
+    Of several calls the first counts: a generation's first is that over the prompt. A position of -1 is a filler: its
+    row is zeros. `weights[layer]` is (R, H, K, N) in float32. `queries` and `keys`
     are what the kernel got, kept only where `keep_states` asks for them: (R, H, T, D) and (R, G, N, D).
     """
 
@@ -45,9 +46,9 @@ class RowReader:
     keys: dict[int, Tensor] = field(default_factory=dict)
 
     def read(self, module: nn.Module, query: Tensor, key: Tensor, mask: Tensor | None, **settings: Any) -> None:
-        """Keep the asked rows of one call of an attention function, if its module is watched."""
+        """Keep the asked rows of a call of an attention function, if its module is watched and it is the first."""
         layer = self.layer_of.get(module)
-        if layer is None:
+        if layer is None or layer in self.weights:
             return
         self.weights[layer] = rows_of(query, key, mask, self.positions, **settings)
         if self.keep_states:

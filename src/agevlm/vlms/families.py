@@ -272,7 +272,7 @@ def _layers_of_ours(model: Any) -> list[Any]:
 
 
 FAMILIES: tuple[Family, ...] = (
-    Family(("llava", "vipllava"), _llava),
+    Family(("llava",), _llava),
     Family(("llava_next", "llava_onevision"), _anyres),
     Family(("idefics3", "smolvlm"), _idefics),
     Family(("qwen2_vl", "qwen2_5_vl", "qwen3_vl"), _qwen),

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from agevlm.data.chat import tokens_of_span
 from agevlm.vlms.families import Family, Shown, known_types
-from agevlm.vlms.views import SeenPicture, View, num_tokens
+from agevlm.vlms.views import SeenPicture, Size, View, num_tokens
 
 # Tensors with a column for each token of the text; an answer repeats the last one, unless the family says otherwise.
 _ALONG_TEXT = ("attention_mask", "token_type_ids", "mm_token_type_ids", "cross_attention_mask", "images_seen")
@@ -109,12 +109,13 @@ def encode(
     adds = (family is None or family.special_tokens) and not (bos and all(text.startswith(bos) for text in texts))
     options = {"return_tensors": "pt", "padding": True, "padding_side": "left", "add_special_tokens": adds}
     memory = next((item.memory for row in kept for item in row), None)
+    if any(item.memory is not memory for row in kept for item in row):
+        raise ValueError("pictures of several calls of `keep` cannot stand in one `encode`: keep them together")
     if memory is None:
         coded = processor(text=list(texts), images=shown if any(shown) else None, **options)
     else:
-        most = max(map(len, kept))
-        index = [[item.number for item in row] + [-1] * (most - len(row)) for row in kept]
-        coded = {**processor.tokenizer(list(texts), **options), "image_index": torch.tensor(index)}
+        memory, index = _selected(memory, [[item.number for item in row] for row in kept])
+        coded = {**processor.tokenizer(list(texts), **options), "image_index": index}
     tensors = {name: _moved(value, model) for name, value in coded.items() if name != "labels"}
     tensors |= {} if memory is None else {"image_memory": memory}
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
@@ -125,6 +126,14 @@ def encode(
             "show fewer or smaller pictures, or ask for less"
         )
     return _lay_out(model, processor, family, tuple(texts), tensors, shown)
+
+
+def _selected(memory: Any, numbers: list[list[int]]) -> tuple[Any, Tensor]:
+    """The memory of rows of pictures, and which of it are a row's (R, M), -1 for none; one each are taken out once."""
+    if all(len(row) == 1 for row in numbers):
+        return memory.select([row[0] for row in numbers]), torch.arange(len(numbers))[:, None]
+    most = max(map(len, numbers))
+    return memory, torch.tensor([row + [-1] * (most - len(row)) for row in numbers])
 
 
 def _moved(value: Any, model: Any) -> Any:
@@ -142,37 +151,44 @@ def _lay_out(
     pictures: Sequence[Sequence[Any]],
 ) -> Inputs:
     """Find the image tokens of each picture."""
-    rows, number = [], 0
     sizes = [[(picture.height, picture.width) for picture in row] for row in pictures]
+    views = _views(model, processor, family, tensors, sizes)
     is_image_RT = (tensors["input_ids"] == image_token_id(model, processor)).cpu().numpy()
     null = int(family is not None and family.null_token(model))
-    per_picture = 0
-    for row, row_sizes in enumerate(sizes):
-        views: list[tuple[View, ...] | None] = [None] * len(row_sizes)
-        if family is not None:
-            facts = [
-                Shown(size, model, processor, tensors, number + place, row, place, len(row_sizes))
-                for place, size in enumerate(row_sizes)
-            ]
-            views = [tuple(family.views(fact)) for fact in facts]
-        number += len(row_sizes)
+    most, per_picture = (
+        max(map(len, sizes)),
+        max((num_tokens(view) for row in views for view in row if view), default=0),
+    )
+    rows = []
+    for row_sizes, row_views, is_image_T in zip(sizes, views, is_image_RT, strict=True):
         if family is not None and (family.cross or family.front):
-            columns = [
-                place * (num_tokens(v or ()) + null) + np.arange(num_tokens(v or ())) for place, v in enumerate(views)
-            ]
-            per_picture = max([per_picture, *map(len, columns)])
+            columns = [place * (per_picture + null) + np.arange(per_picture) for place in range(len(row_sizes))]
         else:
-            columns = _in_text(np.flatnonzero(is_image_RT[row]), views, model)
-        rows.append(tuple(SeenPicture(*parts) for parts in zip(row_sizes, columns, views, strict=True)))
-    most = max(map(len, sizes))
+            columns = _in_text(np.flatnonzero(is_image_T), row_views, model)
+        rows.append(tuple(SeenPicture(*parts) for parts in zip(row_sizes, columns, row_views, strict=True)))
     return Inputs(
         texts,
         tensors,
         tuple(rows),
-        tuple(int(row.argmax()) if row.any() else len(row) for row in is_image_RT),
+        tuple(int(is_image_T.argmax()) if is_image_T.any() else len(is_image_T) for is_image_T in is_image_RT),
         num_front=most * per_picture if family is not None and family.front else 0,
         null_columns=tuple((place + 1) * (per_picture + 1) - 1 for place in range(most)) if null else (),
     )
+
+
+def _views(
+    model: Any, processor: Any, family: Family | None, tensors: Mapping[str, Any], sizes: Sequence[Sequence[Size]]
+) -> list[list[tuple[View, ...] | None]]:
+    """The views of each picture of each row, None where the family is not known."""
+    views: list[list[tuple[View, ...] | None]] = []
+    number = 0
+    for row, row_sizes in enumerate(sizes):
+        views.append([])
+        for place, size in enumerate(row_sizes):
+            shown = Shown(size, model, processor, tensors, number, row, place, len(row_sizes))
+            views[-1].append(None if family is None else tuple(family.views(shown)))
+            number += 1
+    return views
 
 
 def _in_text(places: np.ndarray, views: Sequence[Sequence[View] | None], model: Any) -> list[np.ndarray]:

@@ -151,24 +151,40 @@ class Vlm:
         """Rows of text and their pictures (upright RGB, or kept) as tensors, with each picture's image tokens found."""
         return encode(self.model, self.processor, self.family, texts, pictures)
 
-    @torch.inference_mode()
     def answers(self, inputs: Inputs, max_new_tokens: int = 64) -> list[Answer]:
         """The greedy answer of each row. An answer never says the image token."""
+        return self.ask(inputs, max_new_tokens=max_new_tokens)[0]
+
+    @torch.inference_mode()
+    def ask(
+        self,
+        inputs: Inputs,
+        *,
+        positions: Sequence[Sequence[int]] | None = None,
+        layers: Sequence[int] | None = None,
+        max_new_tokens: int = 64,
+    ) -> tuple[list[Answer], Reading]:
+        """The greedy answer of each row, and what its first pass gave: rows as in `read`, logits of the first token."""
         tokenizer = self.processor.tokenizer
-        written = self.model.generate(
-            **inputs.tensors,
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            num_beams=1,
-            suppress_tokens=self._suppressed or None,
-            pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0,
-        )
+        with self._reading(inputs, self._chosen(layers, positions is not None), positions, False) as reader:
+            written = self.model.generate(
+                **inputs.tensors,
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                num_beams=1,
+                suppress_tokens=self._suppressed or None,
+                pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0,
+                disable_compile=True,
+                output_logits=True,
+                return_dict_in_generate=True,
+            )
+        self._check_read(reader, positions)
         answers = []
-        for ids in written[:, inputs.text_len :].tolist():
+        for ids in written.sequences[:, inputs.text_len :].tolist():
             end = next((place for place, token in enumerate(ids) if token in self.end_ids), len(ids))
             text = tokenizer.decode(ids[:end], skip_special_tokens=True, clean_up_tokenization_spaces=False)
             answers.append(Answer(str(text).strip(), tuple(ids[:end])))
-        return answers
+        return answers, Reading(written.logits[0][:, None], reader.weights if positions is not None else {})
 
     @cached_property
     def end_ids(self) -> frozenset[int]:
@@ -242,8 +258,7 @@ class Vlm:
         numbers hidden states; `projections` asks for queries and keys. Rows, queries and keys are those of `layers`, by
         default of all that look. Memory for the rows grows with the number of positions, and with nothing squared.
         """
-        wanted = positions is not None or projections
-        looking = (self.looking if layers is None else layers) if wanted else ()
+        looking = self._chosen(layers, positions is not None or projections)
         with ExitStack() as stack:
             reader = stack.enter_context(self._reading(inputs, looking, positions, projections))
             kept = stack.enter_context(_states_of(self.layers, states)) if states else {}
@@ -253,15 +268,21 @@ class Vlm:
             if not hasattr(getattr(self.model, "model", None), "get_rope_index"):
                 arguments["position_ids"] = inputs.position_ids()
             output = self.model(**arguments, use_cache=False, logits_to_keep=num_logits)
+        self._check_read(reader, positions)
+        queries, keys = split if split is not None else (reader.queries, reader.keys)
+        return Reading(
+            output.logits, reader.weights if positions is not None else {}, kept, queries, keys, image.get("image")
+        )
+
+    def _chosen(self, layers: Sequence[int] | None, wanted: bool) -> Sequence[int]:
+        return (self.looking if layers is None else layers) if wanted else ()
+
+    def _check_read(self, reader: RowReader, positions: Sequence[Sequence[int]] | None) -> None:
         if positions is not None and not reader.weights:
             raise AttentionUnreadableError(
                 f"no attention of {type(self.model).__name__} came by: its layers do not use transformers' "
                 "AttentionInterface; ask for occlusion maps"
             )
-        queries, keys = split if split is not None else (reader.queries, reader.keys)
-        return Reading(
-            output.logits, reader.weights if positions is not None else {}, kept, queries, keys, image.get("image")
-        )
 
     @property
     def _cross(self) -> bool:
