@@ -18,8 +18,12 @@ import transformers
 from PIL import Image
 from tiny_models import make_picture, make_text_config
 
+from agevlm.analysis.attention import look
 from agevlm.analysis.similarity_states import read_states
+from agevlm.checkpoints import load_model
 from agevlm.data.schema import Message
+from agevlm.evaluation.answering import Asker
+from agevlm.evaluation.questions import Prompt
 from agevlm.vlms import AttentionUnreadableError, Vlm, attention_maps, maps_of, occlusion_map
 from agevlm.vlms.attention import _READER, RowReader, attend, rows_of
 from agevlm.vlms.families import FAMILIES, family_of
@@ -208,6 +212,23 @@ def test_kept_pictures_are_the_pictures(name: str, monkeypatch: pytest.MonkeyPat
     assert answers == vlm.answers(alike, 2)
     for layer, weights in vlm.read(alike, positions=positions).rows.items():
         torch.testing.assert_close(asked.rows[layer], weights, atol=1e-5, rtol=0)
+
+
+def test_the_packaged_model_is_seen_as_look_and_the_evaluation_see_it() -> None:
+    model, processor = load_model("tiny", "cpu")
+    vlm, picture, question = Vlm(model, processor), make_picture(0, (80, 64)), "is there a fish in the picture?"
+    text = vlm.prompt(question)
+    start = text.index("fish")
+    (found,) = maps_of(vlm, text, [picture], [(start, start + 4)])
+    seen = look(model, processor, picture, question)
+    (word,) = [word for word in seen.words if word.word == "fish"]
+    np.testing.assert_allclose(found.maps[0], word.map, atol=1e-6)
+    assert found.null_mass == pytest.approx(word.null_mass, abs=1e-6)
+    inputs = vlm.encode([text], [[picture]])
+    assert vlm.answers(inputs)[0].text == seen.answer
+    memory = model.encode_images(processor.image_processor([picture], return_tensors="pt")["pixel_values"])
+    (reply,) = Asker(model, processor, 1).ask([Prompt(0, "0", text, 1, (), 8)], memory, [[0]])
+    assert vlm.yes_no(inputs)[0].p_yes == pytest.approx(reply.p_yes, abs=1e-6)
 
 
 @pytest.mark.parametrize("name", ["agevlm", "agevlm_concat"])
