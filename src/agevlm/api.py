@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from agevlm.checkpoints import load_model
+from agevlm.checkpoints import load_vlm as load_model
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -32,14 +32,15 @@ def look(
     dtype: str = "auto",
     **options: Any,
 ) -> Look:
-    """Ask a model about a picture, and see where it looks at each object word of question and answer.
+    """Ask any vision-language model about a picture, and see where it looks at each object word it hears and says.
 
     `model` is `tiny`, a directory, a hub id, or the pair that `load_model` gave, which spares loading it again. `image`
     is a file or a picture. With `out` the maps are drawn over the picture into that PNG file. `device` and `dtype` are
     those of `load_model`, for a model that is named. `options` are those of `agevlm.analysis.attention.look`:
     `layers`, `heads`, `vocabulary`, `max_new_tokens`, `before`.
 
-    The result has `answer` and `words`; each word its `map` (h, w), which sums with its `null_mass` to 1.
+    The result has `answer` and `words`; each word its `map` (h, w), which sums with its `null_mass` to 1. Where the
+    attention of a model cannot be read, maps are made by occlusion, and `note` says so.
     Raises ValueError for a model, a picture or a question that cannot be used.
     """
     from agevlm.analysis import attention, figures

@@ -45,7 +45,8 @@ def look(
 ) -> None:
     """Ask about a picture, see where it looks.
 
-    Prints the answer; draws the attention of each object word of question and answer over the picture.
+    Any vision-language model of transformers. Prints the answer; draws the attention of each object word of question
+    and answer over the picture.
     """
     from agevlm.analysis.attention import save_maps
     from agevlm.api import look as look_at
@@ -63,6 +64,8 @@ def look(
         max_new_tokens=max_new_tokens,
     )
     typer.echo(seen.answer)
+    if seen.note is not None:
+        typer.echo(f"maps are made by occlusion: {seen.note}", err=True)
     if out is not None:
         typer.echo(f"picture: {out}")
     if maps is not None:
