@@ -48,7 +48,7 @@ class WordMap:
 
     `text[start:end]` of the question or the answer (`where`) is the word as written, `word` its dictionary form.
     `map` (h, w) is float32, the share of attention on each cell; with `null_mass`, the share on the null token (None
-    where the model has none), it sums to 1, less what lies on image tokens that stand for no pixels (ends of rows, padding).
+    where the model has none), it sums to 1, less what lies on image tokens without pixels (ends of rows, padding).
     """
 
     word: str
