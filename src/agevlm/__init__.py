@@ -1,7 +1,8 @@
 """AGE-VLM: small vision-language models that are taught where to look.
 
-`import agevlm` makes the Auto classes of transformers know its models; the public names load when they are used. The
-`agevlm` command loads nothing but what it needs: its help does not wait for torch.
+Four functions do most of the work: `load_model`, `look`, `evaluate` and `train`. The public names load when they are
+used. `import agevlm` makes the Auto classes of transformers know its models; the `agevlm` command loads nothing but
+what it needs: its help does not wait for torch.
 """
 
 from __future__ import annotations
@@ -21,6 +22,10 @@ _PUBLIC = {
     "ConcatVlmConfig": "agevlm.modeling.configuration_concat",
     "ConcatVlmForConditionalGeneration": "agevlm.modeling.modeling_concat",
     "ImageMemory": "agevlm.modeling.cross_attention",
+    "evaluate": "agevlm.api",
+    "load_model": "agevlm.api",
+    "look": "agevlm.api",
+    "train": "agevlm.api",
 }
 
 __all__ = ["__version__", *_PUBLIC]

@@ -4,27 +4,26 @@ Finds the words, asks the model for the attention of their tokens and brings the
 Draws nothing (see figures.py) and scores nothing (see evaluation/).
 """
 
-# Shapes: S cross-attention layers, H heads, T text tokens, M pictures, h, w the grid of image tokens.
+# Shapes: h, w the grid of image tokens.
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from agevlm.data.chat import render_conversation, tokens_of_span
+from agevlm.data.chat import tokens_of_span
 from agevlm.data.nouns import plural
 from agevlm.data.schema import Message
 from agevlm.files import write_beside
-
-if TYPE_CHECKING:
-    import torch
+from agevlm.vlms import AttentionUnreadableError, Inputs, Vlm, attention_maps, occlusion_map
+from agevlm.vlms import WordMap as Seen
 
 Span = tuple[int, int, str]
 Where = Literal["question", "answer"]
@@ -49,7 +48,7 @@ class WordMap:
 
     `text[start:end]` of the question or the answer (`where`) is the word as written, `word` its dictionary form.
     `map` (h, w) is float32, the share of attention on each cell; with `null_mass`, the share on the null token (None
-    where the model has none), it sums to 1.
+    where the model has none), it sums to 1, less what lies on image tokens without pixels (ends of rows, padding).
     """
 
     word: str
@@ -67,12 +66,16 @@ class WordMap:
 
 @dataclass(frozen=True)
 class Look:
-    """A question, its answer, and where the model looked at each object word; `grid` is (h, w)."""
+    """A question, its answer, and where the model looked at each object word; `grid` is (h, w).
+
+    `note` says why maps are of occlusion and not of attention, None where they are of attention.
+    """
 
     question: str
     answer: str
     words: tuple[WordMap, ...]
     grid: tuple[int, int]
+    note: str | None = None
 
     def written(self, word: WordMap) -> str:
         """A word as question or answer write it: "boats" for the word "boat"."""
@@ -111,11 +114,13 @@ def look(
     layers: Sequence[int] | None = None,
     heads: Sequence[int] | None = None,
 ) -> Look:
-    """Ask `model` a question about one picture and keep where it looks at each object word of question and answer.
+    """Ask any vision-language model about one picture and keep where it looks at each object word.
 
     `before` are the messages that the question goes on from: the picture stands where they show it, else before the
-    question. The answer is greedy. A word's map is the mean over its tokens, over cross-attention layers (all, or those
-    with the numbers `layers`, counted from 0 among the cross-attention layers) and over `heads` (all, or some).
+    question. The answer is greedy. A word's map is the attention of its tokens on the picture and, where there is one,
+    the null token, scaled to sum 1: the mean over the layers that look at pictures (all, or those with the numbers
+    `layers`, counted from 0 among them) and over `heads` (all, or some). Where attention cannot be read, maps are made
+    by occlusion, and `note` says so. A word that the processor took apart from its text has no map and is left out.
 
     Raises ValueError for a question without text, a picture that cannot be read, and numbers of layers or heads that
     the model does not have.
@@ -123,29 +128,54 @@ def look(
     question = question.strip()
     if not question:
         raise ValueError("the question has no text: write what you want to know of the picture")
+    vlm, picture = Vlm(model, processor), _picture(image)
     last = Message("user", question, num_images=1 - sum(message.num_images for message in before))
-    chat = render_conversation(processor, [*before, last], add_generation_prompt=True)
-    inputs = processor(text=[chat.text], images=[[_picture(image)]], return_tensors="pt", add_special_tokens=False)
-    prompt_ids = inputs["input_ids"][0].tolist()
-    output = model.generate(
-        **_to_device(inputs, model),
-        max_new_tokens=max_new_tokens,
-        do_sample=False,
-        num_beams=1,
-        output_attention_maps=True,
-        return_dict_in_generate=True,
+    chat = vlm.chat([*before, last])
+    inputs = vlm.encode([chat.text], [[picture]])
+    said = vlm.answers(inputs, max_new_tokens)[0]
+    answer, offsets = _decode(processor.tokenizer, said.ids)
+    answered, at = inputs.answered([said.ids], vlm.family), chat.content_starts[-1]
+    words: list[tuple[Span, Where, list[int]]] = []
+    for span in object_words(question, vocabulary):
+        words.append((span, "question", answered.tokens_of(processor.tokenizer, 0, at + span[0], at + span[1])))
+    for span in object_words(answer, vocabulary):
+        words.append((span, "answer", [inputs.text_len + token for token in tokens_of_span(offsets, *span[:2])]))
+    words = [word for word in words if word[2]]
+    maps, note = _maps(vlm, answered, [tokens for _, _, tokens in words], layers, heads)
+    if note is not None:
+        maps = [_occluded(vlm, chat.text, picture, said.ids)] * len(words)
+    found = tuple(
+        WordMap(phrase, start, end, where, seen.maps[0], seen.null_mass)
+        for ((start, end, phrase), where, _), seen in zip(words, maps, strict=True)
     )
-    maps_Thw = _average(output.attention_maps, layers, heads)[:, 0]
-    null_T = None if output.null_attention is None else _average(output.null_attention, layers, heads)
-    answer, answer_offsets = _decode(processor.tokenizer, output.sequences[0].tolist()[len(prompt_ids) :])
-    texts = (
-        _Text(
-            "question", question, _prompt_offsets(processor.tokenizer, chat.text, prompt_ids), chat.content_starts[-1]
-        ),
-        _Text("answer", answer, [(0, 0)] * len(prompt_ids) + answer_offsets),
-    )
-    words = tuple(word for text in texts for word in _word_maps(text, vocabulary, maps_Thw, null_T))
-    return Look(question, answer, words, (maps_Thw.shape[1], maps_Thw.shape[2]))
+    grid = found[0].map.shape if found else inputs.pictures[0][0].grid if vlm.note is None else (0, 0)
+    return Look(question, answer, found, (grid[0], grid[1]), note)
+
+
+def _maps(
+    vlm: Vlm,
+    inputs: Inputs,
+    words: Sequence[Sequence[int]],
+    layers: Sequence[int] | None,
+    heads: Sequence[int] | None,
+) -> tuple[list[Seen], str | None]:
+    """The map of each word, or none and the reason why attention does not give them."""
+    if vlm.note is not None or not words:
+        return [], vlm.note
+    positions = sorted({token for tokens in words for token in tokens})
+    chosen = [list(vlm.looking)[number] for number in _checked(layers, len(vlm.looking), "layer that looks")]
+    try:
+        reading = vlm.read(inputs, positions=[positions], layers=chosen)
+    except AttentionUnreadableError as error:
+        return [], str(error)
+    (found,) = attention_maps(inputs, reading, [positions], [words], heads=heads, of_pictures=True)
+    return [seen for seen in found if seen is not None], None
+
+
+def _occluded(vlm: Vlm, text: str, picture: Image.Image, answer: Sequence[int]) -> Seen:
+    """What of the picture an answer hangs on, as shares: cells that make it likelier count as nothing."""
+    hangs = occlusion_map(vlm, text, [picture], answer or None).clip(min=0)
+    return Seen(((hangs / max(float(hangs.sum()), 1e-12)).astype(np.float32),), "occlusion")
 
 
 def to_pixels(
@@ -196,59 +226,11 @@ def _picture(image: str | Path | bytes | Image.Image) -> Image.Image:
     return open_image(image)
 
 
-def _to_device(inputs: Any, model: Any) -> dict[str, Any]:
-    """Inputs on the model's device, pixels in its type."""
-    moved = {name: value.to(model.device) for name, value in inputs.items()}
-    return {name: value.to(model.dtype) if value.is_floating_point() else value for name, value in moved.items()}
-
-
-def _average(
-    weights: Sequence[torch.Tensor], layers: Sequence[int] | None, heads: Sequence[int] | None
-) -> NDArray[np.float32]:
-    """Weights (R, H, T, …) of each layer → those of the first row, (T, …), mean over layers and heads."""
-    import torch
-
-    layers = _checked(layers, len(weights), "cross-attention layer")
-    heads = _checked(heads, weights[0].shape[1], "head")
-    chosen_SHT = torch.stack([weights[layer][0][list(heads)].float() for layer in layers])
-    return np.asarray(chosen_SHT.mean(dim=(0, 1)).cpu().numpy(), dtype=np.float32)
-
-
 def _checked(numbers: Sequence[int] | None, num: int, what: str) -> Sequence[int]:
     wrong = [number for number in numbers or () if not 0 <= number < num]
     if wrong:
         raise ValueError(f"there is no {what} {wrong}: the model has {num}, numbered from 0")
     return numbers or range(num)
-
-
-@dataclass(frozen=True)
-class _Text:
-    """Question or answer, and where the characters of each token of the whole sequence are; `content` is at `shift`."""
-
-    where: Where
-    content: str
-    offsets: Sequence[tuple[int, int]]
-    shift: int = 0
-
-
-def _word_maps(
-    text: _Text,
-    vocabulary: Collection[str] | None,
-    maps_Thw: NDArray[np.float32],
-    null_T: NDArray[np.float32] | None,
-) -> Iterator[WordMap]:
-    for start, end, phrase in object_words(text.content, vocabulary):
-        tokens = tokens_of_span(text.offsets, text.shift + start, text.shift + end)
-        assert tokens, (text.content, phrase, text.offsets)
-        null_mass = None if null_T is None else float(null_T[tokens].mean())
-        yield WordMap(phrase, start, end, text.where, maps_Thw[tokens].mean(axis=0), null_mass)
-
-
-def _prompt_offsets(tokenizer: Any, text: str, prompt_ids: Sequence[int]) -> list[tuple[int, int]]:
-    """The characters of `text` that each prompt token stands for."""
-    coded = tokenizer(text, return_offsets_mapping=True, add_special_tokens=False)
-    assert list(coded["input_ids"]) == list(prompt_ids), (coded["input_ids"], prompt_ids)
-    return [(start, end) for start, end in coded["offset_mapping"]]
 
 
 def _decode(tokenizer: Any, ids: Sequence[int]) -> tuple[str, list[tuple[int, int]]]:

@@ -19,12 +19,8 @@ if TYPE_CHECKING:
     from agevlm.modeling.joined import JoinedModel
     from agevlm.modeling.processing_agevlm import AgeVlmProcessor
 
-PACKAGED = ("tiny", "tiny-convnext", "tiny-llama", "tiny-convnext-1", "tiny-convnext-2", "tiny-llama-1")
-"""The checkpoints in the package: a trained AGE-VLM, and the vision and language models of the embedded world.
-
-Those with a number were trained like the ones without, with that seed, and are kept in bfloat16: comparisons start from
-several foundations.
-"""
+PACKAGED = ("tiny", "tiny-convnext", "tiny-llama")
+"""The checkpoints in the package: a trained AGE-VLM, and the vision and language models of the embedded world."""
 
 MODEL_TYPES = ("agevlm", "agevlm_concat")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -78,23 +74,45 @@ def check_architecture(directory: str | Path) -> None:
 
 
 def load_model(name: str | Path, device: str = "auto", dtype: str = "auto") -> tuple[JoinedModel, AgeVlmProcessor]:
-    """Load a model, ready to answer, and its processor: an AGE-VLM, or a baseline that takes the same arguments.
+    """Load a model of this project's, ready to answer, and its processor: an AGE-VLM, or the concatenation baseline.
 
-    `device` is "auto" (an accelerator where there is one, else the CPU) or a torch device; `dtype` is "auto" (the
-    checkpoint's own, or float32 where the device only emulates that) or the name of a torch type. Raises ValueError on
-    a checkpoint of another architecture, on one that cannot be read, and on a device or a type that torch does not
-    know.
+    As `load_vlm`; a checkpoint of another architecture is a ValueError.
     """
-    from safetensors import SafetensorError
-    from transformers import AutoModelForImageTextToText
-
-    from agevlm.modeling import register
-    from agevlm.modeling.processing_agevlm import AgeVlmProcessor
-
-    register()
     source = resolve_model(name)
     if Path(source).is_dir():
         check_architecture(source)
+    model, processor = load_vlm(source, device, dtype)
+    if model.config.model_type not in MODEL_TYPES:
+        raise ValueError(
+            f"{name} is of the architecture {model.config.model_type!r}, and {MODEL_TYPES[0]!r} was expected: "
+            "`agevlm look` takes any vision-language model, what trains and measures takes this project's"
+        )
+    return model, processor
+
+
+def load_vlm(name: str | Path, device: str = "auto", dtype: str = "auto") -> tuple[Any, Any]:
+    """Load any vision-language model of transformers, ready to answer, and its processor.
+
+    `device` is "auto" (an accelerator where there is one, else the CPU) or a torch device; `dtype` is "auto" (the
+    checkpoint's own, or float32 where the device only emulates that) or the name of a torch type. Raises ValueError on
+    a checkpoint that is no vision-language model or cannot be read, and on a device or a type that torch does not know.
+    """
+    from safetensors import SafetensorError
+    from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+
+    from agevlm.modeling import register
+
+    register()
+    source = resolve_model(name)
+    config_file = Path(source) / "config.json"
+    if Path(source).is_dir() and not config_file.is_file():
+        raise ValueError(f"{source} holds no config.json: name the directory of a checkpoint, such as RUN/model")
+    config = AutoConfig.from_pretrained(source)
+    if type(config) not in AutoModelForImageTextToText._model_mapping:
+        raise ValueError(
+            f"{name} is a model of the type {config.model_type!r}, which takes no pictures with its text: name a "
+            "vision-language model, one that AutoModelForImageTextToText of transformers loads"
+        )
     place, kind = choose_device(device), _choose_dtype(dtype)
     try:
         model = AutoModelForImageTextToText.from_pretrained(source, dtype=kind)
@@ -104,7 +122,7 @@ def load_model(name: str | Path, device: str = "auto", dtype: str = "auto") -> t
         ) from error
     if dtype == "auto" and not computes_in(model.dtype, place):
         model = model.float()
-    return model.to(place).eval(), AgeVlmProcessor.from_pretrained(source)
+    return model.to(place).eval(), AutoProcessor.from_pretrained(source)
 
 
 def choose_device(name: str = "auto") -> str:

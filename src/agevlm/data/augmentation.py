@@ -31,15 +31,22 @@ REPEATED = "mosaics with a picture more than once, for want of four"
 class Augmentation(BaseModel):
     """How other views of a picture are made. All ratios but the last two are of views."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
-    views: int = Field(4, ge=2)  # of each picture, the picture itself among them
-    flip_ratio: float = Field(0.5, ge=0, le=1)  # mirrored left to right
-    crop_ratio: float = Field(0.7, ge=0, le=1)  # a part of the picture, that much larger
-    mosaic_ratio: float = Field(0.25, ge=0, le=1)  # four pictures in one, each in a quarter
-    colour: float = Field(0.2, ge=0, lt=1)  # how far brightness, contrast and saturation go up or down
-    min_side_ratio: float = Field(0.5, gt=0, le=1)  # sides of a crop, of the picture's own
-    min_visible_ratio: float = Field(0.25, gt=0, le=1)  # of a thing that must be left in a crop, or nothing of it
+    views: int = Field(4, ge=2)
+    """Of each picture, the picture itself among them."""
+    flip_ratio: float = Field(0.5, ge=0, le=1)
+    """Of the other views: mirrored left to right."""
+    crop_ratio: float = Field(0.7, ge=0, le=1)
+    """Of the other views: a part of the picture, that much larger."""
+    mosaic_ratio: float = Field(0.25, ge=0, le=1)
+    """Of the other views: four pictures in one, each in a quarter."""
+    colour: float = Field(0.2, ge=0, lt=1)
+    """How far brightness, contrast and saturation go up or down."""
+    min_side_ratio: float = Field(0.5, gt=0, le=1)
+    """Sides of a crop at least, of the picture's own."""
+    min_visible_ratio: float = Field(0.25, gt=0, le=1)
+    """Of a thing that must be left in a crop, or else nothing of it."""
 
 
 class Drawn(NamedTuple):

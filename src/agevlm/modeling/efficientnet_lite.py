@@ -2,7 +2,7 @@
 
 The architecture is that of TensorFlow's EfficientNet-Lite 0 to 4: EfficientNet (Tan and Le 2019, arXiv 1905.11946)
 without squeeze and excitation, with ReLU6 for swish, its stem and its head of fixed widths. No classifier. Weights come
-from `agevlm convert`.
+from `agevlm import-backbone`.
 
 Letters: I images, C channels, h and w the grid.
 """

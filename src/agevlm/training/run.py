@@ -42,6 +42,7 @@ from agevlm.modeling.joined import JoinedModel
 from agevlm.modeling.modeling_agevlm import AgeVlmForConditionalGeneration
 from agevlm.modeling.modeling_concat import ConcatVlmForConditionalGeneration
 from agevlm.modeling.processing_agevlm import AgeVlmProcessor
+from agevlm.modeling.versions import checkpoint_activations
 from agevlm.modeling.vision import load_backbone
 from agevlm.training.arithmetic import choose_arithmetic
 from agevlm.training.compiled import compile_layers, compiled_for
@@ -220,7 +221,7 @@ class Run:
         counts = freeze_for_stage(model, stage)
         self._announce(stage, counts)
         if stage.gradient_checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+            checkpoint_activations(model, True)
         checkpoints = find_checkpoints(directory)
         resume_from = str(checkpoints[-1]) if checkpoints else None
         self.processes.wait_for_everyone()  # all have read where the stage stands
@@ -232,7 +233,7 @@ class Run:
         with compiled_for(stage.steps):
             trainer.train(resume_from_checkpoint=resume_from)
         if stage.gradient_checkpointing:
-            model.gradient_checkpointing_disable()
+            checkpoint_activations(model, False)
         if stage.lora:
             merge_adapters(model)
         if self.is_main:

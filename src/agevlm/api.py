@@ -1,0 +1,98 @@
+"""The front door: what most people want of this package, by name. Nothing is computed here.
+
+Every function calls the room that does the work, and loads it when it is called. Whoever needs more finds there the
+same functions with more settings: `analysis.attention`, `evaluation.benchmarks`, `training.run`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from agevlm.checkpoints import load_vlm as load_model
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from agevlm.analysis.attention import Look
+
+__all__ = ["evaluate", "load_model", "look", "train"]
+
+Model = str | Path | tuple[Any, Any]  # a name, a directory, a hub id; or the model and the processor of `load_model`
+
+
+def look(
+    model: Model,
+    image: str | Path | bytes | Image.Image,
+    question: str,
+    *,
+    out: str | Path | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    **options: Any,
+) -> Look:
+    """Ask any vision-language model about a picture, and see where it looks at each object word it hears and says.
+
+    `model` is `tiny`, a directory, a hub id, or the pair that `load_model` gave, which spares loading it again. `image`
+    is a file or a picture. With `out` the maps are drawn over the picture into that PNG file. `device` and `dtype` are
+    those of `load_model`, for a model that is named. `options` are those of `agevlm.analysis.attention.look`:
+    `layers`, `heads`, `vocabulary`, `max_new_tokens`, `before`.
+
+    The result has `answer` and `words`; each word its `map` (h, w), which sums with its `null_mass` to 1. Where the
+    attention of a model cannot be read, maps are made by occlusion, and `note` says so.
+    Raises ValueError for a model, a picture or a question that cannot be used.
+    """
+    from agevlm.analysis import attention, figures
+    from agevlm.data.images import open_image
+
+    picture = open_image(image) if isinstance(image, str | Path | bytes) else image
+    network, processor = model if isinstance(model, tuple) else load_model(model, device, dtype)
+    seen = attention.look(network, processor, picture, question, **options)
+    if out is not None:
+        figures.save_figure(figures.look_figure(seen, picture), out)
+    return seen
+
+
+def evaluate(
+    model: str | Path, benchmark: str | Path = "scenes", *, out: str | Path, **settings: Any
+) -> dict[str, Any]:
+    """Measure whether a model hallucinates: POPE, counting, colours, relations, where it looks, text perplexity.
+
+    `benchmark` is "scenes" (drawn fresh, offline) or the directory of a dataset. `settings` are the fields of
+    `agevlm.evaluation.benchmarks.Settings`: `num_images`, `seed`, `split`, `batch_size`, `device`, … Writes
+    metrics.json, metrics.md and predictions.jsonl into the directory `out`, and returns the metrics.
+
+    Raises ValueError for a model, a dataset or a setting that cannot be used.
+    """
+    from dataclasses import fields
+
+    from agevlm.evaluation.benchmarks import Settings, evaluate_benchmark
+
+    known = [field.name for field in fields(Settings)]
+    unknown = sorted(settings.keys() - set(known))
+    if unknown:
+        raise ValueError(f"evaluate has no setting {unknown[0]!r}: there are {', '.join(known)}")
+    return evaluate_benchmark(model, benchmark, out, Settings(**settings))
+
+
+def train(
+    recipe: str | Path,
+    out: str | Path | None = None,
+    *,
+    overrides: Sequence[str] = (),
+    seed: int | None = None,
+    resume: bool = False,
+) -> Path:
+    """Train the stages of a recipe, evaluate the outcome and write its report; returns the directory of the model.
+
+    `recipe` is a YAML file or the name of one in the package, such as "quickstart"; `overrides` change it key by key
+    ("stages.2.learning_rate=1e-4"). All files go into `out` (runs/NAME if not given). `resume` goes on with a run that
+    was stopped. Raises ValueError for a wrong key, and for an `out` that holds another run.
+    """
+    from agevlm.training import run
+    from agevlm.training.recipe_files import resolve_recipe
+
+    path = resolve_recipe(str(recipe))
+    out = Path(out) if out is not None else Path("runs") / path.stem
+    return run.train(path, out, overrides=overrides, seed=seed, resume=resume)
