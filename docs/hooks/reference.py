@@ -51,6 +51,10 @@ API = {  # page → its first line and the modules that it shows whole
         "Where a model looks, and pictures of it.",
         ["agevlm.analysis.attention", "agevlm.analysis.similarity", "agevlm.analysis.report"],
     ),
+    "Any vision-language model": (
+        "Image tokens, their boxes, answers, probabilities, attention rows.",
+        ["agevlm.vlms.vlm", "agevlm.vlms.views", "agevlm.vlms.maps", "agevlm.vlms.families"],
+    ),
     "Checkpoints": ("Names → directories → models.", ["agevlm.checkpoints"]),
 }
 

@@ -69,7 +69,13 @@ def test_the_readme_tells_what_guidance_gains_in_900_words() -> None:
     assert told == rows
     ratio = content["error_ratios"]["age_plus"]["cross_attention"]
     shares = "{:.0f} % ({:.0f} to {:.0f} %)".format(*(100 * ratio[key] for key in ("mean", "low", "high")))
-    assert shares in " ".join(README.split())
+    said = " ".join(README.split())
+    assert shares in said
+    yes, unguided_yes = (
+        content["arms"][arm]["pope"]["adversarial"]["false_yes_ratio"]["mean"]
+        for arm in ("age_plus", "cross_attention")
+    )
+    assert f"absent things in {100 * yes:.0f} % of the cases in place of {100 * unguided_yes:.0f} %" in said
     assert len(README.split()) <= 900
 
 

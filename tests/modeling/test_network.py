@@ -10,7 +10,7 @@ import torch
 from tiny_models import DECODERS, VISION, VOCABULARY_SIZE, make_model, make_pixels, make_text_config, make_vision_config
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
-from transformers import AutoBackbone, AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText
+from transformers import AutoBackbone, AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
 
 from agevlm import AgeVlmForConditionalGeneration, AgeVlmModel, ImageMemory
 from agevlm.modeling.interleaving import decoder_layers
@@ -215,8 +215,12 @@ def gradients(model: Any, **inputs: Any) -> dict[str, Tensor]:
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
+# Before 5.23 transformers checkpoints a layer with its hooks, ours among them, which reentrant checkpointing cannot.
+REENTRANT = [False, True] if hasattr(PreTrainedModel, "activation_checkpointing_enable") else [False]
+
+
 @pytest.mark.parametrize("decoder", DECODERS)
-@pytest.mark.parametrize("use_reentrant", [False, True])
+@pytest.mark.parametrize("use_reentrant", REENTRANT)
 def test_gradient_checkpointing_changes_nothing(decoder: str, use_reentrant: bool) -> None:
     model = make_model(decoder)
     ids = make_ids((1,), (0,))

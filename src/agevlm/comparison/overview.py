@@ -34,7 +34,7 @@ def overview(content: Nested, attention: bytes | None) -> Page:
     words = section(content, "page")
     about = [Text(words["about"])] if words.get("about") else []
     sections = [*_claims(content), *_curves(content), *_attention(attention)]
-    told = " ".join([*_noted(content), *_errs(content), *_counted(content)])
+    told = " ".join([*_errs(content), *_noted(content), *_counted(content)])
     return Page(title_of(content), told, [*about, *_errors(content), _table(content)], sections)
 
 

@@ -43,7 +43,10 @@ def takes_cache(method: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def checkpoint_activations(model: Any, enable: bool, *, use_reentrant: bool = False) -> None:
-    """Let a model keep no activations inside its layers, and compute them again going backward; or let it keep them."""
+    """Let a model keep no activations inside its layers, and compute them again going backward; or let it keep them.
+
+    Reentrant checkpointing needs transformers 5.23: earlier ones checkpoint a layer together with its hooks.
+    """
     kind = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"
     if enable:
         getattr(model, f"{kind}_checkpointing_enable")({"use_reentrant": use_reentrant})
