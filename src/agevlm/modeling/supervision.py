@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 IGNORED = -100  # the label of a token that is not supervised
-MAX_LOGITS = 2**24  # held at a time: 64 MB in float32, and the same again for their gradient
+MAX_LOGITS = 2**25  # held at a time: 128 MB in float32, and as much again for their gradient
 
 
 @dataclass(frozen=True)
