@@ -182,9 +182,11 @@ def main() -> None:
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler says when it starts and stops
     settings = {name: value for name, value in vars(args).items() if name != "out"}
     before = load()
-    results = [measure(size, args) for size in args.vocabularies]
     print(f"vocabulary {'':8} {'before':>9} {'after':>9} {'ratio':>6}  95 % interval  {'floor':>9}  peak memory")
-    for result in results:
+    results = []
+    for size in args.vocabularies:
+        result = measure(size, args)
+        results.append(result)
         for name in ("step", "reading"):
             work, times = result[name], result[name]["processor"]
             low, high = times["ratio_interval"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -250,6 +251,26 @@ def test_a_head_of_another_kind_is_refused_and_the_decoder_left_as_it_was() -> N
     with pytest.raises(ValueError, match="TwiceForCausalLM does not make its logits of the last hidden states"):
         label_log_probs(Head(odd, outputs), outputs.last_hidden_state, torch.full((2, 3), 4))
     assert "forward" not in vars(odd.model)
+
+
+@torch.no_grad()
+def test_threads_that_share_a_model_do_not_meet() -> None:
+    model = LlamaForCausalLM(make_text_config()).eval()
+    embeds = torch.randn(2, 5, 32)
+    outputs, wanted = model.model(inputs_embeds=embeds), model(inputs_embeds=embeds).logits
+    found: list[Tensor] = []
+
+    def look_aside(*_: Any) -> None:
+        if not found:
+            found.append(torch.empty(0))
+            other = Thread(target=lambda: found.append(model(inputs_embeds=embeds).logits))
+            other.start()
+            other.join()
+
+    model.lm_head.register_forward_pre_hook(look_aside)
+    alone = Head(model, outputs)(outputs.last_hidden_state[:, :1])
+    torch.testing.assert_close(alone, wanted[:, :1])
+    torch.testing.assert_close(found[1], wanted)
 
 
 def test_what_is_wrapped_around_a_decoder_stays() -> None:

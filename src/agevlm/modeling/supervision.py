@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from threading import RLock, get_ident
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 IGNORED = -100  # the label of a token that is not supervised
+_ONE_AT_A_TIME = RLock()  # threads that share a model
 MAX_LOGITS = 2**25  # held at a time: 128 MB in float32, and as much again for their gradient
 
 
@@ -58,21 +60,25 @@ class Head:
 
 @contextmanager
 def _giving(decoder: nn.Module, outputs: Any) -> Iterator[list[None]]:
-    """Let a decoder give `outputs` whatever it is called with; the list counts its calls."""
+    """Let a decoder give `outputs` whatever this thread calls it with; the list counts these calls."""
     calls: list[None] = []
+    thread = get_ident()
 
-    def forward(*_args: Any, **_kwargs: Any) -> Any:
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        if get_ident() != thread:
+            return run(*args, **kwargs)
         calls.append(None)
         return outputs
 
-    own = vars(decoder).get("forward")  # where something has been wrapped around it
-    decoder.forward = forward
-    try:
-        yield calls
-    finally:
-        del decoder.forward
-        if own is not None:
-            decoder.forward = own
+    with _ONE_AT_A_TIME:
+        run, own = decoder.forward, vars(decoder).get("forward")  # its own, where something has been wrapped around it
+        decoder.forward = forward
+        try:
+            yield calls
+        finally:
+            del decoder.forward
+            if own is not None:
+                decoder.forward = own
 
 
 def label_log_probs(head: Head, hidden_RTW: Tensor, labels_RT: Tensor) -> Tensor:
