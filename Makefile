@@ -5,11 +5,14 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 RUN ?= runs/quickstart
 
-.PHONY: help install quickstart test check format wheel clean
+.PHONY: help install quickstart test newest lowest check docs format wheel clean
 help:
 	@echo "make quickstart   train, evaluate and report in the embedded world: $(RUN)/report.html"
 	@echo "make test         the whole test suite"
+	@echo "make newest       install the newest of every dependency and run the quick tests: does a release break us?"
+	@echo "make lowest       the same with the lowest versions that pyproject.toml declares"
 	@echo "make check        linters, types, import contracts, spelling"
+	@echo "make docs         build the site, strictly: site/index.html"
 	@echo "make format       put the code into shape"
 	@echo "make wheel        build dist/agevlm-*.whl"
 	@echo "make clean        remove the virtual environment and every cache"
@@ -20,7 +23,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "error: $(PYTHON) is older than Python 3.11: name another one, as in make PYTHON=python3.12"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,docs]'
 	@touch $@
 
 quickstart: $(INSTALLED)
@@ -29,6 +32,29 @@ quickstart: $(INSTALLED)
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
+# What most depends on the libraries around us. Nothing is given but torch, for its CPU build; extras come after the wheel
+# has shown that it trains and looks without them.
+QUICK := tests/modeling tests/guidance tests/data tests/evaluation tests/test_quiet.py tests/test_installed.py \
+	tests/training/test_trainer.py tests/training/test_resume.py tests/training/test_stages.py
+TORCH := $(shell grep '^torch==' constraints.txt)
+PYTEST := -m pytest --numprocesses 2 --dist worksteal --quiet
+
+newest: wheel
+	test -d .venv-newest || $(PYTHON) -m venv .venv-newest
+	.venv-newest/bin/pip uninstall --quiet --yes agevlm
+	.venv-newest/bin/pip install --quiet --upgrade --upgrade-strategy eager $(TORCH) dist/agevlm-*.whl pytest pytest-xdist
+	OMP_NUM_THREADS=1 .venv-newest/bin/python -m pytest --quiet tests/test_installed.py
+	.venv-newest/bin/pip install --quiet --upgrade --upgrade-strategy eager $(TORCH) peft spacy datasets
+	.venv-newest/bin/python tools/drift.py
+	OMP_NUM_THREADS=1 .venv-newest/bin/python $(PYTEST) $(QUICK)
+
+lowest: wheel
+	test -d .venv-lowest || $(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/pip uninstall --quiet --yes agevlm
+	.venv-lowest/bin/pip install --quiet --constraint constraints-lowest.txt dist/agevlm-*.whl pytest pytest-xdist \
+		peft spacy datasets
+	OMP_NUM_THREADS=1 .venv-lowest/bin/python $(PYTEST) $(QUICK)
+
 check: $(INSTALLED)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -36,12 +62,16 @@ check: $(INSTALLED)
 	$(BIN)/lint-imports
 	$(BIN)/codespell
 
+docs: $(INSTALLED)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
 wheel: $(INSTALLED)
+	rm -rf dist
 	$(BIN)/python -m build --wheel --no-isolation
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .mypy_cache .import_linter_cache
+	rm -rf $(VENV) .venv-newest .venv-lowest build dist site .pytest_cache .ruff_cache .mypy_cache .import_linter_cache

@@ -45,7 +45,7 @@ def summed_up(
     return {
         "mean_iou": agreement["mean_iou"]["mean"],
         "mean_iou_interval": [agreement["mean_iou"]["low"], agreement["mean_iou"]["high"]],
-        **gain({arm: figures["pope.adversarial.accuracy"] for arm, figures in arms.items()}),
+        **gain({arm: figures["pope.adversarial.accuracy"] for arm, figures in arms.items()}, comparison["runs"]),
         "agreement": agreement,
         "grounding": grounding,
         "arms": arms,
@@ -53,9 +53,9 @@ def summed_up(
     }
 
 
-def gain(accuracy: Mapping[str, Any]) -> dict[str, Any]:
+def gain(accuracy: Mapping[str, Any], seeds: Mapping[str, Any]) -> dict[str, Any]:
     """What the teacher's masks bring over no guidance, as a share of what exact ones bring, paired by seed."""
-    by_seed = {arm: dict(zip(figure["seeds"], figure["values"], strict=True)) for arm, figure in accuracy.items()}
+    by_seed = {arm: dict(zip(seeds[arm], figure["values"], strict=True)) for arm, figure in accuracy.items()}
     taught, exact = ({s: by_seed[arm][s] - by_seed[UNGUIDED][s] for s in by_seed[arm]} for arm in (TAUGHT, EXACT))
     ratio = ratio_of_seeds(taught, exact)
     each = [taught[seed] / exact[seed] for seed in sorted(taught)]

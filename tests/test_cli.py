@@ -71,14 +71,14 @@ VERBS = dict(verbs(tree()))
 def test_the_verbs_are_those_of_the_documentation() -> None:
     assert {" ".join(path) for path in VERBS} == {
         "train",
-        "compare",
-        "costs",
-        "results",
+        "compare run",
+        "compare costs",
+        "compare page",
+        "compare trajectory",
         "evaluate",
         "look",
         "similarity",
         "report",
-        "trajectory",
         "recipe show",
         "recipe list",
         "scenes draw",
@@ -116,7 +116,7 @@ def test_every_example_parses(path: tuple[str, ...]) -> None:
 
 
 def test_the_overview_names_each_verb_on_one_uncut_line(agevlm: Run) -> None:
-    for group in ([], ["recipe"], ["scenes"], ["data"]):
+    for group in ([], ["compare"], ["recipe"], ["scenes"], ["data"]):
         outcome = agevlm(*group, "--help")
         assert outcome.status == 0
         assert "..." not in outcome.out.replace("[ARGS]...", "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import random
 import re
 from html.parser import HTMLParser
@@ -13,10 +14,9 @@ import pytest
 
 from agevlm.analysis.gallery import chosen_because
 from agevlm.analysis.gallery_files import load_gallery, save_gallery
-from agevlm.analysis.html import Html, tag
 from agevlm.analysis.report import GalleryItem, choose_cases, write_report
 
-from .fakes import make_image, make_look, make_predictions, write_run
+from .fakes import make_image, make_look, make_metrics, make_predictions, write_run
 
 VOID = {"img", "meta", "source"}
 
@@ -86,6 +86,30 @@ def test_everything_is_escaped(tmp_path: Path) -> None:
     assert evil in page.text and evil not in content
     assert "<script>" in page.text and "script" not in page.tags
     assert "<b>run&" in page.text and "<b>run" not in content
+
+
+def test_no_file_of_a_run_can_add_an_element(tmp_path: Path) -> None:
+    """The same run with plain and with evil words in every text that its files hold gives the same elements."""
+    evil = "\"><script>alert('1')</script>{{ 7 * 7 }}</style>&lt;b&gt;"
+
+    def tags(name: str, word: str) -> list[str]:
+        run = write_run(tmp_path / name)
+        stage = {"name": word, "steps": word, "seconds": word, "trainable_modules": {word: 1, "other": word}}
+        (run / "stages.json").write_text(json.dumps([stage]), encoding="utf-8")
+        environment = {"seed": word, "git": word, "time": word, word: {word: [word]}}
+        (run / "environment.json").write_text(json.dumps(environment), encoding="utf-8")
+        metrics = {**make_metrics(), "provenance": {word: word}, word: {word: word}}
+        (run / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
+        (run / "recipe.yaml").write_text(f"name: {word}", encoding="utf-8")
+        rows = [{"id": "q0", "kind": word, "image": word, "correct": None, "words": [{"phrase": word, "mass": 0.1}]}]
+        (run / "predictions.jsonl").write_text(json.dumps(rows[0]), encoding="utf-8")
+        look = make_look(question=f"a boat {word}", answer=f"{word} no boat {word}")
+        item = make_item(question=look.question, answer=look.answer, truth=word, kind=word, look=look)
+        page = Page(write_report(run, [item]).read_text(encoding="utf-8"))
+        assert page.text.count(word) >= 15
+        return page.tags
+
+    assert tags("evil", evil) == tags("plain", "words")
 
 
 def test_what_is_missing_or_damaged_is_named(tmp_path: Path) -> None:
@@ -175,9 +199,3 @@ def test_few_predictions_are_all_shown_and_unscored_ones_are_not_right_or_wrong(
     assert sorted(choose_cases(rows, 24)) == ["0", "1", "2", "3"]
     assert choose_cases([{"id": "a", "kind": "caption", "correct": None}]) == []
     assert choose_cases([]) == []
-
-
-def test_markup_is_escaped_by_construction() -> None:
-    assert tag("p", "a < b & c", Html("<i>d</i>"), title='"x"', class_="e", id=None) == (
-        '<p title="&quot;x&quot;" class="e">a &lt; b &amp; c<i>d</i></p>'
-    )

@@ -1,9 +1,9 @@
-"""The content of comparison.json, made up: six arms with every section that the page knows."""
+"""The content of a file of figures, made up: six arms with every section that the pages know."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from itertools import pairwise
+from itertools import combinations, pairwise, permutations
 from typing import Any
 
 TITLES = {
@@ -23,6 +23,25 @@ ACCURACY = {
     "age_plus": 0.95,
 }
 SPREAD = 0.01
+UNGUIDED, CONCATENATION = "cross_attention", ("concat", "concat_pooled", "concat_guided")
+
+
+def make_claims() -> list[dict[str, Any]]:
+    """A claim of each kind about two arms, one of them added later, and one about the arm that is to be beaten."""
+    claims: list[dict[str, Any]] = [
+        {"said": "Looks away", "arm": UNGUIDED, "figure": "pointing.accuracy", "under": 0.6},
+        {"said": "Null token", "arm": "age_plus", "figure": "detection.random.null_mass.auroc", "at_least": 0.95},
+    ]
+    for arm, added in (("age", False), ("age_plus", True)):
+        error = {"arm": arm, "kind": "error_ratio", "figure": "pope.adversarial.error", "added": added}
+        equal = {"arm": arm, "kind": "difference", "figure": "pope.adversarial.accuracy", "within": "equal_time"}
+        claims += [
+            {"said": f"{arm} errs less", **error, "against": UNGUIDED, "at_most": 0.35},
+            {"said": f"{arm} errs less than the best", **error, "against": CONCATENATION, "at_most": 0.5},
+            {"said": f"{arm} is no worse", **equal, "against": CONCATENATION, "at_least": 0, "added": added},
+            {"said": f"{arm} points", "arm": arm, "figure": "pointing.accuracy", "at_least": 0.96, "added": added},
+        ]
+    return claims
 
 
 def estimate(mean: float, spread: float = SPREAD) -> dict[str, Any]:
@@ -49,14 +68,14 @@ def make_figures(accuracy: float, pointing: float = 0.97) -> dict[str, Any]:
 
 
 def make_between(accuracy: Mapping[str, float]) -> dict[str, Any]:
-    """`differences` and `error_ratios` of every two arms."""
-    pairs = [(one, two) for one in accuracy for two in accuracy if one != two]
-    differences: dict[str, Any] = {arm: {} for arm in accuracy}
+    """`differences` of every two arms, one way round as the file has them, and `error_ratios` both ways."""
+    differences: dict[str, Any] = {}
     ratios: dict[str, Any] = {arm: {} for arm in accuracy}
-    for one, two in pairs:
-        gap = estimate(accuracy[one] - accuracy[two])
-        differences[one][two] = {"pope": {"adversarial": {"accuracy": gap}}}
+    for one, two in permutations(accuracy, 2):
         ratios[one][two] = estimate((1 - accuracy[one]) / (1 - accuracy[two]), 0.03)
+    for one, two in combinations(accuracy, 2):
+        gap = estimate(accuracy[one] - accuracy[two])
+        differences.setdefault(one, {})[two] = {"pope": {"adversarial": {"accuracy": gap}}}
     return {"differences": differences, "error_ratios": ratios}
 
 
@@ -65,6 +84,8 @@ def make_content(accuracy: Mapping[str, float] = ACCURACY) -> dict[str, Any]:
     pointing = {"cross_attention": 0.4}
     return {
         "name": "comparison",
+        "claims": make_claims(),
+        "page": {"baseline": UNGUIDED, "focus": ["age", "age_plus"]},
         "titles": {arm: TITLES.get(arm, arm) for arm in accuracy},
         "groups": {"": list(accuracy)},
         "runs": {arm: [0, 1, 2] for arm in accuracy},
@@ -116,7 +137,13 @@ def make_analyses(accuracy: Mapping[str, float] = ACCURACY) -> dict[str, Any]:
 def make_longer() -> dict[str, Any]:
     """What a comparison of longer training gives."""
     longer = {"cross_attention_4x": 0.8, "cross_attention_16x": 0.97}
-    return {**make_content({"cross_attention": 0.6, "age": 0.95, "age_plus": 0.975, **longer}), "name": "longer"}
+    content = make_content({"cross_attention": 0.6, "age": 0.95, "age_plus": 0.975, **longer})
+    steps = {"cross_attention_4x": 7440, "cross_attention_16x": 29760}
+    described = {arm: make_analyses()["described"]["age"] | {"steps": steps.get(arm, 1860)} for arm in content["arms"]}
+    unguided = ["cross_attention", "cross_attention_4x", "cross_attention_16x"]
+    groups = {"Against AGE": ["age", *unguided], "Unguided": unguided}
+    page = {"title": "Longer training", "focus": ["age"], "paired": ["pope.adversarial.accuracy"], "plot": "steps"}
+    return {**content, "name": "longer", "claims": [], "groups": groups, "described": described, "page": page}
 
 
 def make_groups() -> dict[str, Any]:
@@ -124,7 +151,8 @@ def make_groups() -> dict[str, Any]:
     accuracy = {"age_plus": 0.95, "loss_mass": 0.93, "weight_3": 0.96}
     titles = {"age_plus": TITLES["age_plus"], "loss_mass": "mass", "weight_3": "weights 3 and 1.8"}
     groups = {"Guidance loss": ["age_plus", "loss_mass"], "Guidance weight": ["age_plus", "weight_3"]}
-    return {**make_content(accuracy), "titles": titles, "groups": groups, "chosen": ["weight_3"]}
+    said = {"name": "ablations", "claims": [], "page": {"about": "One thing at a time.", "plot": "groups"}}
+    return {**make_content(accuracy), **said, "titles": titles, "groups": groups, "chosen": ["weight_3"]}
 
 
 def _curve(mean: float) -> list[dict[str, Any]]:
@@ -151,11 +179,8 @@ def _breakdown(error: float) -> dict[str, Any]:
 
 
 def _detection() -> dict[str, Any]:
-    bins = [
-        {"from": 0.0, "below": 0.5, "num_questions": 40, "probability": 0.1, "absent": 0.15},
-        {"from": 0.5, "below": 1.0, "num_questions": 30, "probability": 0.9, "absent": 0.8},
-        {"from": 1.0, "below": 1.0, "num_questions": 0, "probability": None, "absent": None},
-    ]
+    columns = {"num_questions": [40, 30, 0], "probability": [0.1, 0.9, None], "absent": [0.15, 0.8, None]}
+    bins = {"edges": [0.0, 0.5, 1.0, 1.0], **columns}
     calibration = {"error": estimate(0.05), "bins": bins}
     found = {
         "auroc": estimate(0.96),

@@ -81,6 +81,9 @@ def test_the_figure_shows_every_arm(runs: Path, tmp_path: Path) -> None:
     assert write_attention(arms, {}, tmp_path / "four.png", num=4)
     assert Image.open(tmp_path / "four.png").height > both.height > both.width / 2
     assert (tmp_path / "four.png").stat().st_size < 400_000
+    assert write_attention(arms, {}, tmp_path / "across.png", num=4, across=True)
+    across = Image.open(tmp_path / "across.png")
+    assert across.width > across.height  # four questions side by side, three panels each
 
 
 def test_arms_that_agree_or_share_no_seed_have_no_figure(runs: Path) -> None:

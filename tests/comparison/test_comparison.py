@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import signal
@@ -19,6 +20,7 @@ from typer.testing import CliRunner
 
 from agevlm.cli import app
 from agevlm.comparison.jobs import Job, run_jobs
+from agevlm.comparison.readings import difference
 from agevlm.comparison.recipe import ComparisonRecipe, load_comparison
 from agevlm.comparison.run import compare, costs_job, equal_time_factors, foundation_jobs, training_jobs
 from agevlm.comparison.summary import summarise
@@ -30,6 +32,7 @@ from agevlm.training.timing import draw_batches, with_features
 
 ROOT = Path(__file__).parents[2]
 QUIET = Console(quiet=True)
+CLAIM = {"said": "it points", "arm": "age", "figure": "pointing.accuracy", "at_least": 0.9}
 
 
 @pytest.fixture(scope="module")
@@ -97,13 +100,15 @@ def test_the_command_writes_figures_and_page_and_trains_nothing_again(
     recipe, out = done
     before = {path: path.stat().st_mtime_ns for path in out.rglob("model.safetensors")}
     file, figures = tmp_path / "small.yaml", tmp_path / "small.json"
-    file.write_text(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
-    outcome = CliRunner().invoke(app, ["compare", str(file), "--out", str(out), "--json", str(figures)])
+    said = {"page": {"title": "Two arms"}, "claims": [CLAIM]}  # words may change, runs stay
+    file.write_text(yaml.safe_dump(recipe.model_dump(mode="json") | said, sort_keys=False))
+    outcome = CliRunner().invoke(app, ["compare", "run", str(file), "--out", str(out), "--json", str(figures)])
     assert outcome.exit_code == 0, outcome.output
     assert {path: path.stat().st_mtime_ns for path in out.rglob("model.safetensors")} == before
-    assert json.loads(figures.read_text()) == json.loads((out / "small.json").read_text())
+    assert figures.read_bytes() == (out / "small.json").read_bytes()
     page = (out / "index.html").read_text(encoding="utf-8")
     assert "guided" in page and 'href="age/1/report.html"' in page
+    assert "<h1>Two arms</h1>" in page and "it points" in page
 
 
 def test_the_summary_has_figures_differences_and_their_intervals(done: tuple[ComparisonRecipe, Path]) -> None:
@@ -119,11 +124,12 @@ def test_the_summary_has_figures_differences_and_their_intervals(done: tuple[Com
     assert ratio.keys() == {name for name, value in biased.items() if isinstance(value, float)} - {
         "reference_yes_ratio"
     }
+    assert list(summary["differences"]) == ["age"], "one way round"
     forth, back = (
-        summary["differences"][a][b]["pope"]["random"]["accuracy"] for a, b in (("age", "concat"), ("concat", "age"))
+        difference(summary, *pair, "pope.random.accuracy") for pair in (("age", "concat"), ("concat", "age"))
     )
-    assert forth["mean"] == pytest.approx(-back["mean"])
-    assert forth["num_seeds"] == 1
+    assert forth is not None and back is not None and len(forth.values) == 1
+    assert -forth == back
     assert summary["error_ratios"]["age"]["concat"]["mean"] > 0
     questions = sum(cell["num_questions"] for cell in summary["breakdown"]["age"]["false_yes"]["num_objects"])
     assert (
@@ -175,7 +181,7 @@ def test_runs_at_equal_time_have_their_own_steps(done: tuple[ComparisonRecipe, P
 
 
 def costs_of(**ratios: float) -> str:
-    """What `agevlm costs` writes, of arms whose step of the last stage takes so many times that of AGE."""
+    """What `agevlm compare costs` writes, of arms whose step of the last stage takes so many times that of AGE."""
     costs = {
         arm: {"144": {"train": {"instruct": {"seconds_per_step": {"median": 7.0 * time, "ratio": {"median": time}}}}}}
         for arm, time in ratios.items()
@@ -264,17 +270,34 @@ def test_only_foundations_that_a_seed_of_the_arms_starts_from_are_trained(tmp_pa
     assert written["seed"] == 2
 
 
-def test_models_that_the_package_carries_are_copied_and_not_trained(tmp_path: Path) -> None:
+def test_models_that_are_ready_are_copied_and_not_trained(tmp_path: Path) -> None:
     recipe = load_comparison(ROOT / "recipes" / "comparison.yaml")
     jobs = foundation_jobs(recipe, tmp_path / "same", ["age"])
     assert [job.done.exists() for job in jobs] == [True, True, False, False, False]
     assert jobs[2].done.parent.name == "tiny-llama"  # all that is left to train
-    checkpoints, copies = ROOT / "src" / "agevlm" / "checkpoints", tmp_path / "same" / "foundations"
-    for packaged, copy in {"tiny-llama-1": "1/tiny-llama", "tiny-convnext-2": "2/tiny-convnext"}.items():
-        weights = (folder / "model.safetensors" for folder in (checkpoints / packaged, copies / copy))
+    packaged, copies = ROOT / "src" / "agevlm" / "checkpoints", tmp_path / "same" / "foundations"
+    for ready, copy in (
+        (packaged / "tiny-llama", "0/tiny-llama"),
+        (ROOT / "foundations" / "1" / "tiny-llama", "1/tiny-llama"),
+        (ROOT / "foundations" / "2" / "tiny-convnext", "2/tiny-convnext"),
+    ):
+        weights = (folder / "model.safetensors" for folder in (ready, copies / copy))
         assert len({path.read_bytes() for path in weights}) == 1
     other = load_comparison(ROOT / "recipes" / "comparison.yaml", ["foundations.spec.vision.steps=3"])
     assert not any(job.done.exists() for job in foundation_jobs(other, tmp_path / "other", ["age"]))
+
+
+def test_without_ready_foundations_those_of_other_seeds_are_trained_and_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(ROOT / "recipes" / "comparison.yaml", tmp_path)  # as in a wheel: no foundations lie beside it
+    recipe = load_comparison(tmp_path / "comparison.yaml", ["equal_time=null", "costs=[]", "num_seeds=2"])
+    monkeypatch.setattr("agevlm.comparison.run.run_jobs", lambda *_, **__: None)
+    said = Console(record=True, quiet=False, file=io.StringIO())
+    out = compare(recipe, tmp_path / "out", console=said)
+    assert said.export_text().strip().endswith("foundation 1")
+    assert [path.name for path in (out / "foundations").iterdir() if path.is_dir()] == ["0"]
+    assert "ready" not in (out / "comparison.yaml").read_text()  # how they were had is no part of what they are
 
 
 def test_foundations_of_another_recipe_are_not_taken_for_done(tmp_path: Path) -> None:
@@ -355,6 +378,16 @@ def test_an_arm_like_another_one_adds_to_its_changes(content: dict[str, Any], tm
         ({"equal_time": {"reference": "plus"}}, "equal_time names the arm 'plus'"),
         ({"costs": []}, "equal_time needs costs at its num_tokens, 144"),
         ({"arms": {"age": {"title": "x", "like": "age"}}}, "'age' is like 'age', which must come before it"),
+        ({"page": {"baseline": "plus"}}, "page names the arm 'plus'; there are age, concat"),
+        ({"page": {"tilte": "x"}}, "page.tilte: unknown key; did you mean 'title'"),
+        ({"claims": [CLAIM | {"arm": "plus"}]}, "'it points' names the arm 'plus'; there are age, concat"),
+        ({"claims": [CLAIM | {"against": "plus", "kind": "difference"}]}, "'it points' names the arm 'plus'"),
+        ({"claims": [CLAIM | {"at_most": 1}]}, "claims.0: 'it points' needs one of .*got at_least, at_most"),
+        ({"claims": [CLAIM | {"at_leats": 1}]}, "claims.0.at_leats: unknown key; did you mean 'at_least'"),
+        ({"claims": [CLAIM | {"against": "concat"}]}, "kind bound, which is about the arm alone"),
+        ({"claims": [CLAIM | {"kind": "difference"}]}, "kind difference, which needs against"),
+        ({"claims": [CLAIM | {"kind": "difference", "against": "age"}]}, "sets the arm 'age' against itself"),
+        ({"claims": [CLAIM | {"kind": "error_ratio", "against": "concat"}]}, "ratios are known of the figure pope.ad"),
     ],
 )
 def test_wrong_recipes_are_named(content: dict[str, Any], change: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -409,7 +442,7 @@ def test_a_stop_ends_the_jobs_that_run(content: dict[str, Any], tmp_path: Path) 
     file = tmp_path / "comparison.yaml"
     file.write_text(yaml.safe_dump({**content, "common": common, "num_seeds": 1, "equal_time": None, "costs": []}))
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "agevlm.cli", "compare", str(file), "--out", str(out), "--jobs", "2"]
+    command = [sys.executable, "-m", "agevlm.cli", "compare", "run", str(file), "--out", str(out), "--jobs", "2"]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as comparison:
         logs = [out / arm / "0" / "log.jsonl" for arm in ("age", "concat")]
         while not all(log.exists() for log in logs):
@@ -425,7 +458,7 @@ def test_a_stop_ends_the_jobs_that_run(content: dict[str, Any], tmp_path: Path) 
 def test_a_dry_run_says_what_would_train(content: dict[str, Any], tmp_path: Path) -> None:
     file = tmp_path / "comparison.yaml"
     file.write_text(yaml.safe_dump(content))
-    command = ["compare", str(file), "--out", str(tmp_path / "out"), "--dry-run"]
+    command = ["compare", "run", str(file), "--out", str(tmp_path / "out"), "--dry-run"]
     result = CliRunner().invoke(app, command, env={"COLUMNS": "300"})
     assert result.exit_code == 0, result.output
     lines = [line.strip() for line in result.output.splitlines()]

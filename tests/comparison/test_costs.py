@@ -59,7 +59,7 @@ def leaves(value: Any) -> list[Any]:
 
 def test_every_arm_has_every_figure_at_every_size(measured: dict[str, Any], recipe: ComparisonRecipe) -> None:
     assert list(measured["costs"]) == list(recipe.arms)
-    assert measured["reference"] == "age"
+    assert measured["reference"] == "concat"  # the first
     for by_tokens in measured["costs"].values():
         assert list(by_tokens) == ["36", "64"]
         assert [cost["image_size"] for cost in by_tokens.values()] == [96, 128]
@@ -183,7 +183,7 @@ def test_the_command_writes_the_file_and_prints_the_table(
     file, out = tmp_path / "comparison.yaml", tmp_path / "costs.json"
     file.write_text(yaml.safe_dump(content))
     options = ["--arm", "concat", "--tokens", "16", "--repetitions", "1", "--set", "common.stages.1.images_per_batch=1"]
-    app(args=["costs", str(file), "--out", str(out), *options], standalone_mode=False)
+    app(args=["compare", "costs", str(file), "--out", str(out), *options], standalone_mode=False)
     written = json.loads(out.read_text())
     assert written["reference"] == "concat" and list(written["costs"]["concat"]) == ["16"]
     assert "first token, ms" in " ".join(capsys.readouterr().out.split())

@@ -15,7 +15,8 @@ from agevlm.cli import app
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-DOCUMENTS = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
+NAMED = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "AGENTS.md", "benchmarks/README.md")]
+DOCUMENTS = sorted([*NAMED, *(ROOT / "docs").rglob("*.md")])
 
 
 def blocks(text: str, *languages: str) -> Iterator[str]:
@@ -56,11 +57,14 @@ def test_every_make_target_exists(line: str) -> None:
         assert re.search(rf"^{re.escape(target)}:", makefile, re.MULTILINE), target
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_relative_link_leads_somewhere(path: Path) -> None:
+    """The pages of the reference are made when the site is built, which checks the links to them."""
     targets = re.findall(r"\]\(([^)#\s]+)", path.read_text(encoding="utf-8"))
     targets += re.findall(r'(?:src|href)="([^"#]+)"', path.read_text(encoding="utf-8"))
-    missing = [t for t in targets if "://" not in t and not t.startswith("mailto:") and not (path.parent / t).exists()]
+    files = [path.parent / target for target in targets if "://" not in target and not target.startswith("mailto:")]
+    made = ROOT / "docs" / "reference"
+    missing = [file for file in files if not file.resolve().is_relative_to(made) and not file.exists()]
     assert missing == []
 
 

@@ -1,8 +1,9 @@
-"""What is said in figures is what the files of figures hold: the README's tables, and the page of the comparison."""
+"""What is said in figures is what the files of figures hold: the README's tables, and the pages of the comparison."""
 
 from __future__ import annotations
 
 import json
+import re
 import runpy
 import shutil
 from pathlib import Path
@@ -10,12 +11,23 @@ from typing import Any
 
 import pytest
 
-from agevlm.comparison.page import read_figures, write_page
+from agevlm.comparison.page import load_figures, write_page
+from agevlm.comparison.recipe import load_comparison
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 ATTENTION = Path("docs/results/comparison/attention.png")
-TABLES = [f"results/{name}.json" for name in ("comparison", "sweeps", "longer", "ablations")]
+STUDIES = ("comparison", "sweeps", "longer", "ablations")
+TABLES = [f"results/{name}.json" for name in STUDIES]
+MAX_WORDS, MAX_BYTES = 700, 1_000_000  # of the summary, of a file of figures
+README_ARMS = {
+    "concat": "concatenation, LLaVA's way",
+    "concat_pooled": "the same, image tokens pooled",
+    "cross_attention": "cross-attention",
+    "age": "AGE: guided in stage 3, as in the paper",
+    "age_plus": "AGE +: guided to the end, with a null token",
+    "concat_guided": "guided concatenation",
+}
 FIGURES = runpy.run_path(str(ROOT / "benchmarks" / "seeds.py"))["FIGURES"]
 
 
@@ -23,9 +35,9 @@ def load(path: str) -> Any:
     return json.loads((ROOT / path).read_text(encoding="utf-8"))
 
 
-def table(header: str) -> dict[str, list[str]]:
-    """The rows of the README's table with this header, by their first cell."""
-    body = README.split(header + "\n", 1)[1].split("\n\n", 1)[0].splitlines()[1:]
+def table(document: str, header: str) -> dict[str, list[str]]:
+    """The rows of a document's table with this header, by their first cell."""
+    body = document.split(header + "\n", 1)[1].split("\n\n", 1)[0].splitlines()[1:]
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in body]
     return {first: rest for first, *rest in cells}
 
@@ -36,37 +48,66 @@ def spread(values: list[float]) -> str:
     return f"{mean} ({min(values):.3f} to {max(values):.3f})" if len(values) > 1 else mean
 
 
-def test_what_it_reaches() -> None:
+def test_what_the_quickstart_reaches() -> None:
     files = [load(f"results/{name}.json")["figures"] for name in ("quickstart", "unguided", "tiny")]
-    told = table("| figure | quickstart, 3 seeds | the same without guidance, 1 seed | `tiny`, 3 test worlds |")
+    page = (ROOT / "docs" / "results" / "quickstart.md").read_text(encoding="utf-8")
+    told = table(page, "| figure | quickstart, 3 seeds | the same without guidance, 1 seed | `tiny`, 3 test worlds |")
     assert told == {label: [spread(f[figure]["values"]) for f in files] for figure, label in FIGURES.items()}
 
 
-def test_what_guidance_does() -> None:
+def test_the_readme_tells_what_guidance_gains_in_900_words() -> None:
     content = load("results/comparison.json")
-    arms, titles = content["arms"], content["titles"]
 
     def row(figures: dict[str, Any]) -> list[str]:
-        adversarial = spread(figures["pope"]["adversarial"]["accuracy"]["values"])
+        adversarial = figures["pope"]["adversarial"]["accuracy"]
         means = figures["pope"]["random"]["accuracy"], figures["pointing"]["accuracy"]
-        text = figures["text_perplexity"]["after"]
-        return [adversarial, *(f"{figure['mean']:.3f}" for figure in means), f"{text['mean']:.2f}"]
+        interval = "{mean:.3f} ({low:.3f} to {high:.3f})".format(**adversarial)
+        return [interval, *(f"{figure['mean']:.3f}" for figure in means)]
 
-    told = table("| arm | POPE adversarial | random | pointing | text perplexity after |")
-    assert told == {titles[arm]: row(figures) for arm, figures in arms.items()}
+    told = table(README, "| trained by | adversarial accuracy | random accuracy | pointing |")
+    rows = {name: row(content["arms"][arm]) for arm, name in README_ARMS.items()}
+    assert told == rows
+    ratio = content["error_ratios"]["age_plus"]["cross_attention"]
+    shares = "{:.0f} % ({:.0f} to {:.0f} %)".format(*(100 * ratio[key] for key in ("mean", "low", "high")))
+    said = " ".join(README.split())
+    assert shares in said
+    yes, unguided_yes = (
+        content["arms"][arm]["pope"]["adversarial"]["false_yes_ratio"]["mean"]
+        for arm in ("age_plus", "cross_attention")
+    )
+    assert f"absent things in {100 * yes:.0f} % of the cases in place of {100 * unguided_yes:.0f} %" in said
+    assert len(README.split()) <= 900
 
 
-def test_the_page_is_what_the_files_of_figures_make(tmp_path: Path) -> None:
+def test_the_pages_are_what_the_files_of_figures_make(tmp_path: Path) -> None:
     for name in [*TABLES, str(ATTENTION)]:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
-    paths = [tmp_path / name for name in TABLES]
-    figures = read_figures(paths[0], {path.stem: path for path in paths[1:]})
-    page = write_page(figures, tmp_path / "docs" / "results" / "comparison.md", paths, tmp_path / "docs" / "log.md")
+    figures = load_figures([tmp_path / name for name in TABLES], log=tmp_path / "docs" / "log" / "index.md")
+    page = write_page(figures, tmp_path / "docs" / "results" / "comparison.md")
     kept = ROOT / "docs" / "results" / "comparison.md"
     assert page.read_text(encoding="utf-8") == kept.read_text(encoding="utf-8")
-    plots = {path.name for path in page.with_suffix("").iterdir()}
-    assert plots == {path.name for path in kept.with_suffix("").iterdir()}
+    assert len(page.read_text(encoding="utf-8").split()) <= MAX_WORDS
+    made, known = ({path.name: path for path in of.with_suffix("").iterdir()} for of in (page, kept))
+    assert made.keys() == known.keys()
+    for name in made:
+        if name.endswith(".md"):
+            assert made[name].read_text(encoding="utf-8") == known[name].read_text(encoding="utf-8"), name
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_files_of_figures_are_small_and_say_what_their_recipes_say(name: str) -> None:
+    assert (ROOT / "results" / f"{name}.json").stat().st_size < MAX_BYTES
+    content, words = load(f"results/{name}.json"), load_comparison(ROOT / "recipes" / f"{name}.yaml").words
+    assert {key: content.get(key) for key in words} == words
+
+
+def test_the_package_names_no_arm_of_the_published_comparison() -> None:
+    """Arms are data of recipes; of their names only that of the attention itself, cross-attention, is one of ours."""
+    arms = load("results/comparison.json")["arms"].keys() - {"cross_attention", "concat"}  # also architectures
+    for path in (ROOT / "src" / "agevlm").rglob("*.py"):
+        strings = re.findall(r"""["'](\w+)["']""", path.read_text(encoding="utf-8"))
+        assert not arms & set(strings), path
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "results").glob("*.json")))

@@ -22,6 +22,7 @@ from transformers import AutoModelForImageTextToText
 from agevlm import AgeVlmForConditionalGeneration, ConcatVlmConfig, ConcatVlmForConditionalGeneration
 from agevlm.analysis.attention import look
 from agevlm.modeling.modeling_concat import select_cache
+from agevlm.modeling.versions import checkpoint_activations
 
 IMAGE = VOCABULARY_SIZE
 DECODERS = ("llama", "qwen3")
@@ -106,9 +107,7 @@ def test_cached_decoding_equals_the_full_forward(decoder: str) -> None:
     first = model(ids[:, :6], mask[:, :6], image_memory=memory, rows_per_image=1, use_cache=True, logits_to_keep=1)
     assert first.logits.shape[1] == 1
     assert torch.allclose(first.logits[:, -1], full[:, 5], atol=1e-5)
-    rest = model(
-        ids[:, 6:], mask, image_memory=memory, rows_per_image=1, past_key_values=first.past_key_values, use_cache=True
-    )
+    rest = model(ids[:, 6:], mask, image_memory=memory, rows_per_image=1, cache=first.cache, use_cache=True)
     assert torch.allclose(rest.logits, full[:, 6:], atol=1e-5)
 
 
@@ -138,7 +137,7 @@ def test_images_put_in_front_once_serve_every_question(decoder: str) -> None:
     mask = torch.tensor([[1] * 9, [1] * 9, [0] + [1] * 8])
     alone = model(ids, attention_mask=mask, **told)
     front = model.prefill_images(memory)
-    behind = model(ids, attention_mask=mask, past_key_values=select_cache(front, shown), **told)
+    behind = model(ids, attention_mask=mask, cache=select_cache(front, shown), **told)
     assert torch.allclose(behind.logits, alone.logits, atol=1e-5)
     for one, other in zip(behind.row_weights, alone.row_weights, strict=True):
         assert torch.allclose(one, other, atol=1e-6)
@@ -234,6 +233,6 @@ def test_gradient_checkpointing_changes_nothing() -> None:
 
     model.train()
     plain = gradients()
-    model.gradient_checkpointing_enable({"use_reentrant": False})
+    checkpoint_activations(model, True)
     for one, other in zip(plain, gradients(), strict=True):
         assert torch.allclose(one, other, atol=1e-5)

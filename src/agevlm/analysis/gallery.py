@@ -1,4 +1,4 @@
-"""The gallery of a report: which cases to show, by rule and never by hand, and how one case looks as HTML."""
+"""The gallery of a report: which cases to show, by rule and never by hand, and what their cards hold."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from PIL import Image
 
 from agevlm.analysis.attention import Look
 from agevlm.analysis.figures import caption, enlarge, mask_of, overlay, peak, word_colours
-from agevlm.analysis.html import Html, join, picture_uri, tag, text
+from agevlm.analysis.html import Line, Piece, picture_uri
 
 RULE = (
     "Cases are chosen by rule, not by hand. All predictions are put in the order of a hash (SHA-256) of their ids. One "
@@ -114,74 +114,64 @@ def _hash(identity: str) -> str:
     return hashlib.sha256(identity.encode("utf-8")).hexdigest()
 
 
-def gallery_html(items: Sequence[GalleryItem], reasons: Mapping[str, str]) -> Html:
-    """All cases as cards: the wrong answers, the right ones, and those that are not scored."""
-    groups = (("Wrong answers", False), ("Right answers", True), ("Not scored", None))
-    parts: list[object] = []
-    for title, correct in groups:
-        group = [item for item in items if item.correct is correct]
-        if group:
-            heading = tag("h3", title, " ", tag("span", len(group), class_="count"))
-            parts += [heading, tag("div", *(_card(item, reasons.get(item.id)) for item in group), class_="cards")]
-    return join(parts)
+def gallery_groups(items: Sequence[GalleryItem], reasons: Mapping[str, str]) -> list[dict[str, Any]]:
+    """All cases as gallery.html.jinja shows them: the wrong answers, the right ones, and those that are not scored."""
+    named = (("Wrong answers", False), ("Right answers", True), ("Not scored", None))
+    groups = [(title, [item for item in items if item.correct is correct]) for title, correct in named]
+    return [
+        {"title": title, "cards": [_card(item, reasons.get(item.id, "")) for item in group]}
+        for title, group in groups
+        if group
+    ]
 
 
-def _card(item: GalleryItem, reason: str | None) -> Html:
-    mark = {True: ("✓", "right"), False: ("✗", "wrong"), None: ("–", "unscored")}[item.correct]
-    head = tag(
-        "header",
-        tag("span", mark[0], " ", mark[1], class_=f"badge {mark[1]}"),
-        tag("span", item.kind, class_="kind"),
-        tag("span", reason, class_="reason") if reason and reason.startswith("least") else None,
-    )
-    facts = tag(
-        "dl",
-        tag("dt", "asked"),
-        tag("dd", _marked(item.question, item.look, "question")),
-        tag("dt", "said"),
-        tag("dd", _marked(item.answer, item.look, "answer") if item.answer else tag("em", "nothing"), class_="said"),
-        tag("dt", "truth"),
-        tag("dd", item.truth),
-    )
-    return tag("article", head, _panels(item), facts, class_=f"card {mark[1]}")
+def _card(item: GalleryItem, reason: str) -> dict[str, Any]:
+    mark, verdict = {True: ("✓", "right"), False: ("✗", "wrong"), None: ("–", "unscored")}[item.correct]
+    return {
+        "mark": mark,
+        "verdict": verdict,
+        "kind": item.kind,
+        "reason": reason if reason.startswith("least") else "",
+        "panels": list(_panels(item)),
+        "more": max(0, len(item.look.words) - _MAX_WORDS) if item.look else 0,
+        "question": _marked(item.question, item.look, "question"),
+        "answer": _marked(item.answer, item.look, "answer"),
+        "truth": item.truth,
+    }
 
 
-def _marked(content: str, look: Look | None, where: str) -> Html:
+def _marked(content: str, look: Look | None, where: str) -> Line:
     """`content` with the object words marked, where it is the text that `look` saw."""
     seen = {"question": look.question, "answer": look.answer}[where] if look else None
     if look is None or seen != content:
-        return text(content)
-    parts: list[object] = []
+        return content
+    parts: list[str | Piece] = []
     at = 0
     for word, colour in zip(look.words, word_colours(look), strict=True):
         if word.where == where:
-            parts += [content[at : word.start], tag("mark", content[word.start : word.end], style=f"--c:{colour}")]
+            parts += [content[at : word.start], Piece("mark", content[word.start : word.end], colour)]
             at = word.end
-    return join([*parts, content[at:]])
+    return [part for part in (*parts, content[at:]) if part]
 
 
-def _panels(item: GalleryItem) -> Html:
+def _panels(item: GalleryItem) -> Iterator[dict[str, Any]]:
+    """The picture, then the picture for each object word: bright where the model looked."""
     picture = _fit(item.image)
-    figures = [_panel(picture, "picture")]
-    words = item.look.words if item.look else ()
-    colours = word_colours(item.look) if item.look else []
-    for word, colour in list(zip(words, colours, strict=True))[:_MAX_WORDS]:
-        assert item.look
+    yield _panel(picture, "picture")
+    if item.look is None:
+        return
+    for word, colour in list(zip(item.look.words, word_colours(item.look), strict=True))[:_MAX_WORDS]:
         mask = mask_of(item.look, word, item.masks)
         y, x = peak(word.map, (100, 100))
-        cross = tag("span", class_="cross", style=f"left:{x:.1f}%;top:{y:.1f}%")
         drawn = _outlined(Image.fromarray(overlay(picture, word.map)), mask)
-        figures.append(_panel(drawn, tag("mark", word.word, style=f"--c:{colour}"), caption(word, mask), cross))
-    more = len(words) - _MAX_WORDS
-    note = tag("p", f"{more} more object words are not drawn", class_="faint") if more > 0 else None
-    return join([tag("div", *figures, class_="panels three" if len(figures) == 3 else "panels"), note])
+        title = [Piece("mark", word.word, colour)]
+        yield _panel(drawn, title, caption(word, mask), (f"{x:.1f}", f"{y:.1f}"))
 
 
-def _panel(image: Image.Image, title: object, subtitle: str = "", cross: Html | None = None) -> Html:
-    shown = tag("img", src=picture_uri(image), alt="", width=image.width, height=image.height)
-    return tag(
-        "figure", tag("div", shown, cross, class_="frame"), tag("figcaption", title, " ", tag("small", subtitle))
-    )
+def _panel(image: Image.Image, title: Line, subtitle: str = "", peak: tuple[str, str] | None = None) -> dict[str, Any]:
+    """`peak` is where the cross stands, in per cent of width and height."""
+    place = {"src": picture_uri(image), "width": image.width, "height": image.height}
+    return {**place, "title": title, "subtitle": subtitle, "peak": peak}
 
 
 def _fit(image: Image.Image | bytes) -> Image.Image:
@@ -198,20 +188,12 @@ def _outlined(image: Image.Image, mask: NDArray[np.bool_] | None) -> Image.Image
     """`image` with the edge of `mask` in white, with black outside it so that it shows on any ground."""
     if mask is None or not mask.any():
         return image
+    from scipy.ndimage import binary_dilation
+
+    square = np.ones((3, 3))
     inside = np.asarray(Image.fromarray(mask).resize(image.size, Image.Resampling.NEAREST))
-    white = _grown(_grown(inside))
+    white = binary_dilation(inside, square, iterations=2)
     pixels = np.array(image)
-    pixels[_grown(white) & ~white] = 0
+    pixels[binary_dilation(white, square) & ~white] = 0
     pixels[white & ~inside] = 255
     return Image.fromarray(pixels)
-
-
-def _grown(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """`mask` and the pixels that touch it."""
-    padded = np.pad(mask, 1)
-    height, width = mask.shape
-    grown = np.zeros_like(mask)
-    for dy in range(3):
-        for dx in range(3):
-            grown |= padded[dy : dy + height, dx : dx + width]
-    return grown

@@ -1,13 +1,18 @@
-"""HTML that is escaped by construction: everything that is not `Html` already is text. No templates, no scripts."""
+"""HTML by templates: Python prepares plain data, the files in templates/ hold all markup. No scripts, no other files.
+
+What a template is given is text and is escaped, whoever wrote it; nothing here, and nobody who calls it, makes markup.
+"""
 
 from __future__ import annotations
 
 import base64
-import html
 import io
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING
 
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
 if TYPE_CHECKING:
@@ -15,37 +20,43 @@ if TYPE_CHECKING:
 
     from agevlm.analysis.theme import ThemeName
 
-_EMPTY = {"img", "source", "br", "hr", "meta"}
+
+@dataclass(frozen=True)
+class Piece:
+    """Part of a line that is set in some way: `kind` is strong, small, code, faint, link or mark.
+
+    `value` is the address of a link, or the colour of a mark. `inside` may hold pieces in turn.
+    """
+
+    kind: str
+    inside: Line
+    value: str = ""
 
 
-class Html(str):
-    """Markup that needs no more escaping. Make it with `tag`, `join` or, for constants of our own, directly."""
+Line = str | Sequence[str | Piece]
+"""A line of text, or its parts in order, plain or set: what the macro `line` of parts.html.jinja writes."""
 
 
-def text(value: object) -> Html:
-    """`value` as text: escaped, unless it is `Html`."""
-    return value if isinstance(value, Html) else Html(html.escape(str(value)))
-
-
-def join(parts: Iterable[object]) -> Html:
-    """The parts one after the other, None left out."""
-    return Html("".join(text(part) for part in parts if part is not None))
-
-
-def tag(name: str, /, *children: object, **attributes: object) -> Html:
-    """An element. Attribute names lose their trailing underscore (`class_`); None leaves an attribute out."""
-    written = "".join(
-        f' {key.rstrip("_")}="{html.escape(str(value))}"' for key, value in attributes.items() if value is not None
+@cache
+def _environment() -> Environment:
+    return Environment(
+        loader=PackageLoader("agevlm.analysis"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
-    return Html(f"<{name}{written}>") if name in _EMPTY else Html(f"<{name}{written}>{join(children)}</{name}>")
 
 
-def table(headers: Sequence[object], rows: Iterable[Sequence[object]], *, caption: str | None = None) -> Html:
-    """A table: the first column holds names, the others figures. Wide ones scroll inside their frame."""
-    head = tag("tr", *(tag("th", header, scope="col") for header in headers))
-    body = [tag("tr", tag("th", row[0], scope="row"), *(tag("td", cell) for cell in row[1:])) for row in rows]
-    parts = [tag("caption", caption) if caption else None, tag("thead", head), tag("tbody", *body)]
-    return tag("div", tag("table", *parts), class_="scroll")
+def render(template: str, **data: object) -> str:
+    """What the template of this name makes of `data`; a name in it that `data` lacks is jinja2's UndefinedError."""
+    return _environment().get_template(template).render(data)
+
+
+def chart(draw: Callable[[ThemeName], Figure], alt: str) -> dict[str, str]:
+    """A drawing for a light and for a dark ground, as data: addresses, for the macro `chart` of parts.html.jinja."""
+    return {"light": _svg_uri(draw("light")), "dark": _svg_uri(draw("dark")), "alt": alt}
 
 
 def picture_uri(image: Image.Image) -> str:
@@ -53,17 +64,15 @@ def picture_uri(image: Image.Image) -> str:
     png = io.BytesIO()
     image.save(png, "PNG")
     if png.tell() <= 24_000:
-        return _uri(png.getvalue(), "image/png")
+        return data_uri(png.getvalue(), "image/png")
     jpeg = io.BytesIO()
     image.convert("RGB").save(jpeg, "JPEG", quality=88, subsampling=0, optimize=True)
-    return _uri(jpeg.getvalue(), "image/jpeg")
+    return data_uri(jpeg.getvalue(), "image/jpeg")
 
 
-def chart(draw: Callable[[ThemeName], Figure], alt: str) -> Html:
-    """A drawing in two versions, of which the browser shows the one for its light or dark ground."""
-    light, dark = _svg_uri(draw("light")), _svg_uri(draw("dark"))
-    source = tag("source", srcset=dark, media="(prefers-color-scheme: dark)")
-    return tag("picture", source, tag("img", src=light, alt=alt), class_="chart")
+def data_uri(data: bytes, kind: str) -> str:
+    """`data` as a data: address of the media type `kind`."""
+    return f"data:{kind};base64,{base64.b64encode(data).decode('ascii')}"
 
 
 def _svg_uri(figure: Figure) -> str:
@@ -72,8 +81,4 @@ def _svg_uri(figure: Figure) -> str:
     svg = io.BytesIO()
     with matplotlib.rc_context({"svg.hashsalt": "agevlm"}):  # the same ids in every run
         figure.savefig(svg, format="svg", metadata={"Date": None})
-    return _uri(svg.getvalue(), "image/svg+xml")
-
-
-def _uri(data: bytes, kind: str) -> str:
-    return f"data:{kind};base64,{base64.b64encode(data).decode('ascii')}"
+    return data_uri(svg.getvalue(), "image/svg+xml")

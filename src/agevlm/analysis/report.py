@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from agevlm.analysis.charts import SPLITS, loss_curves, pope_bars
-from agevlm.analysis.gallery import NUM_CASES, RULE, GalleryItem, choose_cases, chosen_because, gallery_html
+from agevlm.analysis.gallery import NUM_CASES, RULE, GalleryItem, choose_cases, chosen_because, gallery_groups
 from agevlm.analysis.gallery_files import load_gallery
-from agevlm.analysis.html import Html, chart, join, table, tag
+from agevlm.analysis.html import Line, Piece, chart, render
 from agevlm.analysis.run_files import Run, read_run
-from agevlm.analysis.style import CSS
 from agevlm.files import write_beside
 
 __all__ = ["GalleryItem", "choose_cases", "write_report"]
@@ -45,10 +44,7 @@ _SKILLS = (
     ("null_token.mass_absent", "Null token, words for absent things"),
     ("null_token.auroc", "Null token tells absent from present, AUROC"),
 )
-_VERDICT_RULE = (
-    "The verdict goes by the adversarial split: from 0.90 with a yes ratio of 0.45 to 0.56 “rarely”, from 0.80 “at "
-    "times”, below that “often”."
-)
+Data = dict[str, Any]  # what a part of the template is given
 
 
 def write_report(
@@ -76,52 +72,32 @@ def write_report(
 
 
 def _page(run: Run, items: Sequence[GalleryItem]) -> str:
-    sections = [
-        ("hallucination", "Does it see what is not there?", _pope_section(run.metrics)),
-        ("skills", "What else it can do, and where it looks", _skills_section(run.metrics)),
-        ("training", "How it was trained", _training_section(run)),
-        ("gallery", "Right and wrong, picture by picture", _gallery_section(run, items)),
-        ("provenance", "How to make it again", _provenance_section(run)),
-    ]
-    present = [(name, title, content) for name, title, content in sections if content]
-    main = tag(
-        "main",
-        _head(run),
-        tag("nav", *(tag("a", title, href=f"#{name}") for name, title, _ in present)),
-        _tiles(run.metrics),
-        _missing(run.missing),
-        *(tag("section", tag("h2", title, id=name), content) for name, title, content in present),
-        tag(
-            "footer",
-            "Written by agevlm. ",
-            _VERDICT_RULE,
-            " All ratios lie between 0 and 1; intervals, and ±, hold 95 %.",
-        ),
+    sections = (
+        ("hallucination", "Does it see what is not there?", _pope(run.metrics)),
+        ("skills", "What else it can do, and where it looks", _skills(run.metrics)),
+        ("training", "How it was trained", _training(run)),
+        ("gallery", "Right and wrong, picture by picture", _gallery(run, items)),
+        ("provenance", "How to make it again", _provenance(run)),
     )
-    head = tag(
-        "head",
-        tag("meta", charset="utf-8"),
-        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        tag("title", f"{run.name} · AGE-VLM report"),
-        tag("style", Html(CSS)),
+    return render(
+        "report.html.jinja",
+        heading=run.name,
+        verdict=_verdict(run.metrics),
+        facts=_facts(run),
+        tiles=_tiles(run.metrics),
+        missing=run.missing,
+        sections=[{"name": name, "title": title, "content": content} for name, title, content in sections if content],
     )
-    return "<!doctype html>\n" + tag("html", head, tag("body", main), lang="en-GB") + "\n"
 
 
-def _head(run: Run) -> Html:
+def _facts(run: Run) -> list[str]:
     minutes = sum(_number(stage, "seconds") or 0 for stage in run.stages) / 60
     facts = [f"{len(run.stages)} stages, {minutes:.1f} minutes of training"] if run.stages else []
     for name, path in (("seed", "seed"), ("git", "git.commit"), ("git", "git"), ("written", "time")):
         value = _at(run.environment, path, _at(run.metrics, f"provenance.{path}"))
         if isinstance(value, str | int):
             facts.append(f"{name} {_brief(name, str(value))}")
-    return tag(
-        "header",
-        tag("p", "Attention-guided VLM · report of a run", class_="eyebrow"),
-        tag("h1", run.name),
-        tag("p", _verdict(run.metrics), class_="verdict"),
-        tag("p", " · ".join(facts), class_="faint") if facts else None,
-    )
+    return facts
 
 
 def _brief(name: str, value: str) -> str:
@@ -129,24 +105,19 @@ def _brief(name: str, value: str) -> str:
     return {"git": value[:10] + "+" * value.endswith("+"), "written": value[:16].replace("T", " ")}.get(name, value)
 
 
-def _verdict(metrics: Mapping[str, Any]) -> Html:
+def _verdict(metrics: Mapping[str, Any]) -> Data | None:
+    """How often it sees what is not there, by the rule at the foot of the page; None without the figures for it."""
     accuracy, yes = _number(metrics, "pope.adversarial.accuracy"), _number(metrics, "pope.adversarial.yes_ratio")
     if accuracy is None or yes is None:
-        return join(["No verdict: the run has no figures for POPE’s adversarial split."])
+        return None
     even = 0.45 <= yes <= 0.56
     frequency = "rarely" if accuracy >= 0.9 and even else "at times" if accuracy >= 0.8 else "often"
-    parts = [
-        "It ",
-        tag("strong", f"{frequency} sees what is not there"),
-        f": {accuracy:.1%} of the adversarial questions right, with a yes to {yes:.1%} of them",
-    ]
     pointing = _number(metrics, "pointing.accuracy")
-    if pointing is not None:
-        parts.append(f". For {pointing:.1%} of the object words its attention peaks on the thing itself")
-    return join([*parts, "."])
+    peaks = None if pointing is None else f"{pointing:.1%}"
+    return {"frequency": frequency, "accuracy": f"{accuracy:.1%}", "yes": f"{yes:.1%}", "pointing": peaks}
 
 
-def _tiles(metrics: Mapping[str, Any]) -> Html | None:
+def _tiles(metrics: Mapping[str, Any]) -> list[Data]:
     ratios = (
         ("pope.adversarial", "accuracy", "POPE adversarial"),
         ("pope.random", "accuracy", "POPE random"),
@@ -163,21 +134,13 @@ def _tiles(metrics: Mapping[str, Any]) -> Html | None:
     ]
     before, after = _number(metrics, "text_perplexity.before"), _number(metrics, "text_perplexity.after")
     if after is not None:
-        value = join([f"{after:.2f}", tag("small", f" from {before:.2f}") if before is not None else None])
+        value = [f"{after:.2f}", *([Piece("small", f" from {before:.2f}")] if before is not None else [])]
         under = f"{after / before - 1:+.1%}: lower is better" if before else "lower is better"
-        tiles.append(
-            tag(
-                "div",
-                tag("div", "Text perplexity", class_="label"),
-                tag("div", value, class_="value"),
-                tag("div", under, class_="under"),
-                class_="tile",
-            )
-        )
-    return tag("div", *tiles, class_="tiles") if tiles else None
+        tiles.append({"label": "Text perplexity", "value": value, "under": under, "bar": "", "first": False})
+    return tiles
 
 
-def _tile(label: str, scores: Mapping[str, Any], key: str) -> Html:
+def _tile(label: str, scores: Mapping[str, Any], key: str) -> Data:
     value = float(scores[key])
     under = []
     if key == "accuracy" and _interval(scores):
@@ -185,58 +148,37 @@ def _tile(label: str, scores: Mapping[str, Any], key: str) -> Html:
     num = scores.get("num_questions", scores.get("num_words"))
     if num:
         under.append(f"{num:,} {'questions' if 'num_questions' in scores else 'words'}")
-    return tag(
-        "div",
-        tag("div", label, class_="label"),
-        tag("div", f"{value:.3f}", class_="value"),
-        tag("div", tag("i", style=f"width:{min(max(value, 0), 1):.1%}"), class_="bar"),
-        tag("div", " · ".join(under), class_="under"),
-        class_="tile first" if label == "POPE adversarial" else "tile",
-    )
+    return {
+        "label": label,
+        "value": f"{value:.3f}",
+        "bar": f"{min(max(value, 0), 1):.1%}",
+        "under": " · ".join(under),
+        "first": label == "POPE adversarial",
+    }
 
 
-def _missing(missing: Sequence[str]) -> Html | None:
-    if not missing:
-        return None
-    return tag(
-        "div", tag("strong", "Not on this page"), tag("ul", *(tag("li", line) for line in missing)), class_="note"
-    )
-
-
-def _pope_section(metrics: Mapping[str, Any]) -> Html | None:
+def _pope(metrics: Mapping[str, Any]) -> Data | None:
     pope, biased = _splits(metrics, "pope"), _splits(metrics, "biased.pope")
     if not any(split in pope for split in SPLITS):
         return None
-    intro = (
-        "POPE asks “is there a …?” as often about things that are there as about things that are not. What is absent "
-        "is drawn at random, among the most common things, or (adversarial) among those that usually come with what is "
-        "there. A model that follows the words and not the picture says yes too often."
-    )
-    if biased:
-        intro += " Diamonds: the same on scenes with the training’s co-occurrence."
     bars = chart(lambda theme: pope_bars(pope, other=biased, theme=theme), "Accuracy, F1 and yes ratio of the splits")
-    tables = [tag("div", _pope_table(pope, "Test scenes"), class_="sheet")]
-    if biased:
-        tables.append(
-            tag("div", _pope_table(biased, "Scenes with the training’s co-occurrence (biased)"), class_="sheet")
-        )
-    return join([tag("p", intro, class_="intro"), tag("div", bars, class_="sheet"), *tables])
+    return {"bars": bars, "table": _pope_table(pope), "biased": _pope_table(biased) if biased else None}
 
 
 def _splits(metrics: Mapping[str, Any], path: str) -> dict[str, Mapping[str, Any]]:
     return {name: scores for name, scores in _section(metrics, path).items() if isinstance(scores, Mapping)}
 
 
-def _pope_table(pope: Mapping[str, Mapping[str, Any]], caption: str) -> Html:
+def _pope_table(pope: Mapping[str, Mapping[str, Any]]) -> Data:
     columns = [(key, label) for key, label in _POPE_COLUMNS if any(key in pope.get(split, {}) for split in SPLITS)]
     rows = [[name, *(_cell(pope[name], key) for key, _ in columns)] for name in (*SPLITS, "mean") if name in pope]
-    return table(["split", *(label for _, label in columns)], rows, caption=caption)
+    return {"headers": ["split", *(label for _, label in columns)], "rows": rows}
 
 
-def _skills_section(metrics: Mapping[str, Any]) -> Html | None:
+def _skills(metrics: Mapping[str, Any]) -> Data | None:
     biased = _section(metrics, "biased")
     worlds = [("test scenes", metrics), *([("biased scenes", biased)] if biased else [])]
-    rows = []
+    rows: list[list[Line]] = []
     for path, label in _SKILLS:
         section, _, key = path.rpartition(".")
         found = [_section(world, section) for _, world in worlds]
@@ -246,50 +188,37 @@ def _skills_section(metrics: Mapping[str, Any]) -> Html | None:
     perplexity = _section(metrics, "text_perplexity")
     if perplexity:
         before, after = (_cell(perplexity, when) for when in ("before", "after"))
-        rows.append(["Text perplexity, before → after", join([before, " → ", after]), *[""] * len(worlds)])
-    if not rows:
-        return None
-    return tag("div", table(["", *(name for name, _ in worlds), "cases"], rows), class_="sheet")
+        rows.append(["Text perplexity, before → after", [*before, " → ", *after], *[""] * len(worlds)])
+    return {"headers": ["", *(name for name, _ in worlds), "cases"], "rows": rows} if rows else None
 
 
-def _training_section(run: Run) -> Html | None:
-    parts: list[object] = []
+def _training(run: Run) -> Data | None:
+    curves = None
     if any(isinstance(line.get("lm_loss", line.get("loss")), int | float) for line in run.logs):
         curves = chart(lambda theme: loss_curves(run.logs, theme=theme), "Loss over the steps of all stages")
-        parts.append(tag("div", curves, class_="sheet"))
-    if run.stages:
-        rows = [_stage_row(number, stage) for number, stage in enumerate(run.stages, start=1)]
-        headers = ["stage", "steps", "time", "trained parameters", "of", "trained modules"]
-        parts.append(tag("div", table(headers, rows), class_="sheet stages"))
-    return join(parts) if parts else None
+    return {"curves": curves, "stages": [_stage(stage) for stage in run.stages]} if curves or run.stages else None
 
 
-def _stage_row(number: int, stage: Mapping[str, Any]) -> list[object]:
+def _stage(stage: Mapping[str, Any]) -> Data:
     trained, total = _number(stage, "trainable_parameters"), _number(stage, "total_parameters")
-    modules = _section(stage, "trainable_modules")
-    chips = [tag("span", name, " ", tag("b", _count(count)), class_="chip") for name, count in modules.items()]
     seconds = stage.get("seconds")
-    share = f" {trained / total:.0%}" if trained is not None and total else ""
-    return [
-        join([tag("small", f"{number}  "), stage.get("name", "")]),
-        _count(stage.get("steps")),
-        f"{seconds:,.0f} s" if isinstance(seconds, int | float) else "",
-        join([_count(trained), tag("small", share)]),
-        _count(total),
-        tag("div", *chips, class_="modules"),
-    ]
+    return {
+        "name": stage.get("name", ""),
+        "steps": _count(stage.get("steps")),
+        "time": f"{seconds:,.0f} s" if isinstance(seconds, int | float) else "",
+        "trained": _count(trained),
+        "share": f" {trained / total:.0%}" if trained is not None and total else "",
+        "total": _count(total),
+        "modules": [(name, _count(count)) for name, count in _section(stage, "trainable_modules").items()],
+    }
 
 
-def _gallery_section(run: Run, items: Sequence[GalleryItem]) -> Html | None:
+def _gallery(run: Run, items: Sequence[GalleryItem]) -> Data | None:
+    """The cases, and the rule by which they were chosen, where it was followed."""
     if not items:
         return None
     reasons = _reasons(run.predictions, items)
-    rule = RULE if reasons else "The caller of the report chose these cases, not its rule."
-    key = (
-        "Beside each picture, one panel for each object word: bright is where the model looked when it read or wrote "
-        "the word, the cross is its strongest cell, an outline is where the thing is."
-    )
-    return join([tag("p", rule, " ", key, class_="intro"), gallery_html(items, reasons)])
+    return {"rule": RULE if reasons else None, "groups": gallery_groups(items, reasons)}
 
 
 def _reasons(predictions: Sequence[Mapping[str, Any]], items: Sequence[GalleryItem]) -> dict[str, str]:
@@ -302,18 +231,10 @@ def _reasons(predictions: Sequence[Mapping[str, Any]], items: Sequence[GalleryIt
     return {}
 
 
-def _provenance_section(run: Run) -> Html | None:
-    facts = {**run.environment, "evaluation": _section(run.metrics, "provenance")}
-    parts: list[object] = []
-    entries = [part for key, value in _flat(facts) for part in (tag("dt", key), tag("dd", value))]
-    if entries:
-        parts.append(tag("div", tag("dl", *entries, class_="facts"), class_="sheet"))
-    if run.recipe:
-        parts.append(tag("details", tag("summary", "The recipe, as resolved"), tag("pre", run.recipe)))
-    if run.metrics:
-        written = json.dumps(run.metrics, indent=2, ensure_ascii=False)
-        parts.append(tag("details", tag("summary", "All figures, as JSON"), tag("pre", written)))
-    return join(parts) if parts else None
+def _provenance(run: Run) -> Data | None:
+    facts = list(_flat({**run.environment, "evaluation": _section(run.metrics, "provenance")}))
+    metrics = json.dumps(run.metrics, indent=2, ensure_ascii=False) if run.metrics else ""
+    return {"facts": facts, "recipe": run.recipe, "metrics": metrics} if facts or run.recipe or metrics else None
 
 
 def _flat(facts: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -350,17 +271,16 @@ def _interval(scores: Mapping[str, Any]) -> bool:
     return isinstance(interval, list) and len(interval) == 2
 
 
-def _cell(scores: Mapping[str, Any], key: str) -> Html:
+def _cell(scores: Mapping[str, Any], key: str) -> list[str | Piece]:
     value = _number(scores, key)
     if value is None:
-        return tag("span", "–", class_="faint")
+        return [Piece("faint", "–")]
     if key.startswith("num_"):
-        return join([_count(value)])
-    half = ""
+        return [_count(value)]
     if key == "accuracy" and _interval(scores):
         low, high = scores["accuracy_interval"]
-        half = f" ±{(high - low) / 2:.3f}"
-    return join([f"{value:.3f}", tag("small", half) if half else None])
+        return [f"{value:.3f}", Piece("small", f" ±{(high - low) / 2:.3f}")]
+    return [f"{value:.3f}"]
 
 
 def _count(value: object) -> str:

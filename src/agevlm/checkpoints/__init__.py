@@ -19,12 +19,8 @@ if TYPE_CHECKING:
     from agevlm.modeling.joined import JoinedModel
     from agevlm.modeling.processing_agevlm import AgeVlmProcessor
 
-PACKAGED = ("tiny", "tiny-convnext", "tiny-llama", "tiny-convnext-1", "tiny-convnext-2", "tiny-llama-1")
-"""The checkpoints in the package: a trained AGE-VLM, and the vision and language models of the embedded world.
-
-Those with a number were trained like the ones without, with that seed, and are kept in bfloat16: comparisons start from
-several foundations.
-"""
+PACKAGED = ("tiny", "tiny-convnext", "tiny-llama")
+"""The checkpoints in the package: a trained AGE-VLM, and the vision and language models of the embedded world."""
 
 MODEL_TYPES = ("agevlm", "agevlm_concat")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")

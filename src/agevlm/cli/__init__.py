@@ -22,19 +22,13 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+compare_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Compare ways to train, over seeds.")
 recipe_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look at recipes.")
 scenes_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Draw and export the embedded world.")
 data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Convert and inspect datasets.")
 
 app.command("train", epilog="Example: agevlm train quickstart --out runs/first --set stages.2.learning_rate=1e-4")(
     training.train
-)
-app.command("compare", epilog="Example: agevlm compare comparison --out runs/comparison --jobs 2")(comparison.compare)
-app.command("costs", epilog="Example: agevlm costs comparison --out costs.json --tokens 144 --tokens 576")(
-    comparison.costs
-)
-app.command("results", epilog="Example: agevlm results results/comparison.json --out docs/results/comparison.md")(
-    comparison.results
 )
 app.command("evaluate", epilog="Example: agevlm evaluate tiny --benchmark scenes --out runs/tiny --seed 7")(
     measure.evaluate
@@ -44,13 +38,26 @@ app.command("similarity", epilog="Example: agevlm similarity tiny --out similari
 )
 app.command("look", epilog='Example: agevlm look tiny picture.png "is there a fish?" --out look.png')(measure.look)
 app.command("report", epilog="Example: agevlm report runs/first")(training.report)
-app.command("trajectory", epilog="Example: agevlm trajectory runs/first")(training.trajectory)
 app.command("ground", epilog="Example: agevlm ground data/llava --teacher grounded-sam --out data/grounded")(
     teachers.ground
 )
+app.add_typer(compare_app, name="compare")
 app.add_typer(recipe_app, name="recipe")
 app.add_typer(scenes_app, name="scenes")
 app.add_typer(data_app, name="data")
+compare_app.command("run", epilog="Example: agevlm compare run comparison --out runs/comparison --jobs 2")(
+    comparison.run
+)
+compare_app.command(
+    "costs", epilog="Example: agevlm compare costs comparison --out costs.json --tokens 144 --tokens 576"
+)(comparison.costs)
+compare_app.command(
+    "page",
+    epilog="Example: agevlm compare page results/comparison.json results/sweeps.json --out docs/results/comparison.md",
+)(comparison.page)
+compare_app.command("trajectory", epilog="Example: agevlm compare trajectory runs/comparison/age/0")(
+    comparison.trajectory
+)
 recipe_app.command("show", epilog="Example: agevlm recipe show quickstart --set seed=3")(training.show_recipe)
 recipe_app.command("list", epilog="Example: agevlm recipe list")(training.list_recipes)
 scenes_app.command("draw", epilog="Example: agevlm scenes draw --num 9 --out pictures")(scenes.draw)

@@ -1,10 +1,10 @@
-"""`agevlm compare`, `agevlm costs` and `agevlm results`."""
+"""`agevlm compare run`, `costs`, `page` and `trajectory`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from agevlm.comparison.recipe import ComparisonRecipe
 
 
-def compare(
+def run(
     recipe: Recipe,
     out: Annotated[Path | None, typer.Option(help="The directory of all runs; runs/NAME where none is given.")] = None,
     arms: Annotated[list[str] | None, typer.Option("--arm", help="Train only this arm; may be repeated.")] = None,
@@ -32,10 +32,11 @@ def compare(
     Each arm starts from the same foundations and reads the same data in the same order. Stopped, it goes on with the
     same command. Figures, paired differences and their intervals are written as JSON, and a page of them as index.html.
     """
+    from agevlm.comparison.figures_file import write_figures
     from agevlm.comparison.page import draw_attention, write_index
     from agevlm.comparison.recipe import load_comparison
-    from agevlm.comparison.run import compare as run_comparison
-    from agevlm.comparison.summary import summarise, write_summary
+    from agevlm.comparison.run import compare
+    from agevlm.comparison.summary import summarise
     from agevlm.training.recipe_files import resolve_recipe
 
     path = resolve_recipe(recipe)
@@ -44,10 +45,10 @@ def compare(
     if dry_run:
         print_table(("arm", "what it is"), _plan(loaded, arms or ()))
         return
-    out = run_comparison(loaded, out or Path("runs") / path.stem, arms=arms or (), num_parallel=jobs)
+    out = compare(loaded, out or Path("runs") / path.stem, arms=arms or (), num_parallel=jobs)
     summary = summarise(loaded, out)
     for path in (out / f"{loaded.name}.json", *([json] if json else [])):
-        write_summary(summary, path)
+        write_figures(summary, path)
         typer.echo(f"figures: {path}")
     draw_attention(summary, out)
     typer.echo(f"report: {write_index(out)}")
@@ -66,27 +67,23 @@ def _plan(recipe: ComparisonRecipe, arms: Sequence[str]) -> list[list[object]]:
     return rows
 
 
-def results(
-    comparison: Annotated[Path, typer.Argument(help="The figures of a comparison, as `agevlm compare` writes them.")],
-    out: Annotated[Path, typer.Option(help="The page to write (.md); its plots go beside it.")],
-    sweeps: Annotated[Path | None, typer.Option(help="Figures of the sweeps.")] = None,
-    longer: Annotated[Path | None, typer.Option(help="Figures of the longer training.")] = None,
-    ablations: Annotated[Path | None, typer.Option(help="Figures of the ablations.")] = None,
+def page(
+    figures: Annotated[
+        list[Path], typer.Argument(help="Files of figures, as `compare run` writes them: the comparison, its studies.")
+    ],
+    out: Annotated[Path, typer.Option(help="The summary to write (.md); pages and plots go into a directory beside.")],
     attention: Annotated[
         Path | None, typer.Option(help="The attention.png of the comparison's directory; else the one that is there.")
     ] = None,
     log: Annotated[Path | None, typer.Option(help="A page of reasons and of what did not work, to link.")] = None,
 ) -> None:
-    """Write the page of a comparison from its figures.
+    """Write the pages of a comparison from its figures.
 
-    Verdict, tables and plots, all computed from the files given. Trains nothing and loads no model.
+    A summary, and pages of all tables and plots behind it. Trains nothing and loads no model.
     """
-    from agevlm.comparison.page import read_figures, write_page
+    from agevlm.comparison.page import load_figures, write_page
 
-    named = {"sweeps": sweeps, "longer": longer, "ablations": ablations}
-    others = {name: path for name, path in named.items() if path is not None}
-    figures = read_figures(comparison, others, attention)
-    typer.echo(f"page: {write_page(figures, out, [comparison, *others.values()], log)}")
+    typer.echo(f"page: {write_page(load_figures(figures, attention, log), out)}")
 
 
 def costs(
@@ -108,8 +105,8 @@ def costs(
     take turns in one run; nothing trained is needed.
     """
     from agevlm.comparison.costs import TOKENS, cost_tables, measure_costs
+    from agevlm.comparison.figures_file import write_figures
     from agevlm.comparison.recipe import load_comparison
-    from agevlm.comparison.summary import write_summary
     from agevlm.training.recipe_files import resolve_recipe
 
     loaded = load_comparison(resolve_recipe(recipe), overrides or ())
@@ -123,7 +120,42 @@ def costs(
             foundation=foundation,
             progress=progress,
         )
-    write_summary(measured, out)
+    write_figures(measured, out)
     for headings, rows in cost_tables(measured):
         print_table(headings, rows)
     typer.echo(f"costs: {out}")
+
+
+def trajectory(
+    run: Annotated[Path, typer.Argument(help="The directory of a run.")],
+    num_images: Annotated[int, typer.Option(min=1, help="Pictures to ask about.")] = 100,
+) -> None:
+    """Measure a run along its training.
+
+    POPE, pointing and text perplexity at each snapshot and at the end of each stage, into trajectory.json.
+    """
+    from agevlm.training.trajectory import trajectory as measure_along
+
+    quiet_transformers()
+    with bars() as progress:
+        points = measure_along(run, num_images=num_images, progress=lambda done, total: progress("models", done, total))
+    print_table(
+        ("stage", "step", "seconds", "random", "adversarial", "yes", "pointing", "perplexity"),
+        [(p["stage"], p["step"], p["seconds"], *(_figure(p["metrics"], name) for name in _ALONG)) for p in points],
+    )
+    typer.echo(f"trajectory: {run / 'trajectory.json'}")
+
+
+_ALONG = (
+    "pope.random.accuracy",
+    "pope.adversarial.accuracy",
+    "pope.adversarial.yes_ratio",
+    "pointing.accuracy",
+    "text_perplexity",
+)
+
+
+def _figure(metrics: Any, name: str) -> float | None:
+    for key in name.split("."):
+        metrics = metrics.get(key, {})
+    return metrics if isinstance(metrics, float) else None

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from agevlm.cli.options import Overrides, Recipe
-from agevlm.cli.show import bars, print_metrics, print_table, quiet_transformers
+from agevlm.cli.show import print_metrics, quiet_transformers
 
 
 def train(
@@ -51,41 +51,6 @@ def report(
     from agevlm.analysis.report import write_report
 
     typer.echo(write_report(run, out=out))
-
-
-def trajectory(
-    run: Annotated[Path, typer.Argument(help="The directory of a run.")],
-    num_images: Annotated[int, typer.Option(min=1, help="Pictures to ask about.")] = 100,
-) -> None:
-    """Measure a run along its training.
-
-    POPE, pointing and text perplexity at each snapshot and at the end of each stage, into trajectory.json.
-    """
-    from agevlm.training.trajectory import trajectory as measure_along
-
-    quiet_transformers()
-    with bars() as progress:
-        points = measure_along(run, num_images=num_images, progress=lambda done, total: progress("models", done, total))
-    print_table(
-        ("stage", "step", "seconds", "random", "adversarial", "yes", "pointing", "perplexity"),
-        [(p["stage"], p["step"], p["seconds"], *(_figure(p["metrics"], name) for name in _ALONG)) for p in points],
-    )
-    typer.echo(f"trajectory: {run / 'trajectory.json'}")
-
-
-_ALONG = (
-    "pope.random.accuracy",
-    "pope.adversarial.accuracy",
-    "pope.adversarial.yes_ratio",
-    "pointing.accuracy",
-    "text_perplexity",
-)
-
-
-def _figure(metrics: Any, name: str) -> float | None:
-    for key in name.split("."):
-        metrics = metrics.get(key, {})
-    return metrics if isinstance(metrics, float) else None
 
 
 def show_recipe(recipe: Recipe, overrides: Overrides = None) -> None:

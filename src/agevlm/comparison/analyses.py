@@ -1,20 +1,17 @@
-"""More sections of a comparison's page: when it errs, whether the null token knows, similarity, language, cost.
+"""Sections on the analyses of a comparison: when it errs, whether the null token knows, similarity, language, cost.
 
-Each function takes the content of comparison.json and gives a section, or None where the file has nothing for it.
+Each function takes the content of a file of figures and gives a section, or None where the file has nothing for it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
 from agevlm.analysis.charts import MEASURE_TITLES
-from agevlm.comparison.claims import GUIDED
 from agevlm.comparison.document import Block, Picture, Plot, Section, Table, Text
-from agevlm.comparison.plots import breakdown_plot, histograms_plot, reliability_plot
-from agevlm.comparison.readings import NOTHING, Nested, marked, read, reading, section, written
-from agevlm.comparison.sections import titles
+from agevlm.comparison.plots import arms_of, breakdown_plot, histograms_plot, reliability_plot
+from agevlm.comparison.readings import NOTHING, Nested, marked, read, reading, section, titles, written
 from agevlm.evaluation.detection import ANSWER
 
 _SITUATIONS = {
@@ -24,6 +21,7 @@ _SITUATIONS = {
     ("miss", "num_objects"): "Misses, by number of things",
 }
 _DETECTORS = {"null_mass": "mass on the null token", "p_no": "1 − P(yes)", "entropy": "entropy of attention"}
+_MOST_CALIBRATED = 4  # lines of calibration
 _MOST_PLOTTED = 8  # arms side by side that an eye can tell apart
 _SHOWN = ("hidden_max", "query_key_cosine", "caption_likelihood")  # as histograms
 
@@ -45,13 +43,13 @@ def breakdown_section(content: Nested) -> Section | None:
     if not panels:
         return None
     text = (
-        "False yes: the share of yes to things that are not there, by how often the thing comes with the others of the "
-        "picture in training scenes. Misses: the share of no to things that are there."
+        "False yes: the share of yes to things that are not there. Misses: the share of no to things that are. "
+        "Co-occurrence: how often the thing comes with the others of the picture in training scenes."
     )
     plots: list[Block] = []
     if len(names) <= _MOST_PLOTTED:
         plots.append(
-            Plot("breakdown", "Rates of errors by situation", lambda theme: breakdown_plot(panels, names, theme=theme))
+            Plot("breakdown", "Rates of errors by situation", partial(breakdown_plot, panels, arms_of(content)))
         )
     return Section("When does it err?", [Text(text), *plots, *tables])
 
@@ -75,9 +73,12 @@ def attention_section(png: bytes | None) -> Section | None:
         "The attention of the asked word over the picture, arm by arm, and the answer: green is right, red is wrong. "
         f"White outlines the thing, where it is there. {RULE}"
     )
-    return Section(
-        "Where the arms look", [Picture("attention", "The same questions through every arm", png), Text(text)]
-    )
+    return Section("The same questions through every arm", [attention_picture(png), Text(text)])
+
+
+def attention_picture(png: bytes) -> Picture:
+    """The picture that `agevlm compare run` draws, as a block."""
+    return Picture("attention", "The same questions through every arm", png)
 
 
 def detection_section(content: Nested) -> Section | None:
@@ -95,31 +96,29 @@ def detection_section(content: Nested) -> Section | None:
     if not rows:
         return None
     text = (
-        "Every question of POPE names one thing; each number is read as evidence that it is absent. AUROC: how well it "
-        "ranks, and in how far better than the answer’s own probability, paired. Calibration error: how far it is from "
-        "the share of things that are absent, read as it is, and through a logistic curve fitted on the other half of "
-        "the pictures; a number that ranks no better than chance is fitted to a constant ½, which is well calibrated "
-        "and useless."
+        "Each number is read as evidence that the asked thing is absent. AUROC: how well it ranks; and in how far "
+        "better than the answer’s own probability, paired. Calibration error: how far it is from the share of things "
+        "that are absent, as it is, and through a logistic curve fitted on the other half of the pictures. A number "
+        "that ranks by chance is fitted to a constant ½: well calibrated, and useless."
     )
     headers = ["arm", "detector", "AUROC, random", "AUROC, adversarial", "minus the answer’s, random", "adversarial"]
     headers += ["calibration error as it is", "fitted"]
     blocks: list[Block] = [Text(text), Table(headers, rows)]
-    lines = dict(_reliability(found))
-    if lines:
-        draw = partial(_draw_reliability, lines)
+    if lines := _reliability(found, names):
+        draw = partial(reliability_plot, lines)
         blocks.append(Plot("reliability", "Calibration on the adversarial split", draw))
     return Section("Does the null token know?", blocks)
 
 
-def _reliability(found: Nested) -> Iterator[tuple[str, Any]]:
-    """Bins of AGE + on the adversarial split, as they are."""
-    for key in ("null_mass", "p_no"):
-        if bins := section(found, f"age_plus.adversarial.{key}.as_is").get("bins"):
-            yield f"AGE +, {_DETECTORS[key]}", bins
-
-
-def _draw_reliability(lines: Any, theme: Any) -> Any:
-    return reliability_plot(lines, theme=theme)
+def _reliability(found: Nested, names: Nested) -> dict[str, Nested]:
+    """Bins on the adversarial split, as they are, of the arms that have a null token, as many as can be told apart."""
+    bins = {
+        f"{names.get(arm, arm)}, {_DETECTORS[key]}": section(by_split, f"adversarial.{key}.as_is.bins")
+        for arm, by_split in found.items()
+        for key in ("null_mass", ANSWER)
+        if section(by_split, "adversarial.null_mass")
+    }
+    return dict([line for line in bins.items() if line[1]][:_MOST_CALIBRATED])
 
 
 def similarity_section(content: Nested) -> Section | None:
@@ -141,25 +140,20 @@ def similarity_section(content: Nested) -> Section | None:
                 auroc = figures["auroc"]
                 panels[arm, name] = (f"AUROC {auroc.mean:.3f}" if auroc else "", histogram)
     text = (
-        "Matching pairs are a picture and its own caption, mismatched ones a picture and the caption of another. "
-        "AUROC: the chance that a matching pair scores higher; paired: that a caption scores higher with its own "
-        "picture. Only the likelihood means the same in every architecture. The others read, in cross-attention, the "
-        "output of the projector as image tokens, the layer’s output at the caption’s positions, and its normalised "
-        "queries and keys; in concatenation the decoder layer’s output at image and caption positions, and the queries "
-        "and keys of its self-attention without their rotary positions. Here the last layer that looks at images; the "
-        "file of figures has every layer, counted from 0. Across: cosine, or log-probability of a token; scales differ."
+        "Matching pairs are a picture and its own caption, mismatched ones a picture and another’s caption. AUROC: the "
+        "chance that a matching pair scores higher. Paired: that a caption scores higher with its own picture. Only "
+        "the likelihood means the same in every architecture. The other measures read, in cross-attention, the image "
+        "tokens, the layer’s output and its queries and keys; in concatenation, the decoder layer’s output and the "
+        "queries and keys of its self-attention, without rotary positions. Here: the last layer that looks at images. "
+        "The file of figures has every layer, counted from 0."
     )
     headers = ["arm", "measure", "layer", "AUROC", "paired", "overlap"]
     blocks: list[Block] = [Text(text)]
     shown = [name for name in _SHOWN if name in measures and any((arm, name) in panels for arm in found)]
     if shown:
-        draw = partial(_draw_histograms, list(found), shown, panels, {**names, **MEASURE_TITLES})
+        draw = partial(histograms_plot, list(found), shown, panels, {**names, **MEASURE_TITLES})
         blocks.append(Plot("similarity", "Similarity of matching and mismatched pairs", draw))
     return Section("Do text and picture come together?", [*blocks, Table(headers, rows)])
-
-
-def _draw_histograms(arms: Any, measures: Any, panels: Any, names: Any, theme: Any) -> Any:
-    return histograms_plot(arms, measures, panels, names, theme=theme)
 
 
 def language_section(content: Nested) -> Section | None:
@@ -174,8 +168,8 @@ def language_section(content: Nested) -> Section | None:
     rows = [[names[arm], *(written(reading(record, key), 2) for key in keys)] for arm, record in found.items()]
     headers = ["arm", *(key if key in ("before", "after") else f"after {key}" for key in keys)]
     text = (
-        "Perplexity of the language model on held-out text without pictures: lower is better. Stages before the last "
-        "read no text without pictures, so that a language model that trains in them forgets it for a while."
+        "Perplexity on held-out text without pictures: lower is better. Only the last stage reads such text, so a "
+        "language model that trains before it forgets for a while."
     )
     return Section("Language kept", [Text(text), Table(headers, rows)])
 
@@ -197,16 +191,16 @@ def costs_section(content: Nested) -> Section | None:
             answered.append([names.get(arm, arm), tokens, *asked, kept])
     if not answered:
         return None
-    reference = str(section(content, "costs_settings").get("reference", "age"))
+    reference = str(section(content, "costs_settings").get("reference", ""))
     text = (
-        f"Medians, and in brackets the ratio to {GUIDED.get(reference, reference)} on the same work: other load on the "
-        "machine moves it less than the times. Tokens are those of the vision model, before any pooling. Attention is "
-        "the kernel that was timed: compiled arms have the one that they train with, others eager or fused (sdpa, "
-        "which keeps less), whichever is faster." + _measured_at(section(content, "costs_settings"))
+        f"Medians, and in brackets the ratio to {names.get(reference, reference or 'the first arm')} on the same work, "
+        "which other load on the machine moves less. Tokens are those of the vision model, before any pooling. "
+        "Attention is the kernel that was timed: for compiled arms the one that they train with, for others the faster "
+        "of eager and fused (sdpa)." + _measured_at(section(content, "costs_settings"))
     )
     head = ["arm", "image tokens"]
     return Section(
-        "What the arms cost",
+        "Time and memory",
         [
             Text(text),
             Table(
@@ -224,7 +218,8 @@ def _measured_at(settings: Nested) -> str:
     facts, turns = section(settings, "environment"), section(settings, "settings").get("repetitions")
     if not facts or not turns:
         return ""
-    threads = f", {facts.get('threads')} threads" if facts.get("device") == "cpu" else ""
+    number = facts.get("threads")
+    threads = f", {number} thread{'' if number == 1 else 's'}" if facts.get("device") == "cpu" else ""
     commit = f", git {facts['git']}" if facts.get("git") else ""
     return f" {turns} turns of each arm ({facts.get('device')}{threads}{commit}); their quartiles are in the file."
 

@@ -37,13 +37,14 @@ if TYPE_CHECKING:
 NUM_QUESTIONS = 6
 KIND = "pope.adversarial"
 RULE = (
-    "Questions are chosen by rule, not by hand: of the adversarial ones on which the arms disagree, half about things "
-    "that are there and half about things that are not, evenly spread in the order of their ids, no picture twice; of "
-    "the first seed that all arms have."
+    "Questions are chosen by rule, not by hand: adversarial ones on which the arms disagree, of the first seed that "
+    "all arms have. Half are about things that are there, half about things that are not. They are spread evenly in "
+    "the order of their ids, and no picture comes twice."
 )
 _RIGHT, _WRONG = "#1c7c4a", "#b3261e"
 _PANEL_IN, _GAP_IN, _TEXT_IN, _TITLE_IN, _DPI = 1.32, 0.1, 0.32, 0.58, 110
 _LETTERS = 23  # of a line above a panel
+_SIDE_IN, _SIDE_LETTERS = 0.85, 11  # the column of names where questions stand side by side
 
 Records = Sequence[Mapping[str, Any]]  # lines of predictions.jsonl
 
@@ -84,16 +85,23 @@ def _natural(identity: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", identity)]
 
 
-def write_attention(runs: Mapping[str, Path], titles: Mapping[str, str], path: Path, num: int = NUM_QUESTIONS) -> bool:
+def write_attention(
+    runs: Mapping[str, Path],
+    titles: Mapping[str, str],
+    path: Path,
+    num: int = NUM_QUESTIONS,
+    *,
+    across: bool = False,
+) -> bool:
     """Draw the figure of arm → finished run, all of one seed, to `path` (PNG); False where no question is disputed.
 
-    `titles` are the names of arms for people.
+    `titles` are the names of arms for people; with `across` questions stand side by side.
     """
     predictions = {arm: read_json_lines(run / "predictions.jsonl") for arm, run in runs.items()}
     chosen = choose_questions(predictions, num)
     if not chosen:
         return False
-    figure = attention_figure(_ask(runs, predictions, chosen), titles)
+    figure = attention_figure(_ask(runs, predictions, chosen), titles, across=across)
     with write_beside(path) as beside:
         beside.write_bytes(figure_png(figure, photographs=True))
     return True
@@ -135,30 +143,35 @@ def _mask(conversation: Conversation) -> NDArray[np.bool_] | None:
     return next((union_mask(g.masks) for g in conversation.groundings if g.masks), None)
 
 
-def attention_figure(rows: Sequence[Asked], titles: Mapping[str, str]) -> Figure:
-    """Question by question the picture with the true mask outlined, then each arm's map and answer beside it."""
+def attention_figure(rows: Sequence[Asked], titles: Mapping[str, str], *, across: bool = False) -> Figure:
+    """Question by question the picture with the true mask outlined, then each arm's map and answer beside it.
+
+    A row for each question, or with `across` a column for each.
+    """
     from matplotlib.figure import Figure
 
     arms = list(rows[0].looks)
-    columns = 1 + len(arms)
-    width = columns * (_PANEL_IN + _GAP_IN) + _GAP_IN
-    height = _TITLE_IN + len(rows) * (_PANEL_IN + _TEXT_IN)
+    names = ["the picture", *(titles.get(arm, arm) for arm in arms)]
+    num_columns, num_lines = (len(rows), len(names)) if across else (len(names), len(rows))
+    left_in, top_in = (_SIDE_IN, _GAP_IN) if across else (_GAP_IN, _TITLE_IN)
+    width = left_in + num_columns * (_PANEL_IN + _GAP_IN)
+    height = top_in + num_lines * (_PANEL_IN + _TEXT_IN)
     figure = Figure(figsize=(width, height), dpi=_DPI, facecolor="white")
-    for column, title in enumerate(["the picture", *(titles.get(arm, arm) for arm in arms)]):
-        x = _GAP_IN + column * (_PANEL_IN + _GAP_IN)
-        figure.text(
-            x / width, 1 - 0.9 * _TITLE_IN / height, textwrap.fill(title, _LETTERS), fontsize=8, color=INK, va="bottom"
-        )
-    for row, asked in enumerate(rows):
-        for column in range(columns):
-            left = _GAP_IN + column * (_PANEL_IN + _GAP_IN)
-            bottom = height - _TITLE_IN - row * (_PANEL_IN + _TEXT_IN) - _PANEL_IN
-            place = (left / width, bottom / height, _PANEL_IN / width, _PANEL_IN / height)
-            axes = figure.add_axes(place)
-            if column == 0:
+    for number, name in enumerate(names):
+        x = _GAP_IN if across else left_in + number * (_PANEL_IN + _GAP_IN)
+        y = height - top_in - number * (_PANEL_IN + _TEXT_IN) if across else height - 0.9 * _TITLE_IN
+        text = textwrap.fill(name, _SIDE_LETTERS if across else _LETTERS)
+        figure.text(x / width, y / height, text, fontsize=8, color=INK, va="top" if across else "bottom")
+    for question, asked in enumerate(rows):
+        for panel in range(len(names)):
+            column, line = (question, panel) if across else (panel, question)
+            left = left_in + column * (_PANEL_IN + _GAP_IN)
+            bottom = height - top_in - line * (_PANEL_IN + _TEXT_IN) - _PANEL_IN
+            axes = figure.add_axes((left / width, bottom / height, _PANEL_IN / width, _PANEL_IN / height))
+            if panel == 0:
                 _draw_truth(axes, asked)
             else:
-                _draw_look(axes, asked, *asked.looks[arms[column - 1]])
+                _draw_look(axes, asked, *asked.looks[arms[panel - 1]])
     return figure
 
 

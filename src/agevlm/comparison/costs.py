@@ -42,7 +42,6 @@ from agevlm.training.timing import (
 )
 
 TOKENS = (144, 576, 1024)  # image tokens that the vision model gives, before any pooling
-REFERENCE = "age"  # the arm that the others are set against, where it is measured
 KERNELS = ("eager", "sdpa")  # of attention
 QUESTION = "is there a fish in the picture?"
 NUM_BATCHES = 4  # different batches of a stage, gone through in turn
@@ -108,14 +107,15 @@ def measure_costs(
 ) -> dict[str, Any]:
     """`costs` (arm → number of image tokens → figures), the `reference` of ratios, `settings` and `environment`.
 
-    With `arms` only those are measured. Networks are joined from the models that the recipe names, or from the
-    `foundation` directory of a comparison. An arm that is not there, or a number of image tokens that no square picture
-    gives, is a ValueError.
+    The reference is that of equal time, or the first arm. With `arms` only those are measured. Networks are joined from
+    the models that the recipe names, or from the `foundation` directory of a comparison. An arm that is not there, or a
+    number of image tokens that no square picture gives, is a ValueError.
     """
     if foundation is not None and not (foundation / "tiny-convnext" / "config.json").is_file():
         raise ValueError(f"{foundation} is no foundation: it has no tiny-convnext, see `agevlm scenes foundation`")
     recipes = {arm: recipe.recipe_of(arm, 0, foundation) for arm in recipe.choose_arms(arms)}
-    reference = REFERENCE if REFERENCE in recipes else next(iter(recipes))
+    wanted = recipe.equal_time.reference if recipe.equal_time else None
+    reference = wanted if wanted in recipes else next(iter(recipes))
     sizes = _sizes(recipes[reference], tokens)
     total, load = len(sizes) * (len(measured_stages(recipes)) + 1), os.getloadavg()
     costs: dict[str, dict[str, Any]] = {arm: {} for arm in recipes}

@@ -1,23 +1,20 @@
-"""A page of results as data: sections of text, tables and plots, written as Markdown and as HTML from the same rows.
+"""Pages of results as data: sections of text, tables and plots, written as Markdown and as HTML from the same rows.
 
 Text and cells may hold **strong** words, `code` and [links](address) as Markdown has them; everything else is plain.
 """
 
 from __future__ import annotations
 
-import base64
-import html
 import io
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from agevlm.analysis.html import Html, chart, join, tag
-from agevlm.analysis.style import CSS
+from agevlm.analysis.html import Line, Piece, chart, data_uri, render
 from agevlm.files import write_beside
 
 if TYPE_CHECKING:
@@ -26,8 +23,8 @@ if TYPE_CHECKING:
     from agevlm.analysis.theme import ThemeName
 
 MAX_PICTURE_BYTES = 400_000
-_WORDS = "text-align:left;white-space:normal;min-width:8.5rem"
 _PALETTES = (256, 128, 96, 64, 32)  # colours of a PNG, the most that fit
+_SET = re.compile(r"\[(?P<link>[^\]]+)\]\((?P<address>[^)\s]+)\)|\*\*(?P<strong>.+?)\*\*|`(?P<code>[^`]+)`")
 
 
 @dataclass(frozen=True)
@@ -97,33 +94,62 @@ class Page:
         return [*self.head, *(block for part in self.sections for block in part.blocks)]
 
 
+@dataclass(frozen=True)
+class Site:
+    """A summary, and the pages behind it by the names of their files."""
+
+    summary: Page
+    parts: Mapping[str, Page]
+
+    @property
+    def whole(self) -> Page:
+        """All of it on one page, each picture once; a section whose title is taken has its page's before it."""
+        shown = {block.name for block in self.summary.blocks if isinstance(block, Plot | Picture)}
+        sections = list(self.summary.sections)
+        for page in self.parts.values():
+            opening = [*([Text(page.verdict)] if page.verdict else []), *page.head]
+            for part in page.sections:
+                blocks = [b for b in part.blocks if not (isinstance(b, Plot | Picture) and b.name in shown)]
+                taken = any(part.title == other.title for other in sections)
+                sections.append(Section(f"{page.title}: {part.title}" if taken else part.title, [*opening, *blocks]))
+                opening = []
+        return replace(self.summary, sections=sections)
+
+
 # ---------------------------------------------------------------------------------------------------------- Markdown
 
 
-def write_markdown(page: Page, path: Path) -> Path:
-    """Write `path`, and its pictures into the directory beside it that has its name; other PNG files there go."""
-    pictures = path.with_suffix("")
-    kept = set()
-    for block in page.blocks:
-        if isinstance(block, Plot | Picture):
-            data = figure_png(block.draw("light")) if isinstance(block, Plot) else block.png
-            target = pictures / f"{block.name}.png"
-            with write_beside(target) as beside:
-                beside.write_bytes(data)
-            kept.add(target)
-    for stale in set(pictures.glob("*.png")) - kept:
+def write_markdown(site: Site, path: Path) -> Path:
+    """Write the summary to `path`, and the other pages and all pictures into the directory beside it of its name.
+
+    That directory is the site's own: Markdown and PNG files there that are not of it go.
+    """
+    directory, pages = path.with_suffix(""), dict(site.parts)
+    links = "\n".join(f"- [{page.title}]({directory.name}/{name}.md)" for name, page in pages.items())
+    behind = [Section("Behind this page", [Text(links)])] if pages else []
+    summary = replace(site.summary, sections=[*site.summary.sections, *behind])
+    written = {directory / f"{name}.md": markdown(page, "", f"../{path.name}") for name, page in pages.items()}
+    for target, text in {**written, path: markdown(summary, f"{directory.name}/")}.items():
+        with write_beside(target) as beside:
+            beside.write_text(text, encoding="utf-8")
+    drawn = {block.name: block for block in site.whole.blocks if isinstance(block, Plot | Picture)}
+    for name, block in drawn.items():
+        data = figure_png(block.draw("light")) if isinstance(block, Plot) else block.png
+        with write_beside(directory / f"{name}.png") as beside:
+            beside.write_bytes(data)
+    kept = {*written, *(directory / f"{name}.png" for name in drawn)}
+    for stale in {*directory.glob("*.png"), *directory.glob("*.md")} - kept:
         stale.unlink()
-    with write_beside(path) as beside:
-        beside.write_text(markdown(page, pictures.name), encoding="utf-8")
     return path
 
 
-def markdown(page: Page, pictures: str) -> str:
-    """The page as Markdown; `pictures` is where its PNG files lie, as a link has it."""
-    parts = [f"# {page.title}", page.verdict, *(_markdown_block(block, pictures) for block in page.head)]
+def markdown(page: Page, pictures: str, back: str | None = None) -> str:
+    """The page as Markdown; `pictures` is put before the names of PNG files, `back` is the page that it belongs to."""
+    parts = [f"# {page.title}", *([f"[← Summary]({back})"] if back else []), page.verdict]
+    parts += [_markdown_block(block, pictures) for block in page.head]
     for part in page.sections:
         parts += [f"## {part.title}", *(_markdown_block(block, pictures) for block in part.blocks)]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def _markdown_block(block: Block, pictures: str) -> str:
@@ -136,7 +162,7 @@ def _markdown_block(block: Block, pictures: str) -> str:
         rows = [block.headers, rule, *block.rows]
         lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
         return "\n".join([*([f"**{block.caption}**", ""] if block.caption else []), *lines])
-    return f"![{block.alt}]({pictures}/{block.name}.png)"
+    return f"![{block.alt}]({pictures}{block.name}.png)"
 
 
 def _numeric(block: Table, column: int) -> bool:
@@ -174,70 +200,52 @@ def write_html(page: Page, path: Path) -> Path:
 
 
 def _html(page: Page) -> str:
-    anchors = {part.title: f"part-{number}" for number, part in enumerate(page.sections, 1)}
-    main = tag(
-        "main",
-        tag(
-            "header",
-            tag("p", "Attention-guided VLM · report of a comparison", class_="eyebrow"),
-            tag("h1", page.title),
-            tag("p", _inline(page.verdict), class_="verdict"),
-        ),
-        tag("nav", *(tag("a", title, href=f"#{name}") for title, name in anchors.items())),
-        *map(_html_block, page.head),
-        *(_html_section(part, anchors) for part in page.sections),
-        tag("footer", "Written by agevlm. All intervals hold 95 %."),
+    return render(
+        "comparison.html.jinja",
+        heading=page.title,
+        verdict=_line(page.verdict),
+        head=[_html_block(block) for block in page.head],
+        sections=[
+            {"name": f"part-{number}", "title": part.title, "blocks": [_html_block(block) for block in part.blocks]}
+            for number, part in enumerate(page.sections, 1)
+        ],
     )
-    head = tag(
-        "head",
-        tag("meta", charset="utf-8"),
-        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        tag("title", f"{page.title} · AGE-VLM"),
-        tag("style", Html(CSS)),
-    )
-    return "<!doctype html>\n" + tag("html", head, tag("body", main), lang="en-GB") + "\n"
 
 
-def _html_section(part: Section, anchors: Mapping[str, str]) -> Html:
-    return tag("section", tag("h2", part.title, id=anchors[part.title]), *map(_html_block, part.blocks))
-
-
-def _html_block(block: Block) -> Html:
+def _html_block(block: Block) -> dict[str, Any]:
+    """What comparison.html.jinja shows of a block."""
     if isinstance(block, Text):
-        return tag("p", _inline(block.content))
+        return {"kind": "text", "content": _line(block.content)}
     if isinstance(block, Code):
-        return tag("pre", block.content, class_="sheet")
-    if isinstance(block, Table):
-        return tag("div", _html_table(block), class_="sheet")
+        return {"kind": "code", "content": block.content}
     if isinstance(block, Plot):
-        return tag("div", chart(block.draw, block.alt), class_="sheet")
-    address = f"data:image/png;base64,{base64.b64encode(block.png).decode('ascii')}"
-    return tag("div", tag("div", tag("img", src=address, alt=block.alt), class_="chart"), class_="sheet")
+        return {"kind": "plot", "chart": chart(block.draw, block.alt)}
+    if isinstance(block, Picture):
+        return {"kind": "picture", "src": data_uri(block.png, "image/png"), "alt": block.alt}
+    return {
+        "kind": "table",
+        "caption": block.caption,
+        "headers": [_line(header) for header in block.headers],
+        "rows": [[_line(row[0]), *(_figure(cell) for cell in row[1:])] for row in block.rows],
+        "numeric": [_numeric(block, column) for column in range(len(block.headers))],
+    }
 
 
-def _html_table(block: Table) -> Html:
-    """Figures stand to the right on one line; columns of words to the left, and wrap."""
-    styles = [None if _numeric(block, column) else _WORDS for column in range(len(block.headers))]
-    cells = zip(map(_inline, block.headers), styles, strict=True)
-    head = tag("tr", *(tag("th", cell, scope="col", style=style or "white-space:normal") for cell, style in cells))
-    body = []
-    for row in block.rows:
-        figures = (tag("td", _figure(cell), style=style) for cell, style in zip(row[1:], styles[1:], strict=True))
-        body.append(tag("tr", tag("th", _inline(row[0]), scope="row", style=_WORDS), *figures))
-    caption = tag("caption", block.caption) if block.caption else None
-    return tag("div", tag("table", caption, tag("thead", head), tag("tbody", *body)), class_="scroll")
-
-
-def _figure(cell: str) -> Html:
+def _figure(cell: str) -> Line:
     """A cell whose interval, in brackets, stands small."""
     strong = cell.startswith("**") and cell.endswith("**")
     value, bracket, interval = (cell[2:-2] if strong else cell).partition(" (")
-    shown = tag("strong", value) if strong else _inline(value)
-    return join([shown, tag("small", f" ({interval}") if bracket else None])
+    shown = [Piece("strong", value)] if strong else _line(value)
+    return [*shown, *([Piece("small", f" ({interval}")] if bracket else [])]
 
 
-def _inline(content: str) -> Html:
-    escaped = html.escape(content)
-    escaped = re.sub(r"\[([^\]]+)\]\(([^)\s]+)\)", r'<a href="\2">\1</a>', escaped)
-    escaped = re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", escaped)
-    return Html(re.sub(r"`([^`]+)`", r"<code>\1</code>", escaped))
+def _line(content: str) -> list[str | Piece]:
+    """Text with its strong words, code and links as pieces."""
+    parts: list[str | Piece] = []
+    at = 0
+    for found in _SET.finditer(content):
+        kind = "link" if found["link"] else "strong" if found["strong"] else "code"
+        inside = found["code"] if kind == "code" else _line(found[kind])
+        parts += [content[at : found.start()], Piece(kind, inside, found["address"] or "")]
+        at = found.end()
+    return [part for part in (*parts, content[at:]) if part]

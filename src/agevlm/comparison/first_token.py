@@ -34,7 +34,7 @@ class FirstToken:
         self.pixels = inputs["pixel_values"].to(model.device)
         self.features = self._see()
         outputs = self._ask(image_features=self.features)
-        self.logits, self.memory, self.cache = outputs.logits, outputs.image_memory, outputs.past_key_values
+        self.logits, self.memory, self.cache = outputs.logits, outputs.image_memory, outputs.cache
         self.front = model.prefill_images(self.memory) if self._concatenates else None
 
     @property
@@ -103,4 +103,4 @@ class FirstToken:
         """The arguments for a further question; a new cache each time, for the pass fills it."""
         if not self._concatenates:
             return {"image_memory": self.memory}
-        return {"image_memory": self.memory, "past_key_values": select_cache(self.front, [0])}
+        return {"image_memory": self.memory, "cache": select_cache(self.front, [0])}

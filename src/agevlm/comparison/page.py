@@ -1,14 +1,14 @@
-"""The page of a comparison, from its JSON: for the documentation as Markdown with plots, for a browser as one file.
+"""The pages of a comparison, from its files of figures: Markdown for the documentation, one HTML file for a browser.
 
-Both are written from the same sections; everything on them is computed from the files of figures.
+Both are written from the same sections. Everything on them is computed from the files of figures or told in the recipes
+that made these; nothing is written by hand.
 """
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,100 +20,94 @@ from agevlm.comparison.analyses import (
     language_section,
     similarity_section,
 )
-from agevlm.comparison.document import Block, Code, Page, Section, Table, Text, write_html, write_markdown
-from agevlm.comparison.groups import groups_section
-from agevlm.comparison.readings import Nested, section
+from agevlm.comparison.document import Block, Code, Page, Section, Site, Table, Text, write_html, write_markdown
+from agevlm.comparison.figures_file import read_figures, read_object
+from agevlm.comparison.groups import groups_section, is_grouped
+from agevlm.comparison.overview import overview, title_of, verdict
+from agevlm.comparison.readings import Nested, section, titles
 from agevlm.comparison.run import run_directory
 from agevlm.comparison.sections import (
     arms_section,
     claims_section,
-    compute_section,
     curves_section,
     differences_section,
     equal_time_section,
-    figures_section,
-    headline,
-    noted,
-    titles,
-    verdict,
+    hallucination_section,
+    looking_section,
+    skills_section,
 )
 
 ATTENTION = "attention.png"
-OTHERS = ("sweeps", "longer", "ablations")  # recipes whose figures go onto the page of the comparison
 INDEX = "index.html"
+AGAIN = "how-to-make-again"
 _PNG = b"\x89PNG\r\n\x1a\n"
-_GROUPS = (
-    "“Minus the first” is the paired difference to the first arm of the group; ▲ and ▼ are figures above and below the "
-    "first arm’s, the paired difference clear of 0. Bold is the best adversarial accuracy of a group: perhaps by "
-    "chance, where the interval of its difference holds 0."
-)
 
 
 @dataclass(frozen=True)
 class Figures:
-    """What the files of figures hold: the comparison, and `OTHERS` by name. `attention` is an encoded PNG."""
+    """A comparison's file of figures, those of studies that belong to it, and a picture of attention, encoded as PNG.
+
+    `sources` are the files, for links; `log` is a page that tells of reasons.
+    """
 
     comparison: Nested
-    others: Mapping[str, Nested] = field(default_factory=dict)
+    studies: Sequence[Nested] = ()
     attention: bytes | None = None
+    sources: Sequence[Path] = ()
+    log: Path | None = None
 
 
-def read_figures(
-    comparison: Path,
-    others: Mapping[str, Path],
-    attention: Path | None = None,
-) -> Figures:
-    """Read the files that `agevlm compare` writes; `others` are those of `OTHERS`, by name.
+def load_figures(paths: Sequence[Path], attention: Path | None = None, log: Path | None = None) -> Figures:
+    """Read files that `agevlm compare run` writes: the comparison's, then those of its studies.
 
-    A file that `agevlm compare` did not write, one of another comparison than its name in `others` says, and a picture
-    that is no PNG are ValueErrors.
+    A file that it did not write, two of one name, and a picture that is no PNG are ValueErrors.
     """
-    named = {name: _load_comparison(path) for name, path in others.items()}
-    for name, content in named.items():
-        if content.get("name") != name:
-            raise ValueError(f"{others[name]} is of the comparison {content.get('name')!r}, where {name!r} was wanted")
+    comparison, *studies = (read_figures(path) for path in paths)
+    names = [str(content.get("name")) for content in (comparison, *studies)]
+    if twice := [path for path, name in zip(paths, names, strict=True) if names.count(name) > 1]:
+        raise ValueError(f"{' and '.join(map(str, twice))} are figures of the same comparison: give each once")
     picture = attention.read_bytes() if attention else None
     if picture is not None and not picture.startswith(_PNG):
         raise ValueError(f"{attention} is no PNG")
-    return Figures(_load_comparison(comparison), named, picture)
+    return Figures(comparison, studies, picture, paths, log)
 
 
-def write_page(figures: Figures, out: Path, sources: Sequence[Path] = (), log: Path | None = None) -> Path:
-    """Write the page as Markdown to `out`, and its plots into the directory beside it that has its name.
+def write_page(figures: Figures, out: Path) -> Path:
+    """Write the summary as Markdown to `out`; the pages behind it and all pictures go into the directory of its name.
 
-    It links `sources`, the files of figures, and `log`, which tells of reasons and of what did not work. A picture of
-    attention that lies there already stays. A path that does not end in .md is a ValueError.
+    A picture of attention that lies there already stays. A path that does not end in .md is a ValueError.
     """
     if out.suffix != ".md" or out.is_dir():
         raise ValueError(f"{out} is no name of a page: it must end in .md and be no directory")
-    kept = out.with_suffix("") / ATTENTION
-    if figures.attention is None and kept.exists():
+    directory = out.with_suffix("")
+    if figures.attention is None and (kept := directory / ATTENTION).exists():
         figures = replace(figures, attention=kept.read_bytes())
 
     def link(path: Path) -> str:
-        return f"[{path.name}]({os.path.relpath(path, out.parent)})"
+        return f"[{path.name}]({os.path.relpath(path, directory)})"
 
-    told = [Text(f"All figures: {', '.join(map(link, sources))}.")] if sources else []
-    if log is not None:
-        told.append(Text(f"Why claims failed, and what did not work: {link(log)}."))
-    return write_markdown(build_page(figures, told), out)
+    links: list[Block] = [Code(_commands(figures, out))]
+    if figures.sources:
+        links.append(Text(f"All figures: {', '.join(map(link, figures.sources))}."))
+    if figures.log is not None:
+        links.append(Text(f"Reasons, and what did not work: [the log]({os.path.relpath(figures.log, directory)})."))
+    return write_markdown(build_site(figures, links), out)
 
 
 def write_index(out: Path) -> Path:
     """Write the page of the comparisons in `out`, a directory of runs, as one HTML file with links to their reports.
 
-    Reads the files of figures that `agevlm compare` left there: one without groups, or else the first, is the
+    Reads the files of figures that `agevlm compare run` left there: one without groups, or else the first, is the
     comparison. No such file is a ValueError.
     """
-    found = {path: content for path in sorted(out.glob("*.json")) if section(content := _load(path), "arms")}
+    found = {path: content for path in sorted(out.glob("*.json")) if section(content := read_object(path), "arms")}
     if not found:
-        raise ValueError(f"{out} holds no figures of a comparison: run `agevlm compare` into it")
-    main = next((path for path, content in found.items() if not _is_grouped(content)), next(iter(found)))
-    named = {name: content for path, content in found.items() for name in OTHERS if content.get("name") == name}
+        raise ValueError(f"{out} holds no figures of a comparison: run `agevlm compare run` into it")
+    main = next((path for path, content in found.items() if not is_grouped(content)), next(iter(found)))
     picture = out / ATTENTION
     attention = picture.read_bytes() if picture.exists() else None
-    figures = Figures(found[main], named, attention)
-    return write_html(build_page(figures, _links(figures.comparison, out)), out / INDEX)
+    figures = Figures(found[main], [content for path, content in found.items() if path != main], attention)
+    return write_html(build_site(figures, _reports(found[main], out)).whole, out / INDEX)
 
 
 def draw_attention(summary: Nested, out: Path) -> Path | None:
@@ -127,7 +121,7 @@ def draw_attention(summary: Nested, out: Path) -> Path | None:
     of_seeds = ({arm: run_directory(out, arm, seed) for arm in runs} for seed in sorted(shared))
     kept = (found for found in of_seeds if all((run / "model").exists() for run in found.values()))
     directories = next(kept, None)
-    if _is_grouped(summary) or len(runs) < 2 or directories is None:
+    if is_grouped(summary) or len(runs) < 2 or directories is None:
         return None
     from agevlm.comparison.attention import write_attention
 
@@ -135,131 +129,102 @@ def draw_attention(summary: Nested, out: Path) -> Path | None:
     return path if write_attention(directories, titles(summary), path) else None
 
 
-def _is_grouped(content: Nested) -> bool:
-    return len(section(content, "groups")) > 1
+def build_site(figures: Figures, made_by: Sequence[Block] = ()) -> Site:
+    """The summary and the pages behind it; pages and sections that nothing was measured for are left out.
 
-
-def build_page(figures: Figures, links: Sequence[Block] = ()) -> Page:
-    """The page: a verdict for one minute, tables for ten; sections that nothing was measured for are left out.
-
-    Of a comparison of groups, a table for each group. `links` go to the end.
+    Of a comparison of groups the summary has a table for each group. `made_by` tells how the figures came about.
     """
     content = figures.comparison
-    if _is_grouped(content):
-        name = str(content.get("name", "comparison"))
-        introductions = {"ablations": _ablations, "sweeps": _sweeps}
-        intro = introductions[name](content, {}) if name in introductions else _GROUPS
-        groups = groups_section(content, "Group by group", intro, "groups")
-        return Page(name.capitalize(), "", [], [part for part in (groups, _again(figures, links)) if part])
-    ablations, sweeps = (figures.others.get(name, {}) for name in ("ablations", "sweeps"))
-    sections = (
-        arms_section(content),
-        claims_section(content),
-        figures_section(content),
-        differences_section(content),
-        curves_section(content),
-        equal_time_section(content),
-        compute_section(content, figures.others.get("longer", {})),
-        breakdown_section(content),
-        attention_section(figures.attention),
-        detection_section(content),
-        similarity_section(content),
-        language_section(content),
-        costs_section(content),
-        groups_section(ablations, "Ablations", _ablations(ablations, content), "ablations"),
-        groups_section(sweeps, "Sweeps", _sweeps(sweeps, content)),
-        _again(figures, links),
-    )
-    title = "Guided against unguided cross-attention against concatenation"
-    return Page(title, verdict(content), headline(content), [found for found in sections if found])
+    if is_grouped(content):
+        summary, behind = study_page(content), dict[str, Page]()
+    else:
+        summary, behind = overview(content, figures.attention), _parts(content, figures.attention)
+    for study in figures.studies:
+        name = str(study.get("name"))
+        if name in (*behind, AGAIN):
+            raise ValueError(f"a study cannot be called {name!r}: the comparison has a page of that name")
+        behind[name] = study_page(study)
+    return Site(summary, {**behind, AGAIN: _again(figures, made_by)})
 
 
-def _ablations(content: Nested, comparison: Nested) -> str:
-    """What the ablations have in common, as their file has it; `comparison` says how long its own runs are."""
-    arm = _first_arm(content)
-    what = section(content, f"described.{arm}")
-    if not what:
-        return _GROUPS
-    weights = " and ".join(f"{weight:g}" for weight in what["guided"].values())
-    told = [
-        *noted(content),
-        f"One thing changed at a time, everything else as in the group’s first arm, {_length(what, comparison, arm)}.",
-        f"{titles(content)[arm]} has the KL loss, weights {weights} in stages 3 and 4, both layers, heads averaged, "
-        "phrases and answers guided but those of counting, the true masks of all samples.",
-        _GROUPS,
-        "Colours of the plot mark the groups.",
-    ]
-    if content.get("foundations") is None:
-        told.append(
-            "All seeds start from the packaged foundation: what differs between foundations is not in these intervals."
-        )
-    if len(what["language_model"]) == 1:
-        told.append(
-            "AGE +’s language model trains in stage 4 alone, so the arm that is guided in stage 3 only is not AGE, "
-            "whose language model learns while it is guided; what stage 4 adds to AGE itself is in a group of its own."
-        )
-    return " ".join(told)
+def study_page(content: Nested) -> Page:
+    """The page of a study in groups: what its recipe tells of it, its claims, and a table for each group."""
+    about = " ".join([section(content, "page").get("about", ""), *_one_foundation(content)]).strip()
+    sections = [part for part in (claims_section(content), groups_section(content)) if part]
+    return Page(title_of(content), verdict(content), [Text(about)] if about else [], sections)
 
 
-def _sweeps(content: Nested, comparison: Nested) -> str:
-    """How settings were chosen; by which rule, the note of the file says."""
-    arm = _first_arm(content)
-    steps = section(content, f"described.{arm}").get("steps", 0)
-    longest = max((what["steps"] for what in section(comparison, "described").values()), default=0)
-    runs = "shorter runs" if steps < longest else "runs"
-    return (
-        f"How the settings of each arm were chosen: {runs} of one seed, measured on validation scenes, which no other "
-        f"figure of this page is from. {content.get('note', '')}"
-    ).rstrip()
+def _one_foundation(content: Nested) -> list[str]:
+    if (content.get("foundations") or 1) > 1:
+        return []
+    return ["All seeds start from one foundation: what differs between foundations is not in these intervals."]
 
 
-def _first_arm(content: Nested) -> str:
-    return str(next((arms[0] for arms in section(content, "groups").values() if arms), ""))
+def _parts(content: Nested, attention: bytes | None) -> dict[str, Page]:
+    """File name → the page behind the summary."""
+    found = {
+        "arms": ("The arms", [arms_section(content)]),
+        "claims": ("Claims", [claims_section(content)]),
+        "hallucination": ("Hallucination", [hallucination_section(content), breakdown_section(content)]),
+        "attention": (
+            "Attention and the null token",
+            [attention_section(attention), looking_section(content), detection_section(content)],
+        ),
+        "skills": (
+            "Other skills, and language kept",
+            [skills_section(content), similarity_section(content), language_section(content)],
+        ),
+        "differences": ("Paired differences", [differences_section(content)]),
+        "training": ("Training", [curves_section(content), equal_time_section(content)]),
+        "costs": ("What the arms cost", [costs_section(content)]),
+    }
+    pages = {name: Page(title, "", [], [part for part in parts if part]) for name, (title, parts) in found.items()}
+    return {name: page for name, page in pages.items() if page.sections}
 
 
-def _length(what: Nested, comparison: Nested, arm: str) -> str:
-    """How long runs are, against those of the comparison's arm of that name."""
-    whole = section(comparison, f"described.{arm}").get("steps")
-    if not whole:
-        return f"with {what['steps']} steps"
-    if whole == what["steps"]:
-        return f"at the comparison’s {whole} steps"
-    return f"with {what['steps']} steps, where the comparison’s have {whole}"
-
-
-def _again(figures: Figures, links: Sequence[Block]) -> Section:
+def _again(figures: Figures, made_by: Sequence[Block]) -> Page:
     """Intervals, commands, seeds and versions."""
     content = figures.comparison
     sure = (
-        "A seed has its own training scenes, weights, order and test world, and in the comparison one of its "
-        "foundations, in turn. Intervals hold 95 %: the outer ends of a bootstrap over seeds and pictures, of "
-        "Student’s t over the seeds, and, as seeds of one foundation are not independent, of Student’s t over the "
-        "means of the foundations. Where an arm has one seed, its interval knows its pictures only. Of twenty "
-        "intervals one is expected to miss."
+        "A seed has its own training scenes, weights, order and test world, and where there are several foundations "
+        "one of them, in turn. Intervals hold 95 %. They reach over three: a bootstrap over seeds and pictures, "
+        "Student’s t over the seeds, and Student’s t over the means of the foundations, for seeds of one foundation "
+        "are not independent. With one seed an interval knows its pictures only. One interval of twenty is expected "
+        "to miss."
     )
-    runs = section(content, "runs")
+    runs, facts = section(content, "runs"), section(content, "environment")
     rows = [[title, ", ".join(map(str, runs.get(arm, ())))] for arm, title in titles(content).items()]
-    facts = section(content, "environment")
-    others = ((f"git, {name}", section(found, "environment").get("git")) for name, found in figures.others.items())
+    others = ((f"git, {found.get('name')}", section(found, "environment").get("git")) for found in figures.studies)
     made_with = [*facts.items(), *((key, commits) for key, commits in others if commits)]
-    versions = Table(["environment", ""], [[str(key), _short(value)] for key, value in made_with])
-    remarks = [Text(remark) for found in (content, *figures.others.values()) for remark in found.get("remarks", ())]
-    blocks = [Text(sure), *remarks, Code(_commands(figures)), *links, Table(["arm", "seeds"], rows)]
-    return Section("How sure, and how to make it again", [*blocks, versions] if facts else blocks)
+    remarks = [Text(remark) for found in (content, *figures.studies) for remark in found.get("remarks", ())]
+    tables = [Section("Seeds", [Table(["arm", "seeds"], rows)])]
+    if made_with:
+        versions = Table(["environment", ""], [[str(key), _short(value)] for key, value in made_with])
+        tables.append(Section("Environment", [versions]))
+    made = [Section("How they were made", [*remarks, *made_by])] if remarks or made_by else []
+    return Page(
+        "How sure, and how to make it again",
+        "",
+        [],
+        [Section("How sure", [Text(" ".join([sure, *_one_foundation(content)]))]), *made, *tables],
+    )
 
 
-def _commands(figures: Figures) -> str:
-    """The commands that make the files of figures, and the page from them."""
-    lines, page, jobs = [], ["agevlm results results/comparison.json"], _jobs(figures.comparison)
-    for name in ("sweeps", "comparison", "longer", "ablations"):
-        if name == "comparison" or name in figures.others:
-            out = "comparison" if name == "longer" else name
-            lines.append(f"agevlm compare {name} --out runs/{out} --json results/{name}.json{jobs}")
-    page += [f"--{name} results/{name}.json" for name in OTHERS if name in figures.others]
-    if figures.attention:
-        page.append(f"--attention runs/comparison/{ATTENTION}")
-    page.append("--log docs/log.md")
-    return "\n".join([*lines, " \\\n  ".join([*page, "--out docs/results/comparison.md"])])
+def _commands(figures: Figures, out: Path) -> str:
+    """The commands that make the files of figures, and the page from them, in the directory that holds all of these."""
+    files = [*figures.sources, *([figures.log] if figures.log else []), out]
+    root = os.path.commonpath([path.resolve().parent for path in files])
+
+    def place(path: Path) -> str:
+        return os.path.relpath(path.resolve(), root)
+
+    names = [str(content.get("name")) for content in (figures.comparison, *figures.studies)]
+    made = zip(names, map(place, figures.sources), strict=False)
+    lines = [f"agevlm compare run {name} --json {source}{_jobs(figures.comparison)}" for name, source in made]
+    page = [f"agevlm compare page {' '.join(map(place, figures.sources))}"]
+    page += [f"--attention runs/{names[0]}/{ATTENTION}"] if figures.attention else []
+    page += [f"--log {place(figures.log)}"] if figures.log else []
+    return "\n".join([*lines, " \\\n  ".join([*page, f"--out {place(out)}"])])
 
 
 def _jobs(content: Nested) -> str:
@@ -274,7 +239,7 @@ def _short(value: Any) -> str:
     return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def _links(content: Nested, out: Path) -> list[Block]:
+def _reports(content: Nested, out: Path) -> list[Block]:
     """Links to the report of each run that is there, and to the files of figures."""
     rows = []
     for arm, title in titles(content).items():
@@ -285,21 +250,3 @@ def _links(content: Nested, out: Path) -> list[Block]:
     files = [f"[{path.name}]({path.name})" for path in sorted(out.glob("*.json"))]
     links: list[Block] = [Table(["arm", "reports of the runs, by seed"], rows)] if rows else []
     return [*links, *([Text(f"All figures: {', '.join(files)}.")] if files else [])]
-
-
-def _load_comparison(path: Path) -> Nested:
-    content = _load(path)
-    if not section(content, "arms") or not section(content, "runs"):
-        raise ValueError(f"{path} holds no runs of arms: it is not what `agevlm compare` writes")
-    return content
-
-
-def _load(path: Path) -> Nested:
-    """A file that holds a JSON object."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}; a file of figures is an object")
-    return content

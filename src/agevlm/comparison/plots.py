@@ -12,47 +12,60 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from agevlm.analysis.theme import THEMES, Theme, ThemeName, style_axes
-from agevlm.comparison.readings import Nested, Reading, read
+from agevlm.comparison.readings import Nested, Reading, places, read, titles
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_COLOURS = {  # arm → on light, on dark: concatenation warm, unguided grey, guided blue
-    "concat": ("#c99a2e", "#e8c46a"),
-    "concat_pooled": ("#d9622b", "#ff9d66"),
-    "concat_guided": ("#a8325a", "#f08bab"),
-    "cross_attention": ("#76818f", "#9aa5b3"),
-    "age": ("#4fa3d9", "#7fd0ff"),
-    "age_plus": ("#1f4fbf", "#8aa8ff"),
-}
-_OTHERS = (("#2f7d32", "#8fd693"), ("#7c3aa8", "#cf9df2"), ("#0b7285", "#66d0e0"), ("#8a5a00", "#e0b65c"))
+_PALETTE = (  # on light, on dark; an arm's place among all arms of its recipe chooses
+    ("#c99a2e", "#e8c46a"),
+    ("#d9622b", "#ff9d66"),
+    ("#a8325a", "#f08bab"),
+    ("#76818f", "#9aa5b3"),
+    ("#4fa3d9", "#7fd0ff"),
+    ("#1f4fbf", "#8aa8ff"),
+    ("#2f7d32", "#8fd693"),
+    ("#7c3aa8", "#cf9df2"),
+    ("#0b7285", "#66d0e0"),
+    ("#8a5a00", "#e0b65c"),
+)
 _WIDTH = 9.0
 _DPI = 110
 _LABEL_WIDTH = 44  # characters of a line of a row's title; longer lines leave no room to the axes
 
 
-class Row(NamedTuple):
-    """A line of a plot; `number` chooses the colour of an arm that has none of its own."""
+class Arm(NamedTuple):
+    """How an arm is drawn: its name, and the number that chooses its colour."""
 
-    arm: str
     title: str
+    number: int
+
+
+class Row(NamedTuple):
+    """A line of a plot."""
+
+    arm: Arm
     found: Reading
-    number: int = 0
 
 
-def colour_of(arm: str, number: int, theme: ThemeName) -> str:
-    """The colour of an arm: the six of the method have their own, others go by their number."""
-    pair = _COLOURS.get(arm, _OTHERS[number % len(_OTHERS)])
-    return pair[theme == "dark"]
+def arms_of(content: Nested) -> dict[str, Arm]:
+    """Arm → how it is drawn; the same colours on every plot of comparisons that extend one another."""
+    numbers = places(content)
+    return {arm: Arm(title, numbers[arm]) for arm, title in titles(content).items()}
+
+
+def colour_of(arm: Arm, theme: ThemeName) -> str:
+    """The colour of an arm."""
+    return _PALETTE[arm.number % len(_PALETTE)][theme == "dark"]
 
 
 def interval_plot(
     rows: Sequence[Row],
     label: str,
+    theme: ThemeName = "light",
     *,
     lines: Mapping[str, float] | None = None,
     from_zero: bool = False,
-    theme: ThemeName = "light",
 ) -> Figure:
     """A line for each row: its mean, its interval as a bar, its seeds as dots. No row is a ValueError.
 
@@ -65,12 +78,14 @@ def interval_plot(
     axes = figure.subplots()
     style_axes(axes, look, "x")
     for place, row in enumerate(rows):
-        _draw_interval(axes, -place, row.found, colour_of(row.arm, row.number, theme), look)
+        _draw_interval(axes, -place, row.found, colour_of(row.arm, theme), look)
     for number, (name, value) in enumerate((lines or {}).items()):
         axes.axvline(value, color=look.ink, linewidth=1, linestyle=(0, (4, 3)), zorder=2)
         where: Any = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points", "fontsize": 8.5}
         axes.annotate(name, (value, 1), (3, 3 + 11 * number), **where, color=look.ink, parse_math=False)
-    axes.set_yticks([-place for place in range(len(rows))], [textwrap.fill(row.title, _LABEL_WIDTH) for row in rows])
+    axes.set_yticks(
+        [-place for place in range(len(rows))], [textwrap.fill(row.arm.title, _LABEL_WIDTH) for row in rows]
+    )
     axes.tick_params(axis="y", labelsize=9.5, labelcolor=look.ink)
     axes.set_ylim(-len(rows) + 0.45, 0.55)
     if from_zero:
@@ -88,12 +103,10 @@ def _draw_interval(axes: Any, y: float, found: Reading, colour: str, look: Theme
     axes.annotate(f"{found.mean:.3f}", (1, y), (8, 0), **place, color=look.ink, fontweight="bold")
 
 
-def curves_plot(
-    curves: Mapping[str, Sequence[Nested]], titles: Mapping[str, str], *, theme: ThemeName = "light"
-) -> Figure:
+def curves_plot(curves: Mapping[str, Sequence[Nested]], arms: Mapping[str, Arm], theme: ThemeName = "light") -> Figure:
     """Along the training: adversarial accuracy over steps and over seconds, false yes and pointing over steps.
 
-    Means alone: bands of six arms would cover one another.
+    Means alone: bands of several arms would cover one another.
     """
     look = THEMES[theme]
     figure = _figure(6.2)
@@ -105,10 +118,10 @@ def curves_plot(
     )
     for axes, (across, name, label, unit) in zip(figure.subplots(2, 2).flat, panels, strict=True):
         style_axes(axes, look)
-        for number, (arm, points) in enumerate(curves.items()):
+        for arm, points in curves.items():
             found = [(point[across], read(point["figures"].get(name))) for point in points]
             line = [(float(x), reading) for x, reading in found if reading is not None]
-            _draw_line(axes, line, colour_of(arm, number, theme), titles.get(arm, arm), band=False)
+            _draw_line(axes, line, colour_of(arms[arm], theme), arms[arm].title, band=False)
         for point in max(curves.values(), key=len)[:-1]:
             if across == "step" and point.get("ends_stage"):
                 axes.axvline(point["step"], color=look.faint, linewidth=0.8, alpha=0.5, zorder=1)
@@ -134,36 +147,30 @@ def _draw_line(
         axes.fill_between(*zip(*bounded, strict=True), color=colour, alpha=0.13, linewidth=0, zorder=3)
 
 
-def compute_plot(
-    lines: Mapping[str, Sequence[tuple[float, Reading]]],
-    levels: Mapping[str, Reading],
-    titles: Mapping[str, str],
-    *,
+def steps_plot(
+    lines: Sequence[tuple[Arm, Sequence[tuple[float, Reading]]]],
+    levels: Sequence[Row],
     theme: ThemeName = "light",
 ) -> Figure:
-    """Adversarial error against how often as long an arm trained; `levels` that others are held to are dashed."""
+    """Adversarial error against the steps of training, a line for each arm; `levels` to compare with are dashed."""
     look = THEMES[theme]
     figure = _figure(3.4)
     axes = figure.subplots()
     style_axes(axes, look)
-    for number, (arm, points) in enumerate(lines.items()):
-        colour = colour_of(arm, number, theme)
-        _draw_line(axes, points, colour, titles.get(arm, arm))
-        for multiple, found in points:
-            axes.plot([multiple] * len(found.values), found.values, "o", color=colour, ms=3.5, alpha=0.6, mew=0)
-    for arm, found in levels.items():
-        colour = colour_of(arm, 0, theme)
-        axes.axhline(
-            found.mean, color=colour, linewidth=1.4, linestyle="--", zorder=3, label=f"{titles[arm]}, once as long"
-        )
-        if found.low is not None and found.high is not None:
-            axes.axhspan(found.low, found.high, color=colour, alpha=0.13, linewidth=0)
-    multiples = sorted({multiple for points in lines.values() for multiple, _ in points})
+    for arm, points in lines:
+        colour = colour_of(arm, theme)
+        _draw_line(axes, points, colour, arm.title)
+        for steps, found in points:
+            axes.plot([steps] * len(found.values), found.values, "o", color=colour, ms=3.5, alpha=0.6, mew=0)
+    for arm, found in levels:
+        colour = colour_of(arm, theme)
+        axes.axhline(found.mean, color=colour, linewidth=1.4, linestyle="--", zorder=3)
+    all_steps = sorted({steps for _, points in lines for steps, _ in points})
     axes.set_xscale("log", base=2)
-    axes.set_xticks(multiples, [f"{multiple:g} ×" for multiple in multiples])
+    axes.set_xticks(all_steps, [f"{steps:g}" for steps in all_steps])
     axes.minorticks_off()
     axes.set_ylim(bottom=0)
-    axes.set_xlabel("steps of training, as multiples of the comparison's", color=look.faint, fontsize=9)
+    axes.set_xlabel("steps of training", color=look.faint, fontsize=9)
     axes.set_ylabel("adversarial error", color=look.faint, fontsize=9)
     _legend(figure, axes, look, columns=2)
     return figure
@@ -171,8 +178,7 @@ def compute_plot(
 
 def breakdown_plot(
     panels: Sequence[tuple[str, Sequence[str], Mapping[str, Sequence[Reading | None]]]],
-    titles: Mapping[str, str],
-    *,
+    arms: Mapping[str, Arm],
     theme: ThemeName = "light",
 ) -> Figure:
     """Rates of errors by situation: of each panel its title, the names of its bins, and arm → a figure for each bin."""
@@ -183,13 +189,13 @@ def breakdown_plot(
         style_axes(axes, look)
         for number, (arm, cells) in enumerate(by_arm.items()):
             shift = (number - (len(by_arm) - 1) / 2) * 0.8 / max(len(by_arm), 1)
-            colour = colour_of(arm, number, theme)
+            colour = colour_of(arms[arm], theme)
             known = [(place + shift, cell) for place, cell in enumerate(cells) if cell is not None]
             axes.plot([x for x, _ in known], [c.mean for _, c in known], "o", ms=4.5, color=colour, zorder=4)
             bounded = [(x, c.low, c.high) for x, c in known if c.low is not None and c.high is not None]
             if bounded:
                 axes.vlines(*zip(*bounded, strict=True), color=colour, linewidth=2.2, alpha=0.5, zorder=3)
-            axes.plot([], [], "o", ms=5, color=colour, label=titles.get(arm, arm))
+            axes.plot([], [], "o", ms=5, color=colour, label=arms[arm].title)
         axes.set_xticks(range(len(bins)), bins)
         axes.set_title(title, color=look.ink, fontsize=8.5, loc="left")
         axes.set_ylim(bottom=0)
@@ -198,23 +204,20 @@ def breakdown_plot(
     return figure
 
 
-def reliability_plot(
-    lines: Mapping[str, Sequence[Nested]], *, theme: ThemeName = "light", label: str = "share that is absent"
-) -> Figure:
-    """Calibration: the share of absent things against the probability that the detector gives, name → bins."""
+def reliability_plot(lines: Mapping[str, Nested], theme: ThemeName = "light") -> Figure:
+    """Calibration: the share of absent things against the probability that the detector gives, name → its bins."""
     look = THEMES[theme]
     figure = _figure(3.2, width=5.2)
     axes = figure.subplots()
     style_axes(axes, look)
     axes.plot([0, 1], [0, 1], color=look.faint, linewidth=1, linestyle=":")
     for (name, bins), colour in zip(lines.items(), (*look.series, look.ink), strict=False):
-        full = [b for b in bins if b["probability"] is not None and b["absent"] is not None]
-        sizes = 12 + 90 * np.array([b["num_questions"] for b in full]) / max(b["num_questions"] for b in full)
-        x, y = [b["probability"] for b in full], [b["absent"] for b in full]
+        columns = (bins["num_questions"], bins["probability"], bins["absent"])
+        sizes, x, y = zip(*(row for row in zip(*columns, strict=True) if None not in row), strict=True)
         axes.plot(x, y, color=colour, linewidth=1.4, zorder=3, label=name)
-        axes.scatter(x, y, s=sizes, color=colour, zorder=4, linewidths=0)
+        axes.scatter(x, y, s=12 + 90 * np.array(sizes) / max(sizes), color=colour, zorder=4, linewidths=0)
     axes.set_xlabel("probability that the thing is absent", color=look.faint, fontsize=9)
-    axes.set_ylabel(label, color=look.faint, fontsize=9)
+    axes.set_ylabel("share that is absent", color=look.faint, fontsize=9)
     axes.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03))
     axes.legend(frameon=False, fontsize=8.5, labelcolor=look.ink)
     return figure
@@ -225,7 +228,6 @@ def histograms_plot(
     measures: Sequence[str],
     histograms: Mapping[tuple[str, str], tuple[str, Nested]],
     names: Mapping[str, str],
-    *,
     theme: ThemeName = "light",
 ) -> Figure:
     """Matching against mismatched pairs: a row of panels for each arm, a column for each measure.

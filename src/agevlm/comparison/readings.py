@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 NOTHING = "–"
-ERROR = "pope.adversarial.error"
+ADVERSARIAL = "pope.adversarial.accuracy"
+ERROR = "pope.adversarial.error"  # one minus it: whose ratios between arms the file has
+_SECTIONS = ("similarity", "detection")  # of an arm, beside the figures that metrics.json has
 
 Nested = Mapping[str, Any]
 
@@ -26,6 +28,11 @@ class Reading:
         """One minus the figure: the error of an accuracy."""
         low, high = (None if end is None else 1 - end for end in (self.high, self.low))
         return Reading(1 - self.mean, low, high, tuple(1 - value for value in self.values))
+
+    def __neg__(self) -> Reading:
+        """A difference the other way round."""
+        low, high = (None if end is None else -end for end in (self.high, self.low))
+        return Reading(-self.mean, low, high, tuple(-value for value in self.values))
 
     @property
     def clear_of_zero(self) -> bool:
@@ -54,6 +61,36 @@ def read(record: Any) -> Reading | None:
         return None
     values = tuple(value for value in record.get("values", ()) if isinstance(value, int | float))
     return Reading(record["mean"], record.get("low"), record.get("high"), values)
+
+
+def titles(content: Nested) -> dict[str, str]:
+    """Arm → its name for people, of the arms that were measured, in the order of the file."""
+    named = section(content, "titles")
+    return {arm: str(named.get(arm, arm)) for arm in section(content, "arms")}
+
+
+def places(content: Nested) -> dict[str, int]:
+    """Arm → its number among all arms of the recipe, by which it has its colour in every plot."""
+    return {arm: number for number, arm in enumerate(dict.fromkeys((*section(content, "titles"), *titles(content))))}
+
+
+def figure_of(content: Nested, arm: str, figure: str) -> Reading | None:
+    """A figure of an arm, named as in metrics.json, or `similarity.…` or `detection.…`."""
+    first, _, rest = figure.partition(".")
+    return reading(content, f"{first}.{arm}.{rest}" if first in _SECTIONS else f"arms.{arm}.{figure}")
+
+
+def difference(content: Nested, arm: str, other: str, figure: str = ADVERSARIAL) -> Reading | None:
+    """A figure of an arm minus that of another, paired; the file has it one way round."""
+    if found := reading(content, f"differences.{arm}.{other}.{figure}"):
+        return found
+    back = reading(content, f"differences.{other}.{arm}.{figure}")
+    return -back if back else None
+
+
+def error_ratio(content: Nested, arm: str, other: str) -> Reading | None:
+    """The adversarial error of an arm over that of another."""
+    return read(section(content, f"error_ratios.{arm}.{other}"))
 
 
 def written(found: Reading | None, digits: int = 3) -> str:

@@ -10,11 +10,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
+from agevlm.comparison.claims import Claim, check_claims
+from agevlm.comparison.readings import ADVERSARIAL
 from agevlm.training.foundation import FoundationSpec
 from agevlm.training.recipe import Recipe, StageRecipe, Strict, apply_overrides, explain, parse_recipe
 
@@ -23,19 +25,29 @@ class ArmRecipe(Strict):
     """One arm: its name in tables, and key path → value over the common recipe, and over another arm's changes."""
 
     title: str
-    like: str | None = None  # the arm whose changes come first
+    """Its name in tables."""
+    like: str | None = None
+    """The arm whose changes come first."""
     set: dict[str, Any] = Field(default_factory=dict)
-    num_seeds: int | None = Field(None, ge=1)  # None: as many as the comparison, which is the most
+    """Key path → value over the common recipe."""
+    num_seeds: int | None = Field(None, ge=1)
+    """Null: as many as the comparison, which is the most."""
 
 
 class FoundationsRecipe(Strict):
     """The foundations that runs start from: seed `s` of a comparison starts from number `s % num`.
 
-    Number `k` is trained by `spec` with the seed `k`, once, before the runs.
+    Number `k` is made by `spec` with the seed `k`. Its models are copied from the package or from `ready`/`k` where
+    they are there, and else trained, once, before the runs. `ready` is relative to the recipe's file; it is how the
+    models are had and not what they are, so it is no part of the recipe as written out.
     """
 
     num: int = Field(3, ge=1)
+    """How many."""
+    ready: Path | None = Field(None, exclude=True)
+    """A directory of models that are there, as `READY/K/`, relative to the recipe's file; they are copied."""
     spec: FoundationSpec = FoundationSpec()
+    """What they are trained by."""
 
 
 class EqualTimeRecipe(Strict):
@@ -46,28 +58,72 @@ class EqualTimeRecipe(Strict):
     """
 
     reference: str
+    """The arm whose time is that of all."""
     num_tokens: int = Field(144, ge=1)
+    """Image tokens at which times are taken; one of `costs`."""
     num_seeds: int = Field(3, ge=1)
+    """Seeds that are trained once more."""
     tolerance: float = Field(0.05, ge=0)
+    """An arm whose time is this near to the reference's is at equal time already."""
+
+
+class PageRecipe(Strict):
+    """What the page of a comparison says and shows that no figure decides."""
+
+    title: str = ""
+    """Empty: the comparison's name."""
+    about: str = ""
+    """What the arms are, or in what they differ."""
+    claims: str = ""
+    """How the claims came about."""
+    baseline: str | None = None
+    """The arm over whose error those of all others are set."""
+    focus: tuple[str, ...] = ()
+    """The arms whose differences to all others are told figure by figure."""
+    paired: tuple[str, ...] = (ADVERSARIAL,)
+    """Of groups: the figures whose difference to the group's first arm has a column of its own."""
+    plot: Literal["groups", "steps"] | None = None
+    """Of groups: adversarial accuracy, or its error over the steps."""
+
+    @property
+    def arms(self) -> tuple[str, ...]:
+        """Every arm that it names."""
+        return (*([self.baseline] if self.baseline else []), *self.focus)
 
 
 class ComparisonRecipe(Strict):
     """A whole comparison. With `foundations` null all runs start from the models that `common` names."""
 
     name: str = Field(pattern=r"^[\w.-]+$")
+    """Letters, digits, `.`, `-` and `_`. Names the file of figures."""
     num_seeds: int = Field(5, ge=1)
+    """Seeds of each arm."""
     first_seed: int = Field(0, ge=0)
+    """The first of them."""
     foundations: FoundationsRecipe | None = None
+    """Models of the embedded world that runs start from. Null: the models that `common` names."""
     common: dict[str, Any]
+    """The content of a training recipe, shared by all arms."""
     arms: dict[str, ArmRecipe] = Field(min_length=1)
-    # title → arms that are compared, the first with each other one; empty: all with each other
+    """Name → arm."""
     groups: dict[str, tuple[str, ...]] = Field(default_factory=dict)
-    chosen: tuple[str, ...] = ()  # of arms of groups: what was settled on, marked in tables
+    """Title → arms that are compared, the first with each other; only these are trained. Empty: all with each other."""
+    chosen: tuple[str, ...] = ()
+    """Arms of groups that were settled on: marked in tables."""
     equal_time: EqualTimeRecipe | None = None
-    analyse: bool = True  # beside the figures of `agevlm evaluate`: along the training, and similarity
-    costs: tuple[int, ...] = ()  # numbers of image tokens at which the arms' costs are measured
-    cost_repetitions: int = Field(8, ge=1)  # turns of each arm in that
-    note: str = ""  # what a reader of the figures must know first
+    """Every arm once more at equal time. Null: not."""
+    analyse: bool = True
+    """Measure each run along its training too, and similarity."""
+    costs: tuple[int, ...] = ()
+    """Numbers of image tokens at which the arms' costs are measured."""
+    cost_repetitions: int = Field(8, ge=1)
+    """Turns of each arm in that."""
+    note: str = ""
+    """What a reader of the figures must know first."""
+    claims: tuple[Claim, ...] = ()
+    """What is said of the arms, and judged by the figures."""
+    page: PageRecipe = PageRecipe()
+    """What the page says and shows that no figure decides."""
 
     @model_validator(mode="after")
     def _arms_are_recipes(self) -> ComparisonRecipe:
@@ -81,6 +137,9 @@ class ComparisonRecipe(Strict):
                 self._position(arm, f"group {title!r}")
         for arm in self.chosen:
             self._position(arm, "chosen")
+        for arm in self.page.arms:
+            self._position(arm, "page")
+        check_claims(self.claims, self.trained)
         if self.equal_time is not None:
             self._position(self.equal_time.reference, "equal_time")
             if self.equal_time.num_tokens not in self.costs:
@@ -124,6 +183,12 @@ class ComparisonRecipe(Strict):
     def groups_of_seeds(self) -> dict[int, int]:
         """Seed → the number of the foundation that it starts from; where none is trained all share one."""
         return {seed: self.foundation_of(seed) or 0 for seed in self.seeds}
+
+    @property
+    def words(self) -> dict[str, Any]:
+        """What is said about the figures and not computed from them, as the file of figures holds it."""
+        said = self.model_dump(mode="json", include={"name", "note", "claims", "page"}, exclude_defaults=True)
+        return {**said, "titles": {arm: settings.title for arm, settings in self.arms.items()}}
 
     def describe(self, arm: str) -> dict[str, Any]:
         """What an arm is, for people: how it reads images, and what its stages guide, train and take."""
@@ -184,8 +249,11 @@ def load_comparison(path: Path, overrides: Sequence[str] = (), *, quick: bool = 
         if not smaller:
             raise ValueError(f"{path} has no smaller size: --quick needs the key quick, key path → value")
         content = apply_overrides(content, _as_overrides(smaller))
+    content = apply_overrides(content, overrides)
+    if isinstance(foundations := content.get("foundations"), dict) and isinstance(foundations.get("ready"), str):
+        foundations["ready"] = path.parent / foundations["ready"]
     try:
-        return ComparisonRecipe.model_validate(apply_overrides(content, overrides))
+        return ComparisonRecipe.model_validate(content)
     except ValidationError as error:
         raise ValueError("\n".join(f"{path}: {line}" for line in explain(error, ComparisonRecipe))) from error
 
@@ -205,7 +273,7 @@ def _read(path: Path, extending: tuple[Path, ...] = ()) -> dict[str, Any]:
     if "extends" not in content:
         return content
     base = _read(path.with_name(content.pop("extends")), (*extending, path.resolve()))
-    for key in ("quick", "note", "equal_time", "costs"):  # of that comparison alone
+    for key in ("quick", "note", "equal_time", "costs", "claims", "page"):  # of that comparison alone
         base.pop(key, None)
     base = apply_overrides(base, _as_overrides(content.pop("set", None) or {}))
     arms = content.get("arms") or {}

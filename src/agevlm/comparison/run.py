@@ -1,7 +1,7 @@
 """All runs of a comparison in one directory: foundations first, then every arm with every seed, resumable.
 
 The directory of comparisons:
-    NAME.yaml                the resolved recipe; comparisons of other names may share the directory, and runs
+    NAME.yaml                the resolved recipe without its words; other comparisons may share the directory, and runs
     foundations/K/           the foundations
     ARM/SEED/                the runs, each as `agevlm train` leaves it, trajectory.json and similarity.json
     equal_time/ARM/SEED/     those at equal time, where the steps of an arm are others; without the analyses
@@ -24,7 +24,7 @@ from typing import Any
 import yaml
 from rich.console import Console
 
-from agevlm.checkpoints import PACKAGED, resolve_model
+from agevlm.checkpoints import resolve_model
 from agevlm.comparison.jobs import Job, run_jobs
 from agevlm.comparison.pooling import SIMILARITY_FILE
 from agevlm.comparison.recipe import ComparisonRecipe, scaled
@@ -54,7 +54,10 @@ def compare(
     out, console = Path(out), console or Console(stderr=True)
     chosen = recipe.choose_arms(arms)
     _open(recipe, out)
-    run_jobs(foundation_jobs(recipe, out, chosen), num_parallel, console)
+    foundations = foundation_jobs(recipe, out, chosen)
+    if missing := [job.name for job in foundations if not job.done.exists()]:
+        console.print(f"trained first, for no models of theirs are ready: {', '.join(missing)}", highlight=False)
+    run_jobs(foundations, num_parallel, console)
     if recipe.costs and not arms:
         run_jobs([costs_job(recipe, out)], 1, console, num_shares=num_parallel)  # alone, with the cores that a run has
     runs = training_jobs(recipe, out, chosen, num_parallel)
@@ -74,7 +77,8 @@ def run_directory(out: Path, arm: str, seed: int) -> Path:
 def foundation_jobs(recipe: ComparisonRecipe, out: Path, arms: Sequence[str]) -> list[Job]:
     """One job for each foundation that the seeds of these arms start from; their recipes are written.
 
-    Models that the package carries are copied from there. Models that another recipe made are a ValueError.
+    Models that the package carries, or the recipe's directory of ready ones, are copied from there. Models that another
+    recipe made are a ValueError.
     """
     if recipe.foundations is None:
         return []
@@ -87,7 +91,7 @@ def foundation_jobs(recipe: ComparisonRecipe, out: Path, arms: Sequence[str]) ->
             raise ValueError(
                 f"{directory / foreign[0]} was made by another recipe of foundations; choose another --out"
             )
-        _copy_packaged(spec, directory)
+        _copy_ready(spec, directory, recipe.foundations.ready)
         file = directory.with_suffix(".yaml")
         _write(file, yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False))
         arguments = ("scenes", "foundation", "--recipe", str(file), "--out", str(directory))
@@ -97,11 +101,11 @@ def foundation_jobs(recipe: ComparisonRecipe, out: Path, arms: Sequence[str]) ->
     return jobs
 
 
-def _copy_packaged(spec: FoundationSpec, directory: Path) -> None:
-    """Copy the models of the package that this recipe made, and that the directory does not have, into it."""
+def _copy_ready(spec: FoundationSpec, directory: Path, ready: Path | None) -> None:
+    """Copy the models of the package, or of `ready`, that this recipe made and that the directory lacks into it."""
     for name in MODELS:
-        carried = [Path(resolve_model(known)) for known in PACKAGED if known.startswith(name)]
-        made = [packaged for packaged in carried if made_by(packaged, spec)]
+        places = [Path(resolve_model(name)), *([ready / str(spec.seed) / name] if ready else [])]
+        made = [place for place in places if made_by(place, spec)]
         if made and not (directory / name).exists():
             with write_beside(directory / name) as beside:
                 shutil.copytree(made[0], beside, dirs_exist_ok=True)
@@ -188,7 +192,7 @@ def analysis_jobs(run: Job) -> list[Job]:
         return Job(f"{name} of {run.name}", arguments, done, run.log, after=run.done)
 
     return [
-        job("trajectory", ("trajectory", str(directory)), directory / TRAJECTORY),
+        job("trajectory", ("compare", "trajectory", str(directory)), directory / TRAJECTORY),
         job("similarity", (*similarity, "--out", str(written)), written),
     ]
 
@@ -199,7 +203,7 @@ def costs_job(recipe: ComparisonRecipe, out: Path) -> Job:
     number = recipe.foundation_of(recipe.first_seed)
     foundation = [] if number is None else ["--foundation", str(out / FOUNDATIONS / str(number))]
     done = out / COSTS
-    arguments = ("costs", str(out / f"{recipe.name}.yaml"), "--out", str(done), *tokens, *foundation)
+    arguments = ("compare", "costs", str(out / f"{recipe.name}.yaml"), "--out", str(done), *tokens, *foundation)
     arguments += ("--repetitions", str(recipe.cost_repetitions))
     return Job("costs", arguments, done, out / "logs" / "costs.log")
 
@@ -223,8 +227,9 @@ def _training_job(recipe: Recipe, directory: Path, out: Path, name: str) -> Job:
 
 
 def _open(recipe: ComparisonRecipe, out: Path) -> None:
-    """Write the recipe into the directory, or check that the one there is the same."""
-    known, text = out / f"{recipe.name}.yaml", yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
+    """Write the recipe into the directory, or check that the one there is the same. Words may change between."""
+    content = recipe.model_dump(mode="json", exclude={"note", "claims", "page"})
+    known, text = out / f"{recipe.name}.yaml", yaml.safe_dump(content, sort_keys=False)
     if known.exists():
         if known.read_text(encoding="utf-8") != text:
             raise ValueError(f"{known} differs from the recipe given: choose another --out")

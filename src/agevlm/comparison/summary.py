@@ -1,4 +1,4 @@
-"""From the runs of a comparison to its JSON: figures of every arm and paired differences, with intervals.
+"""From the runs of a comparison to its figures: those of every arm and paired differences, with intervals.
 
 Reads what `agevlm train` and the analyses leave in each run. Runs that are not done yet are left out; the file says
 which are there.
@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import re
 import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
@@ -17,23 +16,23 @@ from pathlib import Path
 from typing import Any
 
 from agevlm.comparison.pooling import pool_similarity, read_similarity
+from agevlm.comparison.readings import ERROR
 from agevlm.comparison.recipe import ComparisonRecipe
 from agevlm.comparison.run import COSTS, EQUAL_TIME, equal_time_factors, run_directory
 from agevlm.evaluation.benchmarks import SCENES
 from agevlm.evaluation.breakdown import breakdown, pope_answers, scenes_facts
 from agevlm.evaluation.detection import detect
+from agevlm.evaluation.run_figures import Figure, figure_of
 from agevlm.evaluation.statistics import (
     Estimate,
-    Figure,
     Groups,
     difference,
     difference_of_seeds,
     estimate,
     estimate_of_seeds,
-    figure_of,
     ratio,
 )
-from agevlm.files import read_json_lines, write_beside
+from agevlm.files import read_json_lines
 from agevlm.training.recipe import ScenesSource, load_recipe
 from agevlm.training.trainer import read_log
 from agevlm.training.trajectory import FILE as TRAJECTORY
@@ -73,8 +72,6 @@ TRAJECTORY_FIGURES = (
     "pointing.accuracy",
     "text_perplexity",
 )
-ERROR = "pope.adversarial.error"  # whose ratios between arms are the claim
-
 Nested = dict[str, Any]
 
 
@@ -121,7 +118,7 @@ class ArmRuns:
 
 
 def summarise(recipe: ComparisonRecipe, out: Path) -> Nested:
-    """The content of a comparison's JSON: what each section holds is said in docs/comparison.md.
+    """The content of a comparison's file of figures: what each section holds is said in docs/comparison.md.
 
     Differences are those of every two arms, in groups those to the first one. No finished run at all is a ValueError.
     """
@@ -132,10 +129,8 @@ def summarise(recipe: ComparisonRecipe, out: Path) -> Nested:
     groups = recipe.groups or {"": tuple(recipe.trained)}
     facts = _Facts()
     summary: Nested = {
-        "name": recipe.name,
-        "note": recipe.note,
+        **recipe.words,
         "foundations": len(set(recipe.groups_of_seeds.values())) if recipe.foundations else None,
-        "titles": {arm: recipe.arms[arm].title for arm in arms},
         "settings": {arm: recipe.changes_of(arm) for arm in arms},
         "described": {arm: recipe.describe(arm) for arm in arms},
         "groups": {title: [arm for arm in members if arm in arms] for title, members in groups.items()},
@@ -159,22 +154,6 @@ def summarise(recipe: ComparisonRecipe, out: Path) -> Nested:
         measured = json.loads((out / COSTS).read_text(encoding="utf-8"))
         summary |= {"costs": measured.pop("costs"), "costs_settings": measured}
     return summary
-
-
-def write_summary(summary: Mapping[str, Any], path: Path) -> None:
-    """Write what `summarise` gives, as JSON with six digits and lists of numbers in a line: the file is for git."""
-    text = json.dumps(_shortened(summary), indent=1, ensure_ascii=False, allow_nan=False)
-    text = re.sub(r"\[[^][{}]*\]", lambda found: " ".join(found[0].split()), text)
-    with write_beside(path) as beside:
-        beside.write_text(text + "\n", encoding="utf-8")
-
-
-def _shortened(value: Any) -> Any:
-    if isinstance(value, float):
-        return float(f"{value:.6g}")
-    if isinstance(value, Mapping):
-        return {key: _shortened(of_key) for key, of_key in value.items()}
-    return [_shortened(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _environment(arms: Mapping[str, ArmRuns]) -> Nested:
@@ -211,7 +190,7 @@ def _pairs(groups: Sequence[tuple[str, ...]]) -> list[tuple[str, str]]:
 
 
 def _between(arms: Mapping[str, ArmRuns], pairs: Iterable[tuple[str, str]]) -> Nested:
-    """`differences` (arm → other → figure, arm minus other) and `error_ratios` (arm → other), both ways round."""
+    """`differences` (arm → other → figure, arm minus other), one way round, and `error_ratios` (arm → other), both."""
     differences: Nested = {}
     ratios: Nested = {}
     for first, second in pairs:
@@ -219,7 +198,6 @@ def _between(arms: Mapping[str, ArmRuns], pairs: Iterable[tuple[str, str]]) -> N
             continue
         found = _differences(arms[first], arms[second], (first, second))
         differences.setdefault(first, {})[second] = _nested({name: d.record() for name, d in found.items()})
-        differences.setdefault(second, {})[first] = _nested({name: (-d).record() for name, d in found.items()})
         for one, two in ((first, second), (second, first)):
             errors = arms[one].figures(ERROR), arms[two].figures(ERROR)
             if errors[0].keys() & errors[1].keys():

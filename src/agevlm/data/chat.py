@@ -28,19 +28,22 @@ class RenderedChat:
 
 
 def render_conversation(
-    processor: Any, messages: Sequence[Message], add_generation_prompt: bool = False
+    processor: Any, messages: Sequence[Message], add_generation_prompt: bool = False, in_parts: bool = False
 ) -> RenderedChat:
     """Apply the chat template of `processor` to `messages`, an image placeholder per picture in front of its message.
 
-    Raises ValueError where the template drops or changes a content, as one that forbids a role does.
+    With `in_parts` the template gets contents as lists of pictures and text, as those of other people's vision-language
+    models want them; else as strings. Raises ValueError where the template drops or changes a content, as one that
+    forbids a role does.
     """
-    chat = [
-        {
-            "role": message.role,
-            "content": processor.image_token * message.num_images + f"{_OPEN}{message.content}{_CLOSE}",
-        }
-        for message in messages
-    ]
+    chat = []
+    for message in messages:
+        content: Any = f"{_OPEN}{message.content}{_CLOSE}"
+        if in_parts:
+            content = [{"type": "image"}] * message.num_images + [{"type": "text", "text": content}]
+        else:
+            content = processor.image_token * message.num_images + content
+        chat.append({"role": message.role, "content": content})
     marked = processor.apply_chat_template(chat, tokenize=False, add_generation_prompt=add_generation_prompt)
     starts: list[int] = []
     ends: list[int] = []

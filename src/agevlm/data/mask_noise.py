@@ -21,11 +21,14 @@ Row = tuple[Sample, Conversation]
 class MaskNoise(BaseModel):
     """How masks are spoiled. Settings add up: with 10 % swapped and boxes, a tenth are boxes of something else."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
-    boxes: bool = False  # the box around each mask in its place
-    swapped_ratio: float = Field(0.0, ge=0, le=1)  # of the phrases that are there: the masks of another one
-    known_ratio: float = Field(1.0, ge=0, le=1)  # of the samples: those whose phrases are supervised
+    boxes: bool = False
+    """The box around each mask in its place."""
+    swapped_ratio: float = Field(0.0, ge=0, le=1)
+    """Share of the phrases that are there which get the masks of another one."""
+    known_ratio: float = Field(1.0, ge=0, le=1)
+    """Share of the samples whose phrases are supervised."""
 
 
 def spoil_masks(rows: Sequence[Row], noise: MaskNoise) -> list[Row]:

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from agevlm.data.masks import union_mask
 from agevlm.data.parquet import ParquetDataset, read_parquet
 from agevlm.data.schema import Grounding, Sample
-from agevlm.evaluation.statistics import Estimate, Share, estimate
+from agevlm.evaluation.run_figures import Share
+from agevlm.evaluation.statistics import Estimate, estimate
 
 IOU_EDGES = (0.5, 0.75, 0.9)
 

@@ -119,13 +119,13 @@ class Asker:
             position_ids=_positions(mask_RT),
             use_cache=True,
             logits_to_keep=1,
-            past_key_values=pictured.past(images),
+            cache=pictured.past(images),
             **inputs,
             **asked,
         )
         logits_RV = first.logits[:, -1].float()
         p_yes = self._p_yes(logits_RV, prompts[0].text)
-        texts = self._finish(logits_RV, first.past_key_values, mask_RT, inputs, prompts[0].max_new_tokens)
+        texts = self._finish(logits_RV, first.cache, mask_RT, inputs, prompts[0].max_new_tokens)
         maps: Sequence[Sequence[WordMap | None]] = [[None] * len(spans) for spans in words]
         if asked:
             maps = _word_maps(first.row_weights, words, rows, prompts, pictured.memory.grid)
@@ -144,11 +144,11 @@ class Asker:
                 input_ids=tokens[:, None],
                 attention_mask=mask_RT,
                 position_ids=_positions(mask_RT)[:, -1:],
-                past_key_values=past,
+                cache=past,
                 use_cache=True,
                 **inputs,
             )
-            past, tokens = output.past_key_values, self._likeliest(output.logits[:, -1])
+            past, tokens = output.cache, self._likeliest(output.logits[:, -1])
             said.append(tokens)
             done |= torch.isin(tokens, ends)
         return [self._decode(row) for row in torch.stack(said, dim=1).tolist()]

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from agevlm.data.language import presence_conversation
 from agevlm.data.pope import POPE_KINDS, Statistics
 from agevlm.data.schema import AnnotatedImage
-from agevlm.evaluation.statistics import Estimate, Groups, Record, Share, estimate, reference_is_yes
+from agevlm.evaluation.run_figures import Record, Share, reference_is_yes
+from agevlm.evaluation.statistics import Estimate, Groups, estimate
 
 if TYPE_CHECKING:
     from agevlm.data.scenes import WorldSpec

@@ -23,16 +23,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from agevlm.evaluation.statistics import (
-    Estimate,
-    Groups,
-    Ranks,
-    Record,
-    difference,
-    estimate,
-    estimate_of_seeds,
-    reference_is_yes,
-)
+from agevlm.evaluation.run_figures import Floats, Ranks, Record, reference_is_yes
+from agevlm.evaluation.statistics import Estimate, Groups, difference, estimate, estimate_of_seeds
 
 SPLITS = ("random", "adversarial")
 DETECTORS = ("null_mass", "p_no", "entropy")
@@ -41,10 +33,7 @@ PROBABILITIES = ("null_mass", ANSWER)  # the detectors that can be read as they 
 NUM_BINS = 10
 
 _ROUNDING = 1e-5  # of a sum of softmax weights in float32
-_NEWTON_STEPS = 50
 _RIDGE = 1e-3  # of the standardised slope and offset: keeps the curve finite where a detector makes no mistake
-
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -60,16 +49,6 @@ class Bin:
     probability: float | None
     absent: float | None
 
-    def record(self) -> dict[str, Any]:
-        """As JSON has it."""
-        return {
-            "from": self.low,
-            "below": self.high,
-            "num_questions": self.num_questions,
-            "probability": self.probability,
-            "absent": self.absent,
-        }
-
 
 @dataclass(frozen=True)
 class Calibration:
@@ -79,8 +58,11 @@ class Calibration:
     bins: tuple[Bin, ...]
 
     def record(self) -> dict[str, Any]:
-        """As JSON has it."""
-        return {"error": self.error.record(), "bins": [found.record() for found in self.bins]}
+        """As JSON has it: the bins as columns, between `edges`."""
+        names = ("num_questions", "probability", "absent")
+        columns = {name: [getattr(found, name) for found in self.bins] for name in names}
+        edges = [*(found.low for found in self.bins), self.bins[-1].high]
+        return {"error": self.error.record(), "bins": {"edges": edges, **columns}}
 
 
 @dataclass(frozen=True)
@@ -220,20 +202,17 @@ def cross_fitted(scores: ArrayLike, absent: ArrayLike, images: Sequence[str]) ->
 
 
 def _logistic(scores_Q: Floats, absent_Q: Floats, read: Floats) -> Floats:
-    """P(absent) at the scores `read`, by a logistic regression on one number with a slight ridge: Newton's steps."""
+    """P(absent) at the scores `read`, by a logistic regression on one number with a slight ridge."""
+    from scipy.optimize import root
+    from scipy.special import expit
+
     centre, scale = float(scores_Q.mean()), float(scores_Q.std()) or 1.0
     inputs_Q2 = np.stack([np.ones(len(scores_Q)), (scores_Q - centre) / scale], axis=1)
-    weights_2 = np.zeros(2)
-    for _ in range(_NEWTON_STEPS):
-        chance_Q = _sigmoid(inputs_Q2 @ weights_2)
-        slope_2 = inputs_Q2.T @ (chance_Q - absent_Q) + _RIDGE * weights_2
-        curve_22 = (inputs_Q2 * (chance_Q * (1 - chance_Q))[:, None]).T @ inputs_Q2 + _RIDGE * np.eye(2)
-        step_2 = np.linalg.solve(curve_22, slope_2)
-        weights_2 -= step_2 / max(1.0, float(np.abs(step_2).max()))  # at most 1 a step: no overshoot
-        if np.abs(step_2).max() < 1e-9:
-            break
-    return _sigmoid(weights_2[0] + weights_2[1] * (read - centre) / scale)
 
+    def slope(weights_2: Floats) -> Floats:
+        """That of the loss, which has one minimum: there it is 0."""
+        return inputs_Q2.T @ (expit(inputs_Q2 @ weights_2) - absent_Q) + _RIDGE * weights_2
 
-def _sigmoid(logits: Floats) -> Floats:
-    return 0.5 * (1 + np.tanh(0.5 * logits))
+    found = root(slope, np.zeros(2))
+    assert found.success, found.message
+    return np.asarray(expit(found.x[0] + found.x[1] * (read - centre) / scale))

@@ -107,12 +107,12 @@ def map_entropy(map_hw: NDArray[np.floating[Any]]) -> float:
     What went to the null token has no part in it. A map of zeros looks nowhere in particular and has 1, a map of one
     cell 0.
     """
+    from scipy.stats import entropy
+
     shares_N = map_hw.astype(np.float64).ravel()
-    total = float(shares_N.sum())
-    if shares_N.size == 1 or total <= 0:
+    if shares_N.size == 1 or shares_N.sum() <= 0:
         return float(shares_N.size > 1)
-    seen_N = shares_N[shares_N > 0] / total
-    return float(np.clip(-(seen_N * np.log(seen_N)).sum() / np.log(shares_N.size), 0.0, 1.0))
+    return float(np.clip(entropy(shares_N, base=shares_N.size), 0.0, 1.0))
 
 
 def summarise_words(words: Sequence[WordAttention]) -> dict[str, Any]:

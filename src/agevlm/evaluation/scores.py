@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from agevlm.data.language import CAPTION_REQUESTS
 from agevlm.evaluation.parsing import parse_choice, parse_number, parse_yes_no, words_of
@@ -280,9 +279,9 @@ def interval_of_mean(
 
 def auroc(positive: Iterable[float], negative: Iterable[float]) -> float:
     """Chance that a positive scores above a negative, ties as half. Both must have a member."""
-    high, low = np.asarray(list(positive), dtype=np.float64), np.asarray(list(negative), dtype=np.float64)
-    if not len(high) or not len(low):
+    high, low = list(positive), list(negative)
+    if not high or not low:
         raise ValueError(f"AUROC needs scores of both classes, got {len(high)} positive and {len(low)} negative")
-    ordered: NDArray[np.float64] = np.sort(low)
-    below, upto = np.searchsorted(ordered, high, "left"), np.searchsorted(ordered, high, "right")
-    return float((below + upto).sum() / (2 * len(high) * len(low)))
+    from scipy.stats import mannwhitneyu
+
+    return float(mannwhitneyu(high, low, method="asymptotic").statistic / (len(high) * len(low)))

@@ -16,10 +16,13 @@ from each other. `groups` says which belong together; with two groups or more th
 over the means of the groups. With one group nothing can be said of others.
 
 The interval that is reported reaches from the lowest of the lower ends to the highest of the upper ends: it holds its
-95 % in all these cases (docs/evaluation.md has the simulation) and is wider than needed in most. Each is kept beside
+95 % in all these cases (docs/statistics.md has the simulation) and is wider than needed in most. Each is kept beside
 it. What is known only as one figure a seed (perplexity, seconds) has no bootstrap. One seed says nothing of other
 seeds: its interval knows its pictures only, and a figure alone has none (minus to plus infinity, null in JSON). Where
 nothing varies, because no picture has an error or all have nothing else, the interval is the exact one for such a case.
+
+Quantiles and exact intervals are scipy's. Its bootstrap has one level: draws of pictures within draws of seeds, the
+same for both arms, are made here, and so is Fieller's interval of a ratio.
 """
 
 # Shapes: A arms, D draws, S seeds, I pictures, Q questions, K draws of one seed.
@@ -27,35 +30,22 @@ nothing varies, because no picture has an error or all have nothing else, the in
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
 
-from agevlm.evaluation.parsing import parse_yes_no
-from agevlm.evaluation.scores import auroc
+from agevlm.evaluation.run_figures import Figure, Floats, divide
 
 NUM_DRAWS = 2000
 UNBOUNDED = (-math.inf, math.inf)
 
-Floats = NDArray[np.float64]
 Interval = tuple[float, float]
 Groups = Mapping[int, int] | None  # seed → the number of its group; None: each is its own
-Record = Mapping[str, Any]  # a line of predictions.jsonl
 
+_LEVEL = 0.95
 _TAILS = (0.025, 0.975)
-_NORMAL_QUANTILE = 1.959964
-# fmt: off
-_T_QUANTILES = (  # of Student's t at 0.975, for 1 to 30 degrees of freedom
-    12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281,
-    2.2010, 2.1788, 2.1604, 2.1448, 2.1314, 2.1199, 2.1098, 2.1009, 2.0930, 2.0860,
-    2.0796, 2.0739, 2.0687, 2.0639, 2.0595, 2.0555, 2.0518, 2.0484, 2.0452, 2.0423,
-)
-# fmt: on
 
 
 @dataclass(frozen=True)
@@ -111,111 +101,6 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-@dataclass(frozen=True, eq=False)
-class Figure(ABC):
-    """A figure of one run and the questions it stands on; `ids` are unique, `images` name the picture of each."""
-
-    ids: Sequence[str]
-    images: Sequence[str]
-
-    def __post_init__(self) -> None:
-        if not self.ids or len(set(self.ids)) < len(self.ids) or len(self.images) != len(self.ids):
-            raise ValueError(
-                f"a figure needs questions, each with its own id and a picture: got {len(self.ids)} ids, "
-                f"{len(set(self.ids))} of them distinct, and {len(self.images)} pictures"
-            )
-
-    @cached_property
-    def num_images(self) -> int:
-        """Pictures asked about."""
-        return len(set(self.images))
-
-    @property
-    def num_counted(self) -> int:
-        """Pictures that the figure takes anything from."""
-        return self.num_images
-
-    @cached_property
-    def _image_of_Q(self) -> NDArray[np.intp]:
-        """The number of each question's picture, in the order of the pictures' names."""
-        return np.unique(np.asarray(self.images), return_inverse=True)[1]
-
-    @property
-    def value(self) -> float:
-        """The figure itself: every picture once. NaN where it has nothing to divide by."""
-        return float(self.drawn(np.ones((1, self.num_images)))[0])
-
-    @abstractmethod
-    def drawn(self, counts_KI: Floats) -> Floats:
-        """The figure (K,) with picture i, in the order of names, counted so often; NaN where nothing is left of it."""
-
-
-@dataclass(frozen=True, eq=False)
-class Share(Figure):
-    """Sum of `values` over sum of `weights`, one of each a question: a mean (weights of 1), precision or F1."""
-
-    values: ArrayLike
-    weights: ArrayLike
-
-    @cached_property
-    def _sums_2I(self) -> Floats:
-        parts = [np.asarray(part, dtype=np.float64) for part in (self.values, self.weights)]
-        return np.stack([np.bincount(self._image_of_Q, part, self.num_images) for part in parts])
-
-    @property
-    def num_counted(self) -> int:
-        """Pictures with any weight: a precision knows nothing from those without a yes."""
-        return int((self._sums_2I[1] != 0).sum())
-
-    def drawn(self, counts_KI: Floats) -> Floats:
-        """The quotient of the drawn sums."""
-        above_K, below_K = self._sums_2I @ counts_KI.T
-        return _divide(above_K, below_K)
-
-
-@dataclass(frozen=True, eq=False)
-class Ranks(Figure):
-    """AUROC: chance that a question with `positive` has a higher score than one without, ties as half."""
-
-    scores: ArrayLike
-    positive: ArrayLike
-
-    @property
-    def value(self) -> float:
-        """The AUROC of all questions; NaN where one class is empty."""
-        positive_Q, scores_Q = self._marks
-        return auroc(scores_Q[positive_Q], scores_Q[~positive_Q]) if 0 < positive_Q.mean() < 1 else math.nan
-
-    @property
-    def _marks(self) -> tuple[NDArray[np.bool_], Floats]:
-        return np.asarray(self.positive, dtype=bool), np.asarray(self.scores, dtype=np.float64)
-
-    @cached_property
-    def _won_II(self) -> Floats:
-        """Pairs of a positive of one picture and a negative of another that are won, a tie as half."""
-        positive_Q, scores_Q = self._marks
-        high, image_of_high = scores_Q[positive_Q], self._image_of_Q[positive_Q]
-        low, image_of_low = scores_Q[~positive_Q], self._image_of_Q[~positive_Q]
-        won_II = np.zeros((self.num_images, self.num_images))
-        for image in range(self.num_images):
-            ours = np.sort(low[image_of_low == image])
-            won = (np.searchsorted(ours, high, "left") + np.searchsorted(ours, high, "right")) / 2
-            won_II[:, image] = np.bincount(image_of_high, won, self.num_images)
-        return won_II
-
-    def drawn(self, counts_KI: Floats) -> Floats:
-        """The share of pairs won, pictures counting as often as they were drawn; memory grows with their square."""
-        positive_Q, _ = self._marks
-        high_K, low_K = (
-            counts_KI @ np.bincount(self._image_of_Q, part_Q, self.num_images) for part_Q in (positive_Q, ~positive_Q)
-        )
-        return _divide((counts_KI @ self._won_II * counts_KI).sum(axis=1), high_K * low_K)
-
-
-def _divide(above: Floats, below: Floats) -> Floats:
-    return np.divide(above, below, out=np.full_like(above, math.nan), where=below != 0)
-
-
 def estimate(
     arm: Mapping[int, Figure],
     *,
@@ -240,8 +125,10 @@ def estimate(
 
 
 def _beside_a_bound(found: Estimate, num_images: int, bounds: Interval) -> Estimate:
-    """The exact interval for a figure that is at its bound in every picture, where nothing varies: no error in n."""
-    reach = (bounds[1] - bounds[0]) * (1 - _TAILS[0] ** (1 / num_images))
+    """The exact interval (Clopper and Pearson) for a figure at its bound in every picture, where nothing varies."""
+    from scipy.stats import binomtest
+
+    reach = (bounds[1] - bounds[0]) * float(binomtest(0, num_images).proportion_ci(_LEVEL).high)
     if found.mean == bounds[0]:
         return replace(found, high=bounds[0] + reach)
     return replace(found, low=bounds[1] - reach)
@@ -363,7 +250,7 @@ def _two_level(arms: Sequence[Mapping[int, Figure]], num_draws: int, seed: int) 
         for row, arm in enumerate(arms):
             figures_ADS[row, chosen_DS] = arm[number].drawn(counts_KI)
     known_ADS = ~np.isnan(figures_ADS)
-    return _divide(np.where(known_ADS, figures_ADS, 0).sum(axis=2), known_ADS.sum(axis=2).astype(np.float64))
+    return divide(np.where(known_ADS, figures_ADS, 0).sum(axis=2), known_ADS.sum(axis=2).astype(np.float64))
 
 
 def _image_counts(rng: np.random.Generator, num_draws: int, num_images: int) -> Floats:
@@ -374,18 +261,18 @@ def _image_counts(rng: np.random.Generator, num_draws: int, num_images: int) -> 
 
 
 def _t_quantile(degrees: int) -> float:
-    """Student's t at 0.975: from the table up to 30 degrees of freedom, then by the expansion about the normal."""
-    if degrees <= len(_T_QUANTILES):
-        return _T_QUANTILES[degrees - 1]
-    z = _NORMAL_QUANTILE
-    return z + (z**3 + z) / (4 * degrees) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * degrees**2)
+    from scipy.stats import t
+
+    return float(t.ppf(_TAILS[1], degrees))
 
 
 def _t_interval(values_S: Floats | None) -> Interval | None:
     if values_S is None or len(values_S) < 2:
         return None
-    reach = _t_quantile(len(values_S) - 1) * float(values_S.std(ddof=1)) / math.sqrt(len(values_S))
-    return float(values_S.mean()) - reach, float(values_S.mean()) + reach
+    from scipy.stats import sem
+
+    mean, reach = float(values_S.mean()), _t_quantile(len(values_S) - 1) * float(sem(values_S))
+    return mean - reach, mean + reach
 
 
 def _group_means(values_XS: Floats, seeds: Iterable[int], groups: Groups) -> Floats | None:
@@ -415,7 +302,7 @@ def _ratio(values_AS: Floats, seeds: Collection[int], draws_D: Floats | None, gr
 
 def _quotient(above: Floats, below: Floats) -> Floats:
     """above / below, both at least 0; infinite over 0, and NaN where both are 0."""
-    return np.where((below == 0) & (above > 0), math.inf, _divide(above, below))
+    return np.where((below == 0) & (above > 0), math.inf, divide(above, below))
 
 
 def _fieller(values_AS: Floats | None) -> Interval | None:
@@ -456,93 +343,3 @@ def _percentiles(draws: Floats) -> Interval | None:
         return None
     low, high = np.quantile(draws, _TAILS, method="inverted_cdf")
     return float(low), float(high)
-
-
-# Figures of predictions.jsonl, named as in metrics.json.
-
-
-def figure_of(records: Sequence[Record], name: str) -> Figure:
-    """The figure called `name`, as in metrics.json, of the records of one predictions.jsonl, ready for `estimate`.
-
-    Of answers: a kind and accuracy, error (1 - accuracy) or unparsed_ratio; of yes/no questions also precision, recall,
-    f1, yes_ratio, false_yes_ratio, auroc. "relation" pools its forms, "pope.mean" is the mean of the splits. Of object
-    words: pointing.accuracy, attention.mass, attention.iou, null_token.auroc, .mass_present and .mass_absent.
-    A name unknown here, or that these records have nothing for, is a ValueError.
-    """
-    if name in _WORD_FIGURES or name == "null_token.auroc":
-        return _word_figure(records, name)
-    kind, _, figure = name.rpartition(".")
-    if kind == "pope.mean":
-        asked = [record for record in records if record["kind"].startswith("pope.")]
-    else:
-        asked = [r for r in records if r["correct"] is not None and (r["kind"] + ".").startswith(kind + ".")]
-    if not kind or not asked:
-        raise ValueError(f"no answers for the figure {name!r}: there are {sorted({r['kind'] for r in records})}")
-    ids, images = [r["id"] for r in asked], [r["image"] for r in asked]
-    if figure == "auroc" and kind != "pope.mean":
-        return Ranks(ids, images, [_p_yes(r, name) for r in asked], [reference_is_yes(r) for r in asked])
-    parts_2Q = np.array([_parts(record, figure) for record in asked], dtype=np.float64).T
-    kinds = np.array([r["kind"] if kind == "pope.mean" else kind for r in asked])
-    for group in set(kinds.tolist()):
-        if not parts_2Q[1, kinds == group].any():  # nothing to divide by counts as 0, as in scores.py
-            parts_2Q[1, kinds == group] = 1.0
-        if kind == "pope.mean":
-            parts_2Q[:, kinds == group] /= parts_2Q[1, kinds == group].sum()
-    return Share(ids, images, *parts_2Q)
-
-
-def _parts(record: Record, figure: str) -> tuple[float, float]:
-    """What a question adds above and below the line of a figure."""
-    said, is_yes = record["parsed"] == "yes", reference_is_yes(record)
-    found: dict[str, tuple[float, float]] = {
-        "accuracy": (record["correct"], 1),
-        "error": (not record["correct"], 1),
-        "unparsed_ratio": (record["parsed"] is None, 1),
-    }
-    if record["p_yes"] is not None:
-        found |= {
-            "precision": (said and is_yes, said),
-            "recall": (said and is_yes, is_yes),
-            "f1": (2 * (said and is_yes), said + is_yes),
-            "yes_ratio": (said, 1),
-            "false_yes_ratio": (said and not is_yes, not is_yes),
-        }
-    if figure not in found:
-        raise ValueError(f"questions of kind {record['kind']} have no figure {figure!r}: choose one of {list(found)}")
-    return found[figure]
-
-
-def reference_is_yes(record: Record) -> bool:
-    """Whether the right answer of a yes/no question is yes."""
-    return parse_yes_no(record["reference"], "first_word") == "yes"
-
-
-def _p_yes(record: Record, name: str) -> float:
-    if record["p_yes"] is None:
-        raise ValueError(f"no figure {name!r}: question {record['id']} has no P(yes)")
-    return float(record["p_yes"])
-
-
-_WORD_FIGURES: Mapping[str, tuple[str, bool]] = {  # the key in a word's record, and whether its thing is there
-    "pointing.accuracy": ("pointing", True),
-    "attention.mass": ("mass", True),
-    "attention.iou": ("iou", True),
-    "null_token.mass_present": ("null_mass", True),
-    "null_token.mass_absent": ("null_mass", False),
-}
-
-
-def _word_figure(records: Sequence[Record], name: str) -> Figure:
-    """A figure of object words; questions that are equal in picture and text were asked once and count once."""
-    distinct = {(record["image"], record["question"]): record for record in reversed(records)}
-    key, present = _WORD_FIGURES.get(name, ("null_mass", None))
-    found = [
-        (f"{record['id']}#{place}", record["image"], word[key], not word["present"])
-        for record in reversed(distinct.values())
-        for place, word in enumerate(record["words"])
-        if word[key] is not None and present in (None, word["present"])
-    ]
-    if not found:
-        raise ValueError(f"no object words for the figure {name!r}: this model has none, or no null token")
-    ids, images, values, absent = zip(*found, strict=True)
-    return Ranks(ids, images, values, absent) if present is None else Share(ids, images, values, np.ones(len(ids)))

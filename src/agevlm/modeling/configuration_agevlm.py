@@ -11,6 +11,8 @@ from typing import Any, ClassVar, Literal, get_args
 from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 from transformers.models.auto.configuration_auto import AutoConfig
 
+from .versions import CACHE
+
 ImagePositions = Literal["none", "values", "keys_and_values"]
 
 
@@ -63,7 +65,7 @@ class AgeVlmConfig(PreTrainedConfig):
     """
 
     model_type = "agevlm"
-    keys_to_ignore_at_inference = ("past_key_values", "image_memory")
+    keys_to_ignore_at_inference = (CACHE, "image_memory")
     sub_configs_defaults: ClassVar[dict[str, SubConfigSpec]] = {
         "text_config": SubConfigSpec(config_class=AutoConfig, model_type="llama"),
         "vision_config": SubConfigSpec(config_class=AutoConfig, model_type="convnext"),

@@ -11,6 +11,7 @@ from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 from transformers.models.auto.configuration_auto import AutoConfig
 
 from .configuration_agevlm import check_model_type
+from .versions import CACHE
 
 
 class ConcatVlmConfig(PreTrainedConfig):
@@ -32,7 +33,7 @@ class ConcatVlmConfig(PreTrainedConfig):
     """
 
     model_type = "agevlm_concat"
-    keys_to_ignore_at_inference = ("past_key_values", "image_memory")
+    keys_to_ignore_at_inference = (CACHE, "image_memory")
     sub_configs_defaults: ClassVar[dict[str, SubConfigSpec]] = {
         "text_config": SubConfigSpec(config_class=AutoConfig, model_type="llama"),
         "vision_config": SubConfigSpec(config_class=AutoConfig, model_type="convnext"),

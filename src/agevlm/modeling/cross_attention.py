@@ -198,9 +198,10 @@ class CrossAttention(nn.Module):
         return attention_weights(take_rows(query_BTHD, asked_BK).transpose(1, 2), key, mask_B1KS, self.scaling)
 
     def _implementation(self, mask: Tensor | None) -> str:
-        """The configured kernel, or sdpa where a mask is needed that other kernels do not take."""
+        """The configured kernel, or sdpa where a mask is needed that flash and flex attention do not take."""
         configured = self.config._attn_implementation
-        return configured if mask is None or configured == "eager" else "sdpa"
+        takes_masks = "flash" not in configured and "flex" not in configured
+        return configured if mask is None or takes_masks else "sdpa"
 
     def _split(self, projected_INA: Tensor) -> Tensor:
         return projected_INA.unflatten(-1, (self.num_groups, self.head_dim)).transpose(1, 2)

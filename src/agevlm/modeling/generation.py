@@ -15,11 +15,13 @@ from .cross_attention import ImageMemory
 from .image_inputs import ImageInputs
 from .interleaving import Visibility
 from .outputs import AgeVlmCausalLMOutputWithPast
+from .versions import CACHE, takes_cache
 
 
 class AgeVlmGenerationMixin(GenerationMixin):
     """transformers' `generate` with the image arguments of `AgeVlmForConditionalGeneration.forward`."""
 
+    @takes_cache
     @torch.no_grad()
     def generate(
         self,
@@ -30,14 +32,15 @@ class AgeVlmGenerationMixin(GenerationMixin):
         image_memory: ImageMemory | None = None,
         image_index: Tensor | None = None,
         images_seen: Tensor | None = None,
+        cache: Any = None,
         output_attention_maps: bool = False,
         **kwargs: Any,
     ) -> Any:
         """Continue text that looks at images; everything else is `GenerationMixin.generate`'s.
 
-        The images are encoded once, and shared by beams and samples. With `output_attention_maps` and
-        `return_dict_in_generate` the result also has `attention_maps` and `null_attention` for every token of
-        `sequences`, prompt and answer, from one more forward pass over them at the end.
+        The images are encoded once, and shared by beams and samples. A `cache` that is filled holds the start of the
+        prompt. With `output_attention_maps` and `return_dict_in_generate` the result also has `attention_maps` and
+        `null_attention` for every token of `sequences`, prompt and answer, from one more forward pass at the end.
         """
         if output_attention_maps and not kwargs.get("return_dict_in_generate"):
             raise ValueError(
@@ -56,6 +59,8 @@ class AgeVlmGenerationMixin(GenerationMixin):
             if visibility is None
             else {"image_memory": images.image_memory, **_told(visibility, len(images.image_memory))}
         )
+        if cache is not None:
+            kwargs[CACHE] = cache
         output = super().generate(inputs, **told, **kwargs)
         if output_attention_maps:
             maps = self._maps_of(output.sequences, kwargs.get("attention_mask"), told) if told else None

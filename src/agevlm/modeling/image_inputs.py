@@ -44,7 +44,7 @@ class ImageInputs:
         return replace(self, pixel_values=None, image_features=None, image_memory=memory)
 
     def visibility(
-        self, text_shape: torch.Size, input_ids: Tensor | None, image_token_id: int, past_key_values: Any = None
+        self, text_shape: torch.Size, input_ids: Tensor | None, image_token_id: int, cache: Any = None
     ) -> Visibility | None:
         """Which text sees which image of the memory, or None where there is no image; checks all counts.
 
@@ -62,7 +62,7 @@ class ImageInputs:
             if num_images:
                 raise ValueError("with inputs_embeds the placeholders are not known: pass images_seen")
             return None
-        return self._by_placeholders(num_images, input_ids, image_token_id, past_key_values)
+        return self._by_placeholders(num_images, input_ids, image_token_id, cache)
 
     def _as_told(self, num_images: int, text_shape: torch.Size) -> Visibility | None:
         assert self.images_seen is not None
@@ -80,14 +80,14 @@ class ImageInputs:
         return Visibility(self.images_seen, index, self.rows_per_image)
 
     def _by_placeholders(
-        self, num_images: int, input_ids: Tensor, image_token_id: int, past_key_values: Any
+        self, num_images: int, input_ids: Tensor, image_token_id: int, cache: Any
     ) -> Visibility | None:
         seen_RT = count_images_seen(input_ids, image_token_id)
         here_R = seen_RT[:, -1]
         if not num_images:
             _check_total(int(here_R.sum()), 0)
             return None
-        continues = past_key_values is not None and int(past_key_values.get_seq_length()) > 0
+        continues = cache is not None and int(cache.get_seq_length()) > 0
         of_row_R = self._images_of_rows(num_images, here_R, continues)
         if bool((here_R > of_row_R).any() if continues else (here_R != of_row_R).any()):
             raise ValueError(

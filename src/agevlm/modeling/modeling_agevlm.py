@@ -23,8 +23,9 @@ from .generation import AgeVlmGenerationMixin
 from .image_inputs import ImageInputs
 from .interleaving import ImageContext, interleave
 from .joined import JoinedModel
-from .outputs import AgeVlmCausalLMOutputWithPast, AgeVlmModelOutputWithPast, looked_at
+from .outputs import AgeVlmCausalLMOutputWithPast, AgeVlmModelOutputWithPast, looked_at, of_decoder
 from .supervision import Head
+from .versions import CACHE, takes_cache
 from .vision import flatten_feature_map, position_code
 
 
@@ -33,7 +34,7 @@ class AgeVlmPreTrainedModel(JoinedModel):
 
     config_class = AgeVlmConfig
     _no_split_modules = ("GatedCrossAttentionLayer",)
-    _skip_keys_device_placement = ("past_key_values", "image_context", "image_memory")
+    _skip_keys_device_placement = (CACHE, "image_context", "image_memory")
     _supports_flash_attn = True
     _supports_flex_attn = True
 
@@ -86,13 +87,14 @@ class AgeVlmModel(AgeVlmPreTrainedModel):
         keys, values = zip(*states, strict=True)
         return ImageMemory(keys=keys, values=values, grid=grid, null_token=self.config.null_token)
 
+    @takes_cache
     @can_return_tuple
     def forward(
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        past_key_values: Any = None,
+        cache: Any = None,
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
         pixel_values: Tensor | None = None,
@@ -116,15 +118,13 @@ class AgeVlmModel(AgeVlmPreTrainedModel):
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            cache=cache,
             use_cache=use_cache,
             **kwargs,
         )
         return AgeVlmModelOutputWithPast(
             last_hidden_state=outputs.last_hidden_state,
-            past_key_values=outputs.past_key_values,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
+            **of_decoder(outputs),
             **looked,
         )
 
@@ -137,6 +137,7 @@ class AgeVlmModel(AgeVlmPreTrainedModel):
         *,
         input_ids: Tensor | None,
         inputs_embeds: Tensor | None,
+        cache: Any,
         **decoder_inputs: Any,
     ) -> tuple[Any, dict[str, Any]]:
         """Run `decoder` (with or without its head) over text that looks at images; what it saw comes as a dict."""
@@ -146,7 +147,8 @@ class AgeVlmModel(AgeVlmPreTrainedModel):
         if inputs_embeds is None:
             inputs_embeds = self.embed_text(input_ids)
         text_shape, image_token_id = inputs_embeds.shape[:2], self.config.image_token_id
-        visibility = images.visibility(text_shape, input_ids, image_token_id, decoder_inputs["past_key_values"])
+        visibility = images.visibility(text_shape, input_ids, image_token_id, cache)
+        decoder_inputs[CACHE] = cache
         if visibility is None:
             return decoder(inputs_embeds=inputs_embeds, **decoder_inputs), {"image_memory": images.image_memory}
         asked = attention_rows
@@ -167,13 +169,14 @@ class AgeVlmModel(AgeVlmPreTrainedModel):
 class AgeVlmForConditionalGeneration(AgeVlmModel, AgeVlmGenerationMixin):
     """Text and images to text: the same modules and checkpoint as `AgeVlmModel`, with logits, loss and `generate`."""
 
+    @takes_cache
     @can_return_tuple
     def forward(
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        past_key_values: Any = None,
+        cache: Any = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
@@ -195,7 +198,8 @@ class AgeVlmForConditionalGeneration(AgeVlmModel, AgeVlmGenerationMixin):
         the cross-attention layers unchanged. With no images at all this is the decoder alone.
 
         Args:
-            input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache: as for the decoder.
+            input_ids, attention_mask, position_ids, inputs_embeds, use_cache: as for the decoder.
+            cache: what the decoder keeps of earlier text, a `Cache`; its older name `past_key_values` is taken as well.
             labels: (R, T), shifted here; -100 is ignored. The loss is the mean over the others, or their sum over
                 `num_items_in_batch`. Logits are computed where there are labels, and not given.
             logits_to_keep: as for the decoder. Beside labels it asks for logits as well, 0 for all of them.
@@ -228,7 +232,7 @@ class AgeVlmForConditionalGeneration(AgeVlmModel, AgeVlmGenerationMixin):
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            cache=cache,
             use_cache=use_cache,
             **kwargs,
         )
@@ -239,9 +243,7 @@ class AgeVlmForConditionalGeneration(AgeVlmModel, AgeVlmGenerationMixin):
             said = self._said(head, outputs.last_hidden_state, labels, num_items_in_batch, logits_to_keep)
         return AgeVlmCausalLMOutputWithPast(
             **said,
-            past_key_values=outputs.past_key_values,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
+            **of_decoder(outputs),
             **looked,
         )
 

@@ -28,8 +28,9 @@ from .generation import AgeVlmGenerationMixin
 from .image_inputs import ImageInputs
 from .interleaving import Visibility
 from .joined import JoinedModel
-from .outputs import AgeVlmCausalLMOutputWithPast
+from .outputs import AgeVlmCausalLMOutputWithPast, of_decoder
 from .supervision import Head
+from .versions import CACHE, takes_cache
 from .vision import POSITION_CODE_SIZE, flatten_feature_map, position_code
 
 
@@ -80,7 +81,7 @@ class ConcatVlmForConditionalGeneration(JoinedModel, AgeVlmGenerationMixin):
 
     config_class = ConcatVlmConfig
     _no_split_modules = ()
-    _skip_keys_device_placement = ("past_key_values", "image_memory")
+    _skip_keys_device_placement = (CACHE, "image_memory")
 
     def __init__(
         self,
@@ -111,18 +112,19 @@ class ConcatVlmForConditionalGeneration(JoinedModel, AgeVlmGenerationMixin):
     def prefill_images(self, memory: ImageTokens) -> DynamicCache:
         """What stands in front of a question about one image: the decoder's keys and values (num_images, H, N, D).
 
-        A pass takes, and fills, `select_cache(prefilled, indices)` as its `past_key_values`.
+        A pass takes, and fills, `select_cache(prefilled, indices)` as its `cache`.
         """
         embeds = memory.tokens.to(self.language_model.dtype)
-        return self.get_decoder()(inputs_embeds=embeds, use_cache=True, past_key_values=DynamicCache()).past_key_values
+        return self.get_decoder()(inputs_embeds=embeds, use_cache=True, **{CACHE: DynamicCache()})[CACHE]
 
+    @takes_cache
     @can_return_tuple
     def forward(
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        past_key_values: Any = None,
+        cache: Any = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
@@ -152,8 +154,8 @@ class ConcatVlmForConditionalGeneration(JoinedModel, AgeVlmGenerationMixin):
             raise ValueError("pass either input_ids or inputs_embeds")
         images = images.encoded_by(self)
         embeds_RTW = self.embed_text(input_ids) if inputs_embeds is None else inputs_embeds
-        visibility = images.visibility(embeds_RTW.shape[:2], input_ids, self.config.image_token_id, past_key_values)
-        decoder_inputs = {"past_key_values": past_key_values, "use_cache": use_cache, **kwargs}
+        visibility = images.visibility(embeds_RTW.shape[:2], input_ids, self.config.image_token_id, cache)
+        decoder_inputs = {CACHE: cache, "use_cache": use_cache, **kwargs}
         if visibility is None:
             decoder_inputs |= {"attention_mask": attention_mask, "position_ids": position_ids}
             outputs = self.get_decoder()(inputs_embeds=embeds_RTW, **decoder_inputs)
@@ -162,7 +164,7 @@ class ConcatVlmForConditionalGeneration(JoinedModel, AgeVlmGenerationMixin):
             asked = attention_rows
             if output_attention_maps:
                 asked = torch.arange(embeds_RTW.shape[1], device=embeds_RTW.device).expand(embeds_RTW.shape[:2])
-            layout = _lay_out(images.image_memory, visibility, packed=not use_cache and past_key_values is None)
+            layout = _lay_out(images.image_memory, visibility, packed=not use_cache and cache is None)
             outputs = self._run(layout, embeds_RTW, attention_mask, position_ids, asked is not None, decoder_inputs)
             hidden_RTW = _text_of_rows(outputs.last_hidden_state, layout)
             looked = {"image_memory": images.image_memory}
@@ -171,9 +173,7 @@ class ConcatVlmForConditionalGeneration(JoinedModel, AgeVlmGenerationMixin):
                 looked |= _looked_at(weights, images.image_memory.grid, attention_rows, output_attention_maps)
         return AgeVlmCausalLMOutputWithPast(
             **self._said(Head(self.language_model, outputs), hidden_RTW, labels, num_items_in_batch, logits_to_keep),
-            past_key_values=outputs.past_key_values,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
+            **of_decoder(outputs),
             **looked,
         )
 
@@ -187,8 +187,8 @@ class ConcatVlmForConditionalGeneration(JoinedModel, AgeVlmGenerationMixin):
         decoder_inputs: dict[str, Any],
     ) -> Any:
         """Run the decoder without its head over the sequences of a layout."""
-        past = decoder_inputs["past_key_values"]
-        num_cached = int(past.get_seq_length()) if past is not None else 0
+        cache = decoder_inputs[CACHE]
+        num_cached = int(cache.get_seq_length()) if cache is not None else 0
         num_front, each = layout.num_image_tokens, layout.rows_per_sequence
         rows, length = embeds_RTW.shape[:2]
         mask_RX = _text_mask(attention_mask, rows, length, max(num_cached - num_front, 0), embeds_RTW.device)

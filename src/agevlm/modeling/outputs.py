@@ -11,20 +11,28 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.modeling_outputs import ModelOutput
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast, ModelOutput
 
 from .cross_attention import ImageMemory
 from .interleaving import ImageContext
+from .versions import CACHE, OLD_CACHE
+
+
+class _Cached:
+    """Gives the cache as `cache` also where transformers still calls the field `past_key_values`."""
+
+    if CACHE == OLD_CACHE:
+
+        @property
+        def cache(self) -> Any:
+            """The cache that the pass has filled."""
+            return getattr(self, OLD_CACHE)
 
 
 @dataclass
-class AgeVlmModelOutputWithPast(ModelOutput):
-    """What `AgeVlmModel` gives; the last four as in `AgeVlmCausalLMOutputWithPast`."""
+class AgeVlmModelOutputWithPast(BaseModelOutputWithPast, _Cached):
+    """What `AgeVlmModel` gives; what is new as in `AgeVlmCausalLMOutputWithPast`."""
 
-    last_hidden_state: Tensor | None = None
-    past_key_values: Any = None
-    hidden_states: tuple[Tensor, ...] | None = None
-    attentions: tuple[Tensor, ...] | None = None
     image_memory: ImageMemory | None = None
     attention_maps: tuple[Tensor, ...] | None = None
     null_attention: tuple[Tensor, ...] | None = None
@@ -32,7 +40,7 @@ class AgeVlmModelOutputWithPast(ModelOutput):
 
 
 @dataclass
-class AgeVlmCausalLMOutputWithPast(ModelOutput):
+class AgeVlmCausalLMOutputWithPast(CausalLMOutputWithPast, _Cached):
     """What `AgeVlmForConditionalGeneration` gives.
 
     `label_log_probs` (R, T) are the log-probabilities of the labels, each given the tokens before it, in float32 and 0
@@ -44,16 +52,16 @@ class AgeVlmCausalLMOutputWithPast(ModelOutput):
     sees no image. In a call without any image they are None.
     """
 
-    loss: Tensor | None = None
-    logits: Tensor | None = None
-    past_key_values: Any = None
-    hidden_states: tuple[Tensor, ...] | None = None
-    attentions: tuple[Tensor, ...] | None = None
     image_memory: ImageMemory | None = None
     attention_maps: tuple[Tensor, ...] | None = None
     null_attention: tuple[Tensor, ...] | None = None
     row_weights: tuple[Tensor, ...] | None = None
     label_log_probs: Tensor | None = None
+
+
+def of_decoder(outputs: ModelOutput) -> dict[str, Any]:
+    """The fields of an output that are the decoder's: its cache, hidden states and attentions."""
+    return {name: outputs.get(name) for name in (CACHE, "hidden_states", "attentions")}
 
 
 def looked_at(context: ImageContext, attention_rows: Tensor | None, output_attention_maps: bool) -> dict[str, Any]:

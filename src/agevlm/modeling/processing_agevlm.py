@@ -94,7 +94,9 @@ class AgeVlmProcessor(ProcessorMixin):
         """The tensors that a call gives; the last two only where there are images."""
         return ["input_ids", "attention_mask", "pixel_values", "image_index"]
 
-    def __call__(self, images: Any = None, text: str | Sequence[str] | None = None, **kwargs: Any) -> BatchFeature:
+    def __call__(
+        self, images: Any = None, text: str | Sequence[str] | None = None, *, chat_images: Any = None, **kwargs: Any
+    ) -> BatchFeature:
         """Rows of text and their pictures as tensors, padded on the left.
 
         Args:
@@ -109,6 +111,7 @@ class AgeVlmProcessor(ProcessorMixin):
         Raises:
             ValueError: empty text, or pictures and placeholders that differ in number.
         """
+        images = images if chat_images is None else chat_images  # those of `apply_chat_template`
         rows = [text] if isinstance(text, str) else list(text or [])
         if not rows or any(not isinstance(row, str) or not row.strip() for row in rows):
             raise ValueError(f"text is empty: every row needs text besides its images, got {text!r}")
@@ -143,7 +146,7 @@ class AgeVlmProcessor(ProcessorMixin):
         processor_kwargs = dict(processor_kwargs or {})
         images = [[image for message in messages for image in _pictures(message)] for messages in conversations]
         if tokenize and any(images):
-            processor_kwargs["images"] = images if batched else images[0]
+            processor_kwargs["chat_images"] = images if batched else images[0]  # transformers passes `images` itself
         return super().apply_chat_template(
             flat if batched else flat[0],
             chat_template=chat_template,

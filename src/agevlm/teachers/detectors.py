@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -117,14 +116,12 @@ class GroundingDino:
 
 
 class Owlv2:
-    """OWLv2 (Minderer et al. 2023, arXiv 2306.09683); its image processor needs SciPy, the extra `teachers`."""
+    """OWLv2 (Minderer et al. 2023, arXiv 2306.09683)."""
 
     MODEL_TYPES = ("owlv2",)
     thresholds = Thresholds(present=0.2, absent=0.05)
 
     def __init__(self, weights: str | Path, dtype: torch.dtype = torch.float32, device: str = "cpu") -> None:
-        if find_spec("scipy") is None:
-            raise ValueError("OWLv2 needs SciPy: pip install 'agevlm[teachers]'")
         self.model, self.processor = load(
             weights, "AutoModelForZeroShotObjectDetection", self.MODEL_TYPES, dtype, device
         )

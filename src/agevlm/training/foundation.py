@@ -68,40 +68,65 @@ class VisionSpec(Strict):
     """The ConvNeXt and how it is trained."""
 
     hidden_sizes: tuple[int, ...] = (64, 128)
+    """Channels of each stage of the ConvNeXt."""
     depths: tuple[int, ...] = (2, 6)
+    """Layers of each stage."""
     patch_size: int = Field(4, ge=1)
+    """Side of the patches of its stem in pixels."""
     steps: int = Field(5000, ge=1)
+    """Optimiser steps."""
     batch_size: int = Field(32, ge=1)
+    """Scenes of a step."""
     learning_rate: float = Field(2e-3, gt=0)
+    """Peak of the schedule."""
     weight_decay: float = Field(0.05, ge=0)
-    picture_weight: float = Field(0.5, ge=0)  # of the contrast of whole pictures, beside that of cells
+    """Of all weights."""
+    picture_weight: float = Field(0.5, ge=0)
+    """Of the contrast of whole pictures, beside that of cells."""
 
 
 class LanguageSpec(Strict):
     """The LLaMA and how it is trained."""
 
-    num_scenes: int = Field(20_000, ge=8)  # of the scenes, read about and never seen
+    num_scenes: int = Field(20_000, ge=8)
+    """How many of the scenes are read about, and never seen."""
     hidden_size: int = Field(128, ge=8)
+    """Width of the decoder."""
     intermediate_size: int = Field(344, ge=8)
+    """Width of its MLPs."""
     num_hidden_layers: int = Field(4, ge=1)
+    """Layers."""
     num_attention_heads: int = Field(4, ge=1)
+    """Heads of queries."""
     num_key_value_heads: int = Field(4, ge=1)
+    """Heads of keys and values."""
     steps: int = Field(1500, ge=1)
+    """Optimiser steps."""
     batch_size: int = Field(64, ge=1)
+    """Texts of a step."""
     learning_rate: float = Field(2e-3, gt=0)
+    """Peak of the schedule."""
 
 
 class FoundationSpec(Strict):
     """The recipe of both foundation models."""
 
     seed: int = 0
+    """Of scenes, weights and order."""
     world: WorldSpec = WorldSpec()
-    crowded: WorldSpec = WorldSpec(repeat_ratio=0.6, min_objects=3)  # the last of the scenes are from this world
-    crowded_ratio: float = Field(0.25, ge=0, le=1)  # of the scenes
+    """The world of most scenes."""
+    crowded: WorldSpec = WorldSpec(repeat_ratio=0.6, min_objects=3)
+    """The world of the last of them: more of the same, something to count."""
+    crowded_ratio: float = Field(0.25, ge=0, le=1)
+    """Share of the scenes that are crowded."""
     num_scenes: int = Field(32_000, ge=8)
+    """How many scenes."""
     num_workers: int = Field(2, ge=0)
+    """Processes that draw them."""
     vision: VisionSpec = VisionSpec()
+    """The ConvNeXt."""
     language: LanguageSpec = LanguageSpec()
+    """The LLaMA."""
 
 
 def train_foundation(out: str | Path, spec: FoundationSpec, progress: Progress | None = None) -> None:

@@ -27,39 +27,54 @@ Rate = Annotated[float, Field(gt=0)]
 
 
 class Strict(BaseModel):
-    """Settings that refuse keys they do not know."""
+    """Settings that refuse keys they do not know. The string below a key is its description in the reference."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 class ModelRecipe(Strict):
-    """What the network is joined from, and how. `init` goes on from a trained model instead."""
+    """What the network is joined from. With `init` the checkpoint decides all but `attn_implementation`."""
 
-    architecture: Literal["cross_attention", "concat"] = "cross_attention"  # concat: image tokens in front of the text
+    architecture: Literal["cross_attention", "concat"] = "cross_attention"
+    """How the decoder reads the image: by cross-attention, or as image tokens in front of the text (the baseline)."""
     language_model: str = "tiny-llama"
+    """A directory, a hub id, or a name in the package."""
     vision_model: str = "tiny-convnext"
+    """A directory, a hub id, or a name in the package."""
     init: str | None = None
-    cross_attention_layers: tuple[int, ...] | None = None  # of cross_attention, as the next
+    """A trained model to go on from, in place of the two above."""
+    cross_attention_layers: tuple[int, ...] | None = None
+    """Of cross_attention: indices in the combined stack of layers. Null: evenly spread, one for four decoder layers."""
     null_token: bool = True
-    query_key_norm_init: float = Field(1.0, gt=0)  # above 1 attention starts sharper
-    pool_size: int = Field(1, ge=1)  # of concat: side of the squares of cells that make one image token
-    image_positions: Literal["none", "values", "keys_and_values"] = "values"  # concat adds them to the image tokens
+    """Of cross_attention: a learnable token that words for absent things are guided to."""
+    query_key_norm_init: float = Field(1.0, gt=0)
+    """Of cross_attention: start of the norms of queries and keys. Above 1 attention starts sharper."""
+    pool_size: int = Field(1, ge=1)
+    """Of concat: side of the squares of cells that make one image token. 2 keeps a quarter of the tokens."""
+    image_positions: Literal["none", "values", "keys_and_values"] = "values"
+    """Where the code of a place is added. Concat adds it to the image tokens unless none."""
     attn_implementation: Literal["eager", "sdpa", "flash_attention_2"] | None = None
-    image_size: int | None = Field(None, ge=8)  # None: as the vision model's own processor says
+    """The attention kernel. Null: the decoder's own."""
+    image_size: int | None = Field(None, ge=8)
+    """Side of the square picture in pixels. Null: as the vision model's own processor says."""
 
 
 class ScenesSource(Strict):
-    """The embedded world: `num_scenes` scenes, drawn from `seed` (None: the recipe's)."""
+    """The embedded world: scenes that are drawn while training runs."""
 
     scenes: WorldSpec = WorldSpec()
+    """Parameters of the world."""
     num_scenes: int = Field(16_000, ge=1)
+    """How many scenes."""
     seed: int | None = None
+    """Which scenes. Null: the recipe's seed."""
 
 
 class ParquetSource(Strict):
     """A grounded dataset in the project's Parquet schema, as `agevlm data coco` writes it."""
 
     parquet: Path
+    """The directory of the dataset."""
 
 
 def _source_tag(value: Any) -> str:
@@ -77,14 +92,19 @@ class GuidanceRecipe(Strict):
     """The guidance loss of a stage: which, how strong, on which layers and heads, on which positions."""
 
     loss: str = "kl"
+    """The name of a guidance loss: kl, mass or bce_dice."""
     weight: float = Field(1.0, ge=0)
-    layers: Annotated[tuple[int, ...], Field(min_length=1)] | None = (
-        None  # numbers of layers that look at images, from 0; None: all
-    )
+    """Beside language modelling. 0: not computed. From 0.5 to 3 it hardly matters, below it learns more slowly."""
+    layers: Annotated[tuple[int, ...], Field(min_length=1)] | None = None
+    """Numbers of the layers that look at images, from 0. Null: all."""
     heads: Literal["mean", "each"] = "mean"
-    answer_position: bool = True  # guide the position that predicts an answer as well, to all that was asked about
-    free_answers: tuple[str, ...] = ()  # kinds of conversation whose answer position is left free all the same
-    mask_noise: MaskNoise | None = None  # masks as a worse teacher would give them
+    """Whether the average of the heads is guided, or every head."""
+    answer_position: bool = True
+    """Guide the position that predicts the answer as well, to all that was asked about."""
+    free_answers: tuple[str, ...] = ()
+    """Kinds of conversation whose answer position is left free all the same."""
+    mask_noise: MaskNoise | None = None
+    """Masks as a worse teacher would give them."""
 
     @model_validator(mode="after")
     def _known_loss(self) -> GuidanceRecipe:
@@ -97,35 +117,56 @@ class LoraRecipe(Strict):
     """Low-rank adapters on the language model in place of its own weights; merged into them at the end of the stage."""
 
     rank: int = Field(16, ge=1)
+    """Of the two factors."""
     alpha: float = Field(32.0, gt=0)
+    """Scale times rank."""
     target_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    """Linear layers of the decoder."""
 
 
 class StageRecipe(Strict):
     """One stage: data and mixture, trainable modules, losses, optimiser."""
 
-    name: str = Field(pattern=r"^[\w.-]+$")  # names the stage's directory
-    data: dict[str, Weight] = {"scenes": 1.0}  # name of a source → weight in the mixture
-    kinds: dict[str, float] | None = None  # kind of conversation → weight; None: DEFAULT_KINDS of data/language.py
+    name: str = Field(pattern=r"^[\w.-]+$")
+    """Letters, digits, `.`, `-` and `_`. Names the stage's directory."""
+    data: dict[str, Weight] = {"scenes": 1.0}
+    """Name of a source → its weight in the mixture."""
+    kinds: dict[str, float] | None = None
+    """Kind of conversation → its weight. Null: the default mixture, `DEFAULT_KINDS`."""
     trainable: tuple[ModuleName, ...]
+    """Names of modules. May be empty where `lora` trains."""
     lora: LoraRecipe | None = None
+    """Adapters on the language model. Null: none."""
     guidance: GuidanceRecipe | None = None
+    """The guidance loss. Null: none."""
     steps: int = Field(ge=1)
+    """Optimiser steps."""
     images_per_batch: int = Field(32, ge=1)
+    """Samples of a batch, all processes together."""
     questions_per_image: int = Field(4, ge=1)
+    """Conversations on each sample. They share its vision pass."""
     gradient_accumulation_steps: int = Field(1, ge=1)
-    group_by_length: bool = True  # batches of long kinds (captions, conversations) or of short ones
-    text_ratio: float = Field(
-        0.0, ge=0, le=1
-    )  # of conversations, read as plain text without their pictures: keeps language
-    optimizer: Literal["adamw", "muon"] = "adamw"  # muon: for the matrices of layers; all else by AdamW
+    """Batches of a step."""
+    group_by_length: bool = True
+    """A batch holds long kinds (captions, conversations) or short ones: less padding."""
+    text_ratio: float = Field(0.0, ge=0, le=1)
+    """Share of conversations read as plain text, without their pictures: keeps language."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """AdamW with betas 0.9 and 0.98, or [Muon](https://kellerjordan.github.io/posts/muon) for matrices of layers."""
     learning_rate: float = Field(2e-3, gt=0)
-    module_learning_rates: dict[ModuleName, Rate] = {}  # for modules that want another one than the rest
+    """Peak of the schedule. Updates of Muon are as large as those of AdamW usually are."""
+    module_learning_rates: dict[ModuleName, Rate] = {}
+    """Module → a learning rate of its own."""
     lr_scheduler: Literal["cosine", "linear", "constant_with_warmup", "warmup_stable_decay"] = "cosine"
+    """Course of the learning rate. warmup_stable_decay falls in the last 30 % of the steps."""
     warmup_ratio: float = Field(0.05, ge=0, le=1)
+    """Share of the steps."""
     weight_decay: float = Field(0.01, ge=0)
+    """Of matrices. Norms, gates, embeddings and other vectors do not decay."""
     max_grad_norm: float = Field(1.0, gt=0)
+    """Gradients are clipped to this norm."""
     gradient_checkpointing: bool = False
+    """Less memory, more time, the same gradients."""
 
     @model_validator(mode="after")
     def _consistent(self) -> StageRecipe:
@@ -153,32 +194,51 @@ class StageRecipe(Strict):
 
 
 class EvaluationRecipe(Strict):
-    """What is measured at the end. `benchmark` is "scenes" or a directory of the project's Parquet."""
+    """What is measured at the end."""
 
     benchmark: str = "scenes"
+    """scenes, or the directory of a dataset in the project's Parquet schema."""
     num_images: int = Field(600, ge=1)
+    """Pictures to ask about, at most."""
     split: Literal["validation", "test"] = "test"
+    """Of scenes: which range of seeds they are drawn from."""
     seed: int = 0
-    batch_size: int = Field(256, ge=1)  # questions at once; scores do not depend on it
+    """Of the test world."""
+    batch_size: int = Field(256, ge=1)
+    """Questions at once. Scores do not depend on it."""
 
 
 class Recipe(Strict):
     """A whole run."""
 
     name: str = "run"
+    """A name for people."""
     seed: int = 0
+    """Of scenes, new weights and the order of data."""
     model: ModelRecipe = ModelRecipe()
+    """What the network is joined from."""
     data: dict[str, Source] = {"scenes": ScenesSource()}
+    """Name → source."""
     stages: tuple[StageRecipe, ...] = Field(min_length=1)
+    """A list of stages, each with a name of its own."""
     evaluation: EvaluationRecipe | None = EvaluationRecipe()
-    dtype: Literal["auto", "float32", "bfloat16"] = "float32"  # of products; auto: see `choose_arithmetic`
-    compile: bool = False  # the layers of the decoder, those of cross-attention with them, by torch.compile
-    cache_features: bool = True  # keep the feature maps of a frozen vision model on disk
+    """What is measured at the end. Null: nothing."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "float32"
+    """Arithmetic of products; what trains is float32. auto: bfloat16 where the machine computes in it, else float32."""
+    compile: bool = False
+    """Compile the decoder and the cross-attention by `torch.compile`: about a third less time for each step."""
+    cache_features: bool = True
+    """Keep the feature maps of a frozen vision model on disk."""
     num_workers: int = Field(1, ge=0)
+    """Processes that draw, read and collate."""
     save_steps: int = Field(500, ge=1)
-    snapshot_steps: int | None = Field(None, ge=1)  # keep the model every so many steps of a stage, in snapshots/
-    cache_dir: Path | None = None  # None: inside the run, removed at its end; a directory: kept, and shared by runs
-    max_length: int = Field(512, ge=8)  # tokens of a conversation; what is longer is cut, and counted
+    """Steps between checkpoints."""
+    snapshot_steps: int | None = Field(None, ge=1)
+    """Keep the model every so many steps of a stage, in `snapshots/`, to be measured along the training."""
+    cache_dir: Path | None = None
+    """Where feature maps are kept. Null: inside the run, removed at its end. A directory may be shared by runs."""
+    max_length: int = Field(512, ge=8)
+    """Tokens of a conversation. What is longer is cut, and counted."""
 
     @model_validator(mode="after")
     def _sources_exist(self) -> Recipe:
@@ -213,7 +273,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), seed: int | Non
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds {type(content).__name__}, a recipe is a mapping with the key stages")
     if "arms" in content:
-        raise ValueError(f"{path} is a comparison of several runs: train it with agevlm compare")
+        raise ValueError(f"{path} is a comparison of several runs: train it with agevlm compare run")
     content = apply_overrides(content, overrides)
     if seed is not None:
         content["seed"] = seed

@@ -42,6 +42,7 @@ from agevlm.modeling.joined import JoinedModel
 from agevlm.modeling.modeling_agevlm import AgeVlmForConditionalGeneration
 from agevlm.modeling.modeling_concat import ConcatVlmForConditionalGeneration
 from agevlm.modeling.processing_agevlm import AgeVlmProcessor
+from agevlm.modeling.versions import checkpoint_activations
 from agevlm.training.arithmetic import choose_arithmetic, frozen_in_bfloat16
 from agevlm.training.compiled import compile_layers, compiled_for
 from agevlm.training.dataset import SourceData, StageDataset
@@ -216,7 +217,7 @@ class Run:
         counts = freeze_for_stage(model, stage)
         self._announce(stage, counts)
         if stage.gradient_checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+            checkpoint_activations(model, True)
         checkpoints = find_checkpoints(directory)
         resume_from = str(checkpoints[-1]) if checkpoints else None
         self.processes.wait_for_everyone()  # all have read where the stage stands
@@ -226,7 +227,7 @@ class Run:
         with compiled_for(stage.steps), frozen_in_bfloat16(model.language_model, self.dtype):
             trainer.train(resume_from_checkpoint=resume_from)
         if stage.gradient_checkpointing:
-            model.gradient_checkpointing_disable()
+            checkpoint_activations(model, False)
         if stage.lora:
             merge_adapters(model)
         if self.is_main:

@@ -20,6 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from agevlm.data.images import open_image
 from agevlm.data.schema import Sample
+from agevlm.modeling.versions import checkpoint_activations
 from agevlm.training.dataset import StageDataset
 from agevlm.training.recipe import StageRecipe
 from agevlm.training.stages import freeze_for_stage, merge_adapters
@@ -76,12 +77,12 @@ def prepared(model: Any, stage: StageRecipe) -> Iterator[dict[str, dict[str, int
     """A model ready for a stage, and the counts of `freeze_for_stage`; adapters are merged afterwards."""
     counts = freeze_for_stage(model, stage)
     if stage.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        checkpoint_activations(model, True)
     try:
         yield counts
     finally:
         if stage.gradient_checkpointing:
-            model.gradient_checkpointing_disable()
+            checkpoint_activations(model, False)
         if stage.lora:
             merge_adapters(model)
 

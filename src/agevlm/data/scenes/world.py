@@ -39,18 +39,28 @@ TRIES = 12  # places tried for a thing before it is given up
 class WorldSpec(BaseModel):
     """The parameters of the embedded world. Lengths are shares of the picture's side."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
-    image_size: int = Field(96, ge=96)  # pixels
-    co_occurrence: float = Field(0.8, ge=0, le=1)  # probability that a thing brings its partner
-    group_ratio: float = Field(0.5, ge=0, le=1)  # probability that a further thing is of a group already there
-    repeat_ratio: float = Field(0.25, ge=0, le=1)  # probability that a further thing is of a category already there
+    image_size: int = Field(96, ge=96)
+    """Height and width in pixels."""
+    co_occurrence: float = Field(0.8, ge=0, le=1)
+    """Probability that a thing brings its partner."""
+    group_ratio: float = Field(0.5, ge=0, le=1)
+    """Probability that a further thing is of a group already there."""
+    repeat_ratio: float = Field(0.25, ge=0, le=1)
+    """Probability that a further thing is of a category already there."""
     min_objects: int = Field(1, ge=1)
+    """Fewest things in a scene."""
     max_objects: int = Field(6, ge=1, le=12)
+    """Most things in a scene."""
     min_radius_ratio: float = Field(7 / 96, gt=0.02, lt=0.5)
+    """Smallest radius, as a share of the side."""
     max_radius_ratio: float = Field(15 / 96, gt=0.02, lt=0.5)
-    min_visible_ratio: float = Field(0.45, ge=0, le=1)  # of a thing's own outline: what is hidden more is not placed
-    num_strokes: int = Field(10, ge=0, le=100)  # distractor strokes at most
+    """Largest radius, as a share of the side."""
+    min_visible_ratio: float = Field(0.45, ge=0, le=1)
+    """Share of its own outline that every thing must show in the final picture."""
+    num_strokes: int = Field(10, ge=0, le=100)
+    """Distractor strokes at most."""
 
     @model_validator(mode="after")
     def _ordered(self) -> WorldSpec:

@@ -24,11 +24,17 @@ class TeacherSpec(Strict):
     """The recipe of both teachers."""
 
     seed: int = 0
+    """Of scenes, weights and order."""
     world: WorldSpec = WorldSpec()
+    """The world that they learn."""
     num_scenes: int = Field(16_000, ge=4)
+    """How many scenes."""
     num_workers: int = Field(2, ge=0)
+    """Processes that draw them."""
     detector: DetectorSpec = DetectorSpec()
+    """The Grounding DINO."""
     segmenter: SegmenterSpec = SegmenterSpec()
+    """The SAM."""
 
 
 def train_teachers(out: str | Path, spec: TeacherSpec, progress: Progress | None = None) -> None:

@@ -41,14 +41,22 @@ _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 class DetectorSpec(Strict):
     """The Grounding DINO and how it is trained."""
 
-    backbone: str = "tiny-convnext"  # a name of the package, a directory or a hub id; frozen
+    backbone: str = "tiny-convnext"
+    """A name of the package, a directory or a hub id. It stays frozen."""
     hidden_size: int = Field(128, ge=32, multiple_of=32)
+    """Width of the detector."""
     num_attention_heads: int = Field(4, ge=1)
+    """Heads."""
     text_hidden_size: int = Field(64, ge=8)
+    """Width of its reader of text."""
     num_queries: int = Field(24, ge=1)
+    """Boxes that it proposes."""
     steps: int = Field(2500, ge=1)
+    """Optimiser steps."""
     batch_size: int = Field(16, ge=1)
+    """Scenes of a step."""
     learning_rate: float = Field(1e-3, gt=0)
+    """Peak of the schedule."""
 
 
 def make_tokenizer() -> BertTokenizerFast:

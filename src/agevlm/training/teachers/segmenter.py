@@ -23,16 +23,27 @@ class SegmenterSpec(Strict):
     """The SAM and how it is trained."""
 
     hidden_size: int = Field(96, ge=8)
+    """Width of the vision encoder."""
     num_hidden_layers: int = Field(3, ge=1)
+    """Its layers."""
     num_attention_heads: int = Field(4, ge=1)
+    """Its heads."""
     decoder_hidden_size: int = Field(64, ge=8)
+    """Width of the mask decoder."""
     patch_size: int = Field(8, ge=1)
+    """Side of a patch in pixels."""
     steps: int = Field(2500, ge=1)
+    """Optimiser steps."""
     batch_size: int = Field(16, ge=1)
+    """Scenes of a step."""
     prompts_per_image: int = Field(3, ge=1)
-    point_ratio: float = Field(0.25, ge=0, le=1)  # of batches whose prompts are points; the others' are boxes
-    jitter_ratio: float = Field(0.08, ge=0)  # of a box's sides: how far its edges are off
+    """Things that are asked for in each."""
+    point_ratio: float = Field(0.25, ge=0, le=1)
+    """Share of the batches whose prompts are points; the others' are boxes."""
+    jitter_ratio: float = Field(0.08, ge=0)
+    """How far the edges of a box are off, as a share of its sides."""
     learning_rate: float = Field(2e-3, gt=0)
+    """Peak of the schedule."""
 
 
 def make_segmenter(settings: SegmenterSpec, image_size: int) -> tuple[SamModel, SamProcessor]:
