@@ -18,6 +18,7 @@ from transformers import LlamaForCausalLM
 from agevlm import AgeVlmConfig, AgeVlmForConditionalGeneration, ConcatVlmConfig, ConcatVlmForConditionalGeneration
 from agevlm.modeling import supervision
 from agevlm.modeling.supervision import Head, label_log_probs
+from agevlm.modeling.versions import checkpoint_activations
 
 IMAGE = VOCABULARY_SIZE
 HEADS: dict[str, dict[str, Any]] = {
@@ -125,7 +126,7 @@ def test_a_frozen_language_model_passes_gradients_on() -> None:
 def test_checkpointed_layers_change_nothing() -> None:
     model = make_network()
     plain = gradients(model, full_loss(model, make_batch()))
-    model.gradient_checkpointing_enable({"use_reentrant": False})
+    checkpoint_activations(model, True)
     for name, gradient in gradients(model, model(**make_batch()).loss).items():
         torch.testing.assert_close(gradient, plain[name], atol=1e-6, rtol=1e-5)
 
