@@ -43,7 +43,7 @@ from agevlm.modeling.modeling_agevlm import AgeVlmForConditionalGeneration
 from agevlm.modeling.modeling_concat import ConcatVlmForConditionalGeneration
 from agevlm.modeling.processing_agevlm import AgeVlmProcessor
 from agevlm.modeling.versions import checkpoint_activations
-from agevlm.training.arithmetic import choose_arithmetic
+from agevlm.training.arithmetic import choose_arithmetic, frozen_in_bfloat16
 from agevlm.training.compiled import compile_layers, compiled_for
 from agevlm.training.dataset import SourceData, StageDataset
 from agevlm.training.features import cached_features
@@ -224,7 +224,7 @@ class Run:
         if self.is_main:
             progress.start_stage(index, int(checkpoints[-1].name.rsplit("-", 1)[1]) if checkpoints else 0)
         trainer = self._trainer(index, model, processor, data, progress)
-        with compiled_for(stage.steps):
+        with compiled_for(stage.steps), frozen_in_bfloat16(model.language_model, self.dtype):
             trainer.train(resume_from_checkpoint=resume_from)
         if stage.gradient_checkpointing:
             checkpoint_activations(model, False)
