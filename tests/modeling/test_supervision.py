@@ -169,9 +169,10 @@ def test_a_batch_without_any_label_has_no_loss_and_a_gradient_of_0() -> None:
 @torch.no_grad()
 def test_log_probabilities_of_labels_stand_at_their_tokens(architecture: str) -> None:
     model, batch = make_network(architecture).eval(), make_batch()
-    outputs = model(**batch)
+    assert model.train()(**batch).logits is None
+    outputs = model.eval()(**batch)
     labels = batch.pop("labels")
-    assert outputs.logits is None
+    torch.testing.assert_close(outputs.logits, model(**batch).logits)
     log_probs = model(**batch).logits[:, :-1].log_softmax(-1)
     picked = log_probs.gather(-1, labels[:, 1:].clamp(min=0)[..., None])[..., 0]
     supervised = labels[:, 1:] != -100

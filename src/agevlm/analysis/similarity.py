@@ -167,7 +167,7 @@ class _Reader:
         batch = self._batch([Sample(c.id, (), (c,)) for c in unseen])
         said_RT = batch.pop("said")
         batch.pop("words")
-        return mean_over(self.model(**batch, use_cache=False).label_log_probs, said_RT)
+        return mean_over(self.model(**batch, use_cache=False, logits_to_keep=1).label_log_probs, said_RT)
 
     def _batch(self, samples: Sequence[Sample]) -> dict[str, Any]:
         """The inputs of the model for samples, and in `said` and `words` (R, T) the caption's and its words' tokens."""

@@ -66,7 +66,7 @@ def _cross_states(model: Any, inputs: Mapping[str, Any]) -> tuple[Tensor, list[L
     for place, layer in zip(places, model.cross_attention, strict=True):
         modules |= {("text", place): layer, ("query", place): layer.cross_attn.q_norm}
     with _outputs_of(modules) as seen:
-        output = model(**inputs, use_cache=False)
+        output = model(**inputs, use_cache=False, logits_to_keep=1)
     image_INW, memory = seen["image"], output.image_memory
     num_tokens = memory.grid[0] * memory.grid[1]
     rows = (len(memory), inputs["rows_per_image"], inputs["input_ids"].shape[1])
@@ -92,7 +92,7 @@ def _concat_states(model: Any, inputs: Mapping[str, Any]) -> tuple[Tensor, list[
         query, key = (_projection(layer, name) for name in ("q_proj", "k_proj"))
         modules |= {("text", number): layer, ("query", number): query, ("key", number): key}
     with _outputs_of(modules) as seen:
-        output = model(**inputs, use_cache=False)
+        output = model(**inputs, use_cache=False, logits_to_keep=1)
     front = output.image_memory.tokens.shape[1]
     rows = (len(output.image_memory), inputs["rows_per_image"], inputs["input_ids"].shape[1])
     states = []

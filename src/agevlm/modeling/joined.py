@@ -152,8 +152,10 @@ class JoinedModel(PreTrainedModel):
         logits_to_keep: int | Tensor | None,
     ) -> dict[str, Tensor]:
         """The fields of an output that a head makes of the last hidden states of the text."""
+        if logits_to_keep is None and not (self.training and labels is not None):
+            logits_to_keep = 0
         if labels is None:
-            return {"logits": head(hidden_RTW, logits_to_keep=0 if logits_to_keep is None else logits_to_keep)}
+            return {"logits": head(hidden_RTW, logits_to_keep=logits_to_keep)}
         log_probs_RT = label_log_probs(head, hidden_RTW, labels)
         said = {"loss": mean_loss(log_probs_RT, labels, num_items_in_batch), "label_log_probs": log_probs_RT}
         if logits_to_keep is not None:

@@ -192,7 +192,7 @@ class AgeVlmForConditionalGeneration(AgeVlmModel, AgeVlmGenerationMixin):
         num_items_in_batch: Tensor | int | None = None,
         **kwargs: Any,
     ) -> AgeVlmCausalLMOutputWithPast:
-        """Logits of text that looks at images; where labels are given, the loss in their place.
+        """Logits of text that looks at images, and the loss where labels are given.
 
         A text token sees the images of its row whose placeholder stands at or before it. Text that sees no image passes
         the cross-attention layers unchanged. With no images at all this is the decoder alone.
@@ -201,8 +201,8 @@ class AgeVlmForConditionalGeneration(AgeVlmModel, AgeVlmGenerationMixin):
             input_ids, attention_mask, position_ids, inputs_embeds, use_cache: as for the decoder.
             cache: what the decoder keeps of earlier text, a `Cache`; its older name `past_key_values` is taken as well.
             labels: (R, T), shifted here; -100 is ignored. The loss is the mean over the others, or their sum over
-                `num_items_in_batch`. Logits are computed where there are labels, and not given.
-            logits_to_keep: as for the decoder. Beside labels it asks for logits as well, 0 for all of them.
+                `num_items_in_batch`. It is computed from logits at these positions alone.
+            logits_to_keep: as for the decoder. Default: all, but none beside labels in training.
             pixel_values: images (I, 3, height, width) of all rows one after another. Or their `vision_features` as
                 `image_features` (I, C, h, w), or an `image_memory` made by `encode_images`.
             image_index: (R, M), which image is a row's first, second, …, -1 for none. Default: images are dealt out in

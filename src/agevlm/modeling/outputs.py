@@ -44,7 +44,7 @@ class AgeVlmCausalLMOutputWithPast(CausalLMOutputWithPast, _Cached):
     """What `AgeVlmForConditionalGeneration` gives.
 
     `label_log_probs` (R, T) are the log-probabilities of the labels, each given the tokens before it, in float32 and 0
-    at -100. Beside labels there are `logits` only where `logits_to_keep` asks for them.
+    at -100. Beside labels in training there are `logits` only where `logits_to_keep` asks for them.
 
     `attention_maps` holds (R, heads, T, M, h, w) for each cross-attention layer, `null_attention` (R, heads, T), or
     None without a null token. `row_weights` holds (R, heads, K, M * N), one more at the end with a null token, for the
