@@ -187,6 +187,7 @@ def inputs_of(num_rows: int) -> dict[str, Any]:
     return {
         "input_ids": ids,
         "attention_mask": mask,
+        "labels": ids.masked_fill((mask == 0) | (ids == IMAGE), -100),
         "pixel_values": make_pixels(num_rows // 2),
         "images_seen": seen,
         "rows_per_image": 2,
@@ -205,11 +206,11 @@ def share_of_images(states: LayerStates) -> torch.Tensor:
 @torch.no_grad()
 def test_states_of_cross_attention_are_those_that_its_layers_use() -> None:
     model, inputs = make_model(), inputs_of(4)
-    logits, states = read_states(model, inputs)
+    log_probs, states = read_states(model, inputs)
     plain = model(**inputs, output_attention_maps=True, output_hidden_states=True, use_cache=False)
     assert [layer.layer for layer in states] == [*model.config.cross_attention_layers, 5]
     assert [layer.looks for layer in states] == [True, True, False]
-    torch.testing.assert_close(logits, plain.logits)
+    torch.testing.assert_close(log_probs, plain.label_log_probs)
     tokens = model.projector(model.vision_features(inputs["pixel_values"]).flatten(2).transpose(1, 2))
     for layer, maps in zip(states, plain.attention_maps, strict=False):
         torch.testing.assert_close(layer.image, tokens)

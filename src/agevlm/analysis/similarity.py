@@ -29,7 +29,7 @@ from agevlm.analysis.similarity_measures import (
     MEASURES,
     Scores,
     hidden_similarity,
-    mean_log_probability,
+    mean_over,
     query_key_similarity,
 )
 from agevlm.analysis.similarity_pairs import Pairs, object_words, pair_captions
@@ -131,10 +131,10 @@ class _Reader:
         ]
         batch = self._batch(samples)
         said_RT, words_RT = batch.pop("said"), batch.pop("words")
-        logits_RTV, states = read_states(self.model, batch)
+        log_probs_RT, states = read_states(self.model, batch)
         shape = (len(texts_IE), 2)
         said_IET, words_IET = said_RT.unflatten(0, shape), words_RT.unflatten(0, shape)
-        likelihood = mean_log_probability(logits_RTV, batch["input_ids"], said_RT).unflatten(0, shape)
+        likelihood = mean_over(log_probs_RT, said_RT).unflatten(0, shape)
         self._keep((CAPTION_LIKELIHOOD, None), texts_IE, likelihood)
         for layer in states:
             measured = hidden_similarity(layer, said_IET)
@@ -167,7 +167,7 @@ class _Reader:
         batch = self._batch([Sample(c.id, (), (c,)) for c in unseen])
         said_RT = batch.pop("said")
         batch.pop("words")
-        return mean_log_probability(self.model(**batch, use_cache=False).logits, batch["input_ids"], said_RT)
+        return mean_over(self.model(**batch, use_cache=False, logits_to_keep=1).label_log_probs, said_RT)
 
     def _batch(self, samples: Sequence[Sample]) -> dict[str, Any]:
         """The inputs of the model for samples, and in `said` and `words` (R, T) the caption's and its words' tokens."""
@@ -175,7 +175,7 @@ class _Reader:
         mask_RT = collated["attention_mask"]
         batch: dict[str, Any] = {"input_ids": collated["input_ids"], "attention_mask": mask_RT}
         batch["position_ids"] = (mask_RT.cumsum(-1) - 1).clamp(min=0)
-        batch["said"] = collated["labels"] >= 0
+        batch["labels"], batch["said"] = collated["labels"], collated["labels"] >= 0
         batch["words"] = self._words([c for sample in samples for c in sample.conversations], mask_RT)
         if "pixel_values" in collated:
             batch["pixel_values"] = collated["pixel_values"].to(self.model.dtype)

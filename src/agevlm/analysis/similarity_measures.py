@@ -4,7 +4,7 @@ Tensors in, tensors out: no model, no data, no files.
 """
 
 # Shapes: I pictures, E texts about each, T text tokens, N image tokens, W model width, H heads, G key heads, D head
-# width, V vocabulary, P pairs of one kind.
+# width, P pairs of one kind.
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ def hidden_similarity(states: LayerStates, said_IET: Tensor) -> dict[str, Tensor
     most like it, mean over text tokens.
     """
     image_INW, text_IETW = states.image.float(), states.text.float()
-    text_IEW = _mean_over(text_IETW.movedim(-1, 2), said_IET[:, :, None])
+    text_IEW = mean_over(text_IETW.movedim(-1, 2), said_IET[:, :, None])
     unit_INW, unit_IETW = F.normalize(image_INW, dim=-1), F.normalize(text_IETW, dim=-1)
     best_IET = torch.einsum("ietw,inw->ietn", unit_IETW, unit_INW).amax(dim=-1)
     return {
         HIDDEN_MEAN: F.cosine_similarity(image_INW.mean(dim=1)[:, None], text_IEW, dim=-1),
-        HIDDEN_MAX: _mean_over(best_IET, said_IET),
+        HIDDEN_MAX: mean_over(best_IET, said_IET),
     }
 
 
@@ -59,7 +59,7 @@ def query_key_similarity(states: LayerStates, words_IET: Tensor) -> dict[str, Te
 
     def best(query: Tensor, key: Tensor) -> Tensor:
         best_IETH = torch.einsum("iethd,ihnd->iethn", query, key).amax(dim=-1)
-        return _mean_over(best_IETH.mean(dim=-1), words_IET)
+        return mean_over(best_IETH.mean(dim=-1), words_IET)
 
     return {
         QUERY_KEY_COSINE: best(F.normalize(query_IETHD, dim=-1), F.normalize(key_IHND, dim=-1)),
@@ -67,14 +67,7 @@ def query_key_similarity(states: LayerStates, words_IET: Tensor) -> dict[str, Te
     }
 
 
-def mean_log_probability(logits_RTV: Tensor, input_ids_RT: Tensor, said_RT: Tensor) -> Tensor:
-    """Mean log-probability (R,) of the tokens that `said` marks, each given those before it."""
-    log_probs_RTV = logits_RTV[:, :-1].float().log_softmax(dim=-1)
-    said_ids = input_ids_RT[:, 1:].masked_fill(~said_RT[:, 1:], 0)  # a placeholder may lie outside the vocabulary
-    return _mean_over(log_probs_RTV.gather(-1, said_ids[..., None]).squeeze(-1), said_RT[:, 1:])
-
-
-def _mean_over(values: Tensor, chosen: Tensor) -> Tensor:
+def mean_over(values: Tensor, chosen: Tensor) -> Tensor:
     """Mean over the last dimension of the values that are chosen, at least one in each row."""
     return values.where(chosen, 0.0).sum(dim=-1) / chosen.sum(dim=-1)
 

@@ -16,7 +16,7 @@ embedding, which cross-attention does not have: with it, they would tell how far
 """
 
 # Shapes: I pictures, E texts about each, T text tokens, X tokens of a sequence, N image tokens, W model width, H heads,
-# G key heads, D head width, R = I * E rows of text, V vocabulary.
+# G key heads, D head width, R = I * E rows of text.
 
 from __future__ import annotations
 
@@ -52,9 +52,9 @@ class LayerStates:
 
 
 def read_states(model: Any, inputs: Mapping[str, Any]) -> tuple[Tensor, list[LayerStates]]:
-    """Logits (R, T, V) and the states of the layers, first to last, in one pass over `inputs` for `model.forward`.
+    """`label_log_probs` (R, T) and the states of the layers, first to last, in one pass of `model` over `inputs`.
 
-    Rows are image-major, with `rows_per_image` and `pixel_values` among the inputs.
+    Rows are image-major, with `rows_per_image`, `pixel_values` and `labels` among the inputs.
     """
     read = _concat_states if isinstance(model, ConcatVlmForConditionalGeneration) else _cross_states
     return read(model, inputs)
@@ -66,7 +66,7 @@ def _cross_states(model: Any, inputs: Mapping[str, Any]) -> tuple[Tensor, list[L
     for place, layer in zip(places, model.cross_attention, strict=True):
         modules |= {("text", place): layer, ("query", place): layer.cross_attn.q_norm}
     with _outputs_of(modules) as seen:
-        output = model(**inputs, use_cache=False)
+        output = model(**inputs, use_cache=False, logits_to_keep=1)
     image_INW, memory = seen["image"], output.image_memory
     num_tokens = memory.grid[0] * memory.grid[1]
     rows = (len(memory), inputs["rows_per_image"], inputs["input_ids"].shape[1])
@@ -82,7 +82,7 @@ def _cross_states(model: Any, inputs: Mapping[str, Any]) -> tuple[Tensor, list[L
         for place, layer, key_IGSD in zip(places, model.cross_attention, memory.keys, strict=True)
     ]
     last = LayerStates(len(decoder) + len(places) - 1, image_INW, seen["last"].reshape(*rows, -1))
-    return output.logits, [*states, last]
+    return output.label_log_probs, [*states, last]
 
 
 def _concat_states(model: Any, inputs: Mapping[str, Any]) -> tuple[Tensor, list[LayerStates]]:
@@ -92,7 +92,7 @@ def _concat_states(model: Any, inputs: Mapping[str, Any]) -> tuple[Tensor, list[
         query, key = (_projection(layer, name) for name in ("q_proj", "k_proj"))
         modules |= {("text", number): layer, ("query", number): query, ("key", number): key}
     with _outputs_of(modules) as seen:
-        output = model(**inputs, use_cache=False)
+        output = model(**inputs, use_cache=False, logits_to_keep=1)
     front = output.image_memory.tokens.shape[1]
     rows = (len(output.image_memory), inputs["rows_per_image"], inputs["input_ids"].shape[1])
     states = []
@@ -111,7 +111,7 @@ def _concat_states(model: Any, inputs: Mapping[str, Any]) -> tuple[Tensor, list[
                 scaling=attention.scaling,
             )
         )
-    return output.logits, states
+    return output.label_log_probs, states
 
 
 def _projection(layer: nn.Module, name: str) -> nn.Module:

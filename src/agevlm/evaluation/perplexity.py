@@ -28,6 +28,10 @@ def text_perplexity(
     """
     import torch
 
+    from agevlm.modeling.joined import JoinedModel
+
+    if isinstance(language_model, JoinedModel):
+        language_model = language_model.language_model
     coded = [tokenizer(text, add_special_tokens=add_special_tokens)["input_ids"] for text in texts]
     coded = [ids for ids in coded if len(ids) > 1]
     if not coded:
@@ -49,14 +53,15 @@ def _negative_log_likelihood(language_model: Any, batch: Sequence[Sequence[int]]
     """Sum over the predicted tokens of a batch, padded on the right and computed in float32."""
     import torch
 
+    from agevlm.modeling.supervision import IGNORED, Head, label_log_probs
+
     longest = max(map(len, batch))
     device = language_model.device
     ids = torch.tensor([[*row, *[0] * (longest - len(row))] for row in batch], device=device)
     mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in batch], device=device)
-    logits = language_model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1].float()
-    labels = ids[:, 1:].masked_fill(mask[:, 1:] == 0, -100)
-    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum")
-    return float(loss)
+    outputs = language_model.get_decoder()(input_ids=ids, attention_mask=mask, use_cache=False)
+    labels = ids.masked_fill(mask == 0, IGNORED)
+    return -float(label_log_probs(Head(language_model, outputs), outputs.last_hidden_state, labels).sum())
 
 
 def directory_perplexity(

@@ -20,6 +20,7 @@ from transformers import initialization as init
 from transformers.configuration_utils import PreTrainedConfig
 
 from .interleaving import decoder_layers
+from .supervision import Head, label_log_probs, mean_loss
 from .vision import build_backbone, join_feature_maps, load_backbone
 
 
@@ -142,6 +143,25 @@ class JoinedModel(PreTrainedModel):
         is_image_RT = input_ids == self.config.image_token_id
         embeds_RTW = self.get_input_embeddings()(input_ids.masked_fill(is_image_RT, 0))
         return torch.where(is_image_RT[..., None], self.image_token_embedding.to(embeds_RTW.dtype), embeds_RTW)
+
+    def _said(
+        self,
+        head: Head,
+        hidden_RTW: Tensor,
+        labels: Tensor | None,
+        num_items_in_batch: Tensor | int | None,
+        logits_to_keep: int | Tensor | None,
+    ) -> dict[str, Tensor]:
+        """The fields of an output that a head makes of the last hidden states of the text."""
+        if logits_to_keep is None and not (self.training and labels is not None):
+            logits_to_keep = 0
+        if labels is None:
+            return {"logits": head(hidden_RTW, logits_to_keep=logits_to_keep)}
+        log_probs_RT = label_log_probs(head, hidden_RTW, labels)
+        said = {"loss": mean_loss(log_probs_RT, labels, num_items_in_batch), "label_log_probs": log_probs_RT}
+        if logits_to_keep is not None:
+            said["logits"] = head(hidden_RTW, logits_to_keep=logits_to_keep)
+        return said
 
 
 def _joined_config(

@@ -24,6 +24,7 @@ from .image_inputs import ImageInputs
 from .interleaving import ImageContext, interleave
 from .joined import JoinedModel
 from .outputs import AgeVlmCausalLMOutputWithPast, AgeVlmModelOutputWithPast, looked_at, of_decoder
+from .supervision import Head
 from .versions import CACHE, takes_cache
 from .vision import flatten_feature_map, position_code
 
@@ -179,7 +180,7 @@ class AgeVlmForConditionalGeneration(AgeVlmModel, AgeVlmGenerationMixin):
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
-        logits_to_keep: int | Tensor = 0,
+        logits_to_keep: int | Tensor | None = None,
         pixel_values: Tensor | None = None,
         image_features: Tensor | None = None,
         image_memory: ImageMemory | None = None,
@@ -197,10 +198,11 @@ class AgeVlmForConditionalGeneration(AgeVlmModel, AgeVlmGenerationMixin):
         the cross-attention layers unchanged. With no images at all this is the decoder alone.
 
         Args:
-            input_ids, attention_mask, position_ids, inputs_embeds, use_cache, logits_to_keep: as for the decoder.
+            input_ids, attention_mask, position_ids, inputs_embeds, use_cache: as for the decoder.
             cache: what the decoder keeps of earlier text, a `Cache`; its older name `past_key_values` is taken as well.
             labels: (R, T), shifted here; -100 is ignored. The loss is the mean over the others, or their sum over
-                `num_items_in_batch`.
+                `num_items_in_batch`. It is computed from logits at these positions alone.
+            logits_to_keep: as for the decoder. Default: all, but none beside labels in training.
             pixel_values: images (I, 3, height, width) of all rows one after another. Or their `vision_features` as
                 `image_features` (I, C, h, w), or an `image_memory` made by `encode_images`.
             image_index: (R, M), which image is a row's first, second, …, -1 for none. Default: images are dealt out in
@@ -219,8 +221,10 @@ class AgeVlmForConditionalGeneration(AgeVlmModel, AgeVlmGenerationMixin):
             ValueError: placeholders and images differ in number, or shapes do not fit.
         """
         images = ImageInputs(pixel_values, image_features, image_memory, image_index, images_seen, rows_per_image)
+        if labels is None:
+            kwargs["logits_to_keep"] = 0 if logits_to_keep is None else logits_to_keep
         outputs, looked = self._run(
-            self.language_model,
+            self.language_model if labels is None else self.get_decoder(),
             images,
             attention_rows,
             output_attention_maps,
@@ -230,20 +234,15 @@ class AgeVlmForConditionalGeneration(AgeVlmModel, AgeVlmGenerationMixin):
             position_ids=position_ids,
             cache=cache,
             use_cache=use_cache,
-            logits_to_keep=logits_to_keep,
             **kwargs,
         )
-        loss = None
-        if labels is not None:
-            loss = self.loss_function(
-                logits=outputs.logits,
-                labels=labels,
-                vocab_size=outputs.logits.shape[-1],
-                num_items_in_batch=num_items_in_batch,
-            )
+        if labels is None:
+            said = {"logits": outputs.logits}
+        else:
+            head = Head(self.language_model, outputs)
+            said = self._said(head, outputs.last_hidden_state, labels, num_items_in_batch, logits_to_keep)
         return AgeVlmCausalLMOutputWithPast(
-            loss=loss,
-            logits=outputs.logits,
+            **said,
             **of_decoder(outputs),
             **looked,
         )

@@ -29,6 +29,7 @@ from .image_inputs import ImageInputs
 from .interleaving import Visibility
 from .joined import JoinedModel
 from .outputs import AgeVlmCausalLMOutputWithPast, of_decoder
+from .supervision import Head
 from .versions import CACHE, takes_cache
 from .vision import POSITION_CODE_SIZE, flatten_feature_map, position_code
 
@@ -113,13 +114,8 @@ class ConcatVlmForConditionalGeneration(JoinedModel, AgeVlmGenerationMixin):
 
         A pass takes, and fills, `select_cache(prefilled, indices)` as its `cache`.
         """
-        outputs = self.language_model(
-            inputs_embeds=memory.tokens.to(self.language_model.dtype),
-            use_cache=True,
-            logits_to_keep=1,
-            **{CACHE: DynamicCache()},
-        )
-        return outputs[CACHE]
+        embeds = memory.tokens.to(self.language_model.dtype)
+        return self.get_decoder()(inputs_embeds=embeds, use_cache=True, **{CACHE: DynamicCache()})[CACHE]
 
     @takes_cache
     @can_return_tuple
@@ -132,7 +128,7 @@ class ConcatVlmForConditionalGeneration(JoinedModel, AgeVlmGenerationMixin):
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
-        logits_to_keep: int | Tensor = 0,
+        logits_to_keep: int | Tensor | None = None,
         pixel_values: Tensor | None = None,
         image_features: Tensor | None = None,
         image_memory: ImageTokens | None = None,
@@ -162,28 +158,21 @@ class ConcatVlmForConditionalGeneration(JoinedModel, AgeVlmGenerationMixin):
         decoder_inputs = {CACHE: cache, "use_cache": use_cache, **kwargs}
         if visibility is None:
             decoder_inputs |= {"attention_mask": attention_mask, "position_ids": position_ids}
-            outputs = self.language_model(inputs_embeds=embeds_RTW, logits_to_keep=logits_to_keep, **decoder_inputs)
-            logits, looked = outputs.logits, {}
+            outputs = self.get_decoder()(inputs_embeds=embeds_RTW, **decoder_inputs)
+            hidden_RTW, looked = outputs.last_hidden_state, {}
         else:
             asked = attention_rows
             if output_attention_maps:
                 asked = torch.arange(embeds_RTW.shape[1], device=embeds_RTW.device).expand(embeds_RTW.shape[:2])
             layout = _lay_out(images.image_memory, visibility, packed=not use_cache and cache is None)
             outputs = self._run(layout, embeds_RTW, attention_mask, position_ids, asked is not None, decoder_inputs)
-            logits = _of_rows(outputs.logits, layout.rows_per_sequence)
-            logits = logits[:, -logits_to_keep:] if isinstance(logits_to_keep, int) else logits[:, logits_to_keep]
+            hidden_RTW = _text_of_rows(outputs.last_hidden_state, layout)
             looked = {"image_memory": images.image_memory}
             if asked is not None:
                 weights = tuple(_asked_weights(attention, layout, asked) for attention in outputs.attentions)
                 looked |= _looked_at(weights, images.image_memory.grid, attention_rows, output_attention_maps)
-        loss = None
-        if labels is not None:
-            loss = self.loss_function(
-                logits=logits, labels=labels, vocab_size=logits.shape[-1], num_items_in_batch=num_items_in_batch
-            )
         return AgeVlmCausalLMOutputWithPast(
-            loss=loss,
-            logits=logits,
+            **self._said(Head(self.language_model, outputs), hidden_RTW, labels, num_items_in_batch, logits_to_keep),
             **of_decoder(outputs),
             **looked,
         )
@@ -197,7 +186,7 @@ class ConcatVlmForConditionalGeneration(JoinedModel, AgeVlmGenerationMixin):
         output_attentions: bool,
         decoder_inputs: dict[str, Any],
     ) -> Any:
-        """Run the decoder over the sequences of a layout; logits are of text positions only, (L, E * T, V)."""
+        """Run the decoder without its head over the sequences of a layout."""
         cache = decoder_inputs[CACHE]
         num_cached = int(cache.get_seq_length()) if cache is not None else 0
         num_front, each = layout.num_image_tokens, layout.rows_per_sequence
@@ -217,11 +206,10 @@ class ConcatVlmForConditionalGeneration(JoinedModel, AgeVlmGenerationMixin):
         if output_attentions:
             decoder_inputs = {**decoder_inputs, "output_attentions": True}
         with _eager(self.language_model) if output_attentions else nullcontext():
-            return self.language_model(
+            return self.get_decoder()(
                 inputs_embeds=text_LXW,
                 attention_mask=self._mask_of_decoder(visible[:, None], text_LXW.dtype),
                 position_ids=positions_LX,
-                logits_to_keep=torch.arange(-each * length, 0, device=text_LXW.device),
                 **decoder_inputs,
             )
 
@@ -298,9 +286,11 @@ def _visible(layout: _Layout, mask_RX: Tensor, length: int) -> Tensor:
     return visible
 
 
-def _of_rows(states_LXZ: Tensor, each: int) -> Tensor:
-    """States of the text of sequences (L, E * T, Z) as rows (R, T, Z)."""
-    return states_LXZ.unflatten(1, (each, -1)).flatten(0, 1)
+def _text_of_rows(states_LXZ: Tensor, layout: _Layout) -> Tensor:
+    """What stands in sequences (L, …, Z) on text, their last E * T positions, as rows (R, T, Z)."""
+    each = layout.rows_per_sequence
+    num_text = each * layout.visible.shape[1]
+    return states_LXZ[:, -num_text:].unflatten(1, (each, -1)).flatten(0, 1)
 
 
 def _asked_weights(attention_LHQK: Tensor, layout: _Layout, asked_RK: Tensor) -> Tensor:
@@ -308,9 +298,8 @@ def _asked_weights(attention_LHQK: Tensor, layout: _Layout, asked_RK: Tensor) ->
 
     What of a row's attention lies on images is scaled to sum 1; a row that sees no image has zeros.
     """
-    num_text = layout.rows_per_sequence * layout.visible.shape[1]
-    to_image_LXHS = attention_LHQK[..., -num_text:, : layout.num_image_tokens].transpose(1, 2)
-    weights_RKHS = take_rows(_of_rows(to_image_LXHS, layout.rows_per_sequence), asked_RK).float()
+    to_image_LXHS = attention_LHQK[..., : layout.num_image_tokens].transpose(1, 2)
+    weights_RKHS = take_rows(_text_of_rows(to_image_LXHS, layout), asked_RK).float()
     sees_RK = layout.visible.any(dim=-1).take_along_dim(asked_RK, dim=1)
     weights_RKHS = weights_RKHS / weights_RKHS.sum(dim=-1, keepdim=True).clamp(min=1e-9)
     return (weights_RKHS * sees_RK[..., None, None]).transpose(1, 2)

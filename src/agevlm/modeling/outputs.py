@@ -43,6 +43,9 @@ class AgeVlmModelOutputWithPast(BaseModelOutputWithPast, _Cached):
 class AgeVlmCausalLMOutputWithPast(CausalLMOutputWithPast, _Cached):
     """What `AgeVlmForConditionalGeneration` gives.
 
+    `label_log_probs` (R, T) are the log-probabilities of the labels, each given the tokens before it, in float32 and 0
+    at -100. Beside labels in training there are `logits` only where `logits_to_keep` asks for them.
+
     `attention_maps` holds (R, heads, T, M, h, w) for each cross-attention layer, `null_attention` (R, heads, T), or
     None without a null token. `row_weights` holds (R, heads, K, M * N), one more at the end with a null token, for the
     asked rows. All are softmax weights in float32: they sum to 1 over images and null token, or are 0 for text that
@@ -53,6 +56,7 @@ class AgeVlmCausalLMOutputWithPast(CausalLMOutputWithPast, _Cached):
     attention_maps: tuple[Tensor, ...] | None = None
     null_attention: tuple[Tensor, ...] | None = None
     row_weights: tuple[Tensor, ...] | None = None
+    label_log_probs: Tensor | None = None
 
 
 def of_decoder(outputs: ModelOutput) -> dict[str, Any]:

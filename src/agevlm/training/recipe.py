@@ -266,7 +266,7 @@ class Recipe(Strict):
     evaluation: EvaluationRecipe | None = EvaluationRecipe()
     """What is measured at the end. Null: nothing."""
     dtype: Literal["auto", "float32", "bfloat16"] = "float32"
-    """Arithmetic of products; weights stay float32. auto: bfloat16 where the machine computes in it, else float32."""
+    """Arithmetic of products; what trains is float32. auto: bfloat16 where the machine computes in it, else float32."""
     compile: bool = False
     """Compile the decoder and the cross-attention by `torch.compile`: about a third less time for each step."""
     cache_features: bool = True

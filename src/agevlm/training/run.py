@@ -44,7 +44,7 @@ from agevlm.modeling.modeling_concat import ConcatVlmForConditionalGeneration
 from agevlm.modeling.processing_agevlm import AgeVlmProcessor
 from agevlm.modeling.versions import checkpoint_activations
 from agevlm.modeling.vision import load_backbone
-from agevlm.training.arithmetic import choose_arithmetic
+from agevlm.training.arithmetic import choose_arithmetic, frozen_in_bfloat16
 from agevlm.training.compiled import compile_layers, compiled_for
 from agevlm.training.dataset import SourceData, StageDataset
 from agevlm.training.features import cached_features
@@ -230,7 +230,7 @@ class Run:
         trainer = self._trainer(index, model, processor, data, progress)
         for note in trainer.train_dataset.notes:
             self.console.print(f"  {note}", highlight=False)
-        with compiled_for(stage.steps):
+        with compiled_for(stage.steps), frozen_in_bfloat16(model.language_model, self.dtype):
             trainer.train(resume_from_checkpoint=resume_from)
         if stage.gradient_checkpointing:
             checkpoint_activations(model, False)

@@ -108,10 +108,10 @@ def merge_adapters(model: Any) -> None:
 
 
 def merged_weights(model: Any) -> dict[str, Tensor]:
-    """The weights that `merge_adapters` would leave, under their plain names; the model stays as it is."""
+    """The weights that `merge_adapters` would leave, in float32 and under their plain names; the model stays as is."""
     adapted = {name: module for name, module in model.named_modules() if hasattr(module, "base_layer")}
     weights = {
-        name.replace(".base_layer.", "."): weight
+        name.replace(".base_layer.", "."): weight.float()
         for name, weight in model.state_dict().items()
         if not any(name.startswith(f"{prefix}.lora_") for prefix in adapted)
     }

@@ -107,7 +107,8 @@ class StageTrainer(Trainer):
         if not torch.isfinite(loss):
             raise FloatingPointError(
                 f"stage {self.stage.name!r}, step {self.state.global_step + 1}: the loss is {float(loss)} "
-                f"on {_culprits(outputs.logits, extra['sample_ids'])}; look at these samples or lower the learning rate"
+                f"on {_culprits(outputs.label_log_probs, extra['sample_ids'])}; "
+                "look at these samples or lower the learning rate"
             )
         loss = loss * self.accelerator.num_processes  # ranks average gradients; the counts are sums over ranks
         return (loss, outputs) if return_outputs else loss
@@ -118,7 +119,7 @@ class StageTrainer(Trainer):
             return None
         if outputs.row_weights is None:  # no picture in the batch
             return None
-        with torch.autocast(outputs.logits.device.type, enabled=False):
+        with torch.autocast(outputs.loss.device.type, enabled=False):
             total, _ = guidance_loss(
                 outputs.row_weights,
                 extra["guidance_shares"],
@@ -206,11 +207,11 @@ class _Reporter(TrainerCallback):
         return control
 
 
-def _culprits(logits: Tensor, ids: list[str] | None) -> str:
-    """The ids of the rows whose own logits are not finite; of all rows where there is none such."""
+def _culprits(log_probs_RT: Tensor, ids: list[str] | None) -> str:
+    """The ids of the rows whose own labels have no finite probability; of all rows where there is none such."""
     if not ids:
         return "a batch without ids"
-    wrong = (~torch.isfinite(logits).flatten(1).all(dim=1)).tolist()
+    wrong = (~torch.isfinite(log_probs_RT).all(dim=1)).tolist()
     named = [name for name, bad in zip(ids, wrong, strict=True) if bad] or ids
     more = len(named) - MAX_NAMED
     return ", ".join(named[:MAX_NAMED]) + (f" and {more} more" if more > 0 else "")

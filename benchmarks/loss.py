@@ -1,0 +1,203 @@
+"""What it saves to compute logits where tokens are supervised: a step and a reading of captions, against all logits.
+
+    python benchmarks/loss.py --threads 1
+
+A step is forward, loss, backward and update of everything that trains, here all but the vision model; a reading is the
+log-probability of the same labels, without gradients. Before: the logits of all tokens, and transformers' loss of them.
+After: `loss` and `label_log_probs` of a forward pass with labels. Arms alternate within one run, on the same model and
+batch, a quarter of whose tokens are supervised; their losses are compared before anything is timed. Memory is what is
+allocated at most beyond what lies there before, by a profiler. The floor is the work that is left at the speed that a
+large product has on this machine now. The table gives the processor time of this process, which tells beside other work
+too; the JSON has that of the clock as well.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import compare, load, machine_rates, quiet, write_result
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+from transformers import ConvNextBackbone, ConvNextConfig, LlamaConfig, LlamaForCausalLM
+
+from agevlm import AgeVlmForConditionalGeneration
+from agevlm.training.arithmetic import autocast
+from agevlm.training.timing import flops, seconds
+
+WIDTH, NUM_LAYERS, CROSS_ATTENTION_LAYERS = 512, 8, (2, 5, 8)
+NUM_PICTURES, QUESTIONS_PER_PICTURE, TEXT_LEN, GRID = 2, 2, 64, 12
+SUPERVISED_RATIO = 0.25
+
+
+def build_model(vocabulary_size: int) -> Any:
+    """A decoder with a tied head between the embedded world's and a small real one; the vision model is not run."""
+    torch.manual_seed(0)
+    decoder = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=vocabulary_size,
+            hidden_size=WIDTH,
+            intermediate_size=1408,
+            num_hidden_layers=NUM_LAYERS,
+            num_attention_heads=8,
+            num_key_value_heads=4,
+            tie_word_embeddings=True,
+        )
+    )
+    backbone = ConvNextBackbone(ConvNextConfig(num_stages=1, hidden_sizes=[64], depths=[1], out_features=["stage1"]))
+    model = AgeVlmForConditionalGeneration.from_backbones(
+        decoder, backbone, cross_attention_layers=list(CROSS_ATTENTION_LAYERS), attn_gate_init=0.1, mlp_gate_init=0.1
+    )
+    model.vision_model.requires_grad_(False)
+    return model.train()
+
+
+def build_batch(vocabulary_size: int) -> dict[str, Any]:
+    """Questions with their answers at the end, image-major, and features of their pictures."""
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(vocabulary_size, (NUM_PICTURES * QUESTIONS_PER_PICTURE, TEXT_LEN), generator=generator)
+    labels = ids.clone()
+    labels[:, : TEXT_LEN - round(SUPERVISED_RATIO * TEXT_LEN)] = -100
+    return {
+        "input_ids": ids,
+        "labels": labels,
+        "image_features": torch.randn(NUM_PICTURES, 64, GRID, GRID, generator=generator),
+        "images_seen": torch.ones_like(ids),
+        "rows_per_image": QUESTIONS_PER_PICTURE,
+        "use_cache": False,
+    }
+
+
+def logits_of(model: Any, batch: dict[str, Any]) -> Tensor:
+    """The logits of all tokens."""
+    return model(**{name: value for name, value in batch.items() if name != "labels"}).logits
+
+
+def loss_before(model: Any, batch: dict[str, Any]) -> Tensor:
+    """transformers' loss of the logits of all tokens."""
+    logits = logits_of(model, batch)
+    return model.loss_function(logits=logits, labels=batch["labels"], vocab_size=logits.shape[-1])
+
+
+def loss_after(model: Any, batch: dict[str, Any]) -> Tensor:
+    """The loss of the logits at supervised tokens."""
+    return model(**batch).loss
+
+
+@torch.no_grad()
+def read_before(model: Any, batch: dict[str, Any]) -> Tensor:
+    """Log-probabilities of the labels, out of those of all tokens."""
+    log_probs = logits_of(model, batch)[:, :-1].float().log_softmax(-1)
+    labels = batch["labels"][:, 1:]
+    return log_probs.gather(-1, labels.clamp(min=0)[..., None]).squeeze(-1) * (labels != -100)
+
+
+@torch.no_grad()
+def read_after(model: Any, batch: dict[str, Any]) -> Tensor:
+    """Log-probabilities of the labels alone."""
+    return model(**batch).label_log_probs[:, 1:]
+
+
+def peak_bytes(work: Callable[[], Any]) -> int:
+    """What a piece of work allocates at most beyond what lies there before, on the CPU."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        work()
+    found = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    held = torch.tensor([event.nbytes() for event in sorted(found, key=lambda event: event.start_ns())])
+    return int(held.cumsum(0).max())
+
+
+def clocks(work: Callable[[], Any]) -> tuple[float, float]:
+    """Seconds of a piece of work: on the clock, and of the processor."""
+    start = time.process_time()
+    wall = seconds(work)
+    return wall, time.process_time() - start
+
+
+def measure(vocabulary_size: int, args: argparse.Namespace) -> dict[str, Any]:
+    """One size of vocabulary: times and peak memory of both arms, of a step and of a reading."""
+    model, batch = build_model(vocabulary_size), build_batch(vocabulary_size)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4, fused=True)
+    dtype = getattr(torch, args.dtype)
+
+    def step(loss: Callable[[Any, dict[str, Any]], Tensor]) -> float:
+        optimizer.zero_grad()
+        with autocast(dtype):
+            found = loss(model, batch)
+        found.backward()
+        optimizer.step()
+        return float(found.detach())
+
+    def read(arm: Callable[[Any, dict[str, Any]], Tensor]) -> Tensor:
+        with autocast(dtype):
+            return arm(model, batch)
+
+    difference = float((read(read_before) - read(read_after)).abs().max())
+    assert difference < (1e-4 if dtype == torch.float32 else 0.1), difference
+    works = {
+        "step": (lambda: step(loss_before), lambda: step(loss_after)),
+        "reading": (lambda: read(read_before), lambda: read(read_after)),
+    }
+    result: dict[str, Any] = {"vocabulary_size": vocabulary_size, "largest_difference": difference}
+    for name, arms in works.items():
+        for arm in arms:
+            arm()
+        turns = [[clocks(arm) for arm in arms] for _ in range(args.turns)]
+        result[name] = {
+            clock: _named(compare(*([turn[arm][number] for turn in turns] for arm in (0, 1))))
+            for number, clock in enumerate(("wall", "processor"))
+        }
+        result[name] |= dict(zip(("before_bytes", "after_bytes"), map(peak_bytes, arms), strict=True))
+        result[name]["floor_ms"] = 1e3 * flops(arms[1]) / machine_rates(dtype)["flops_per_s"]
+    return result
+
+
+def _named(times: dict[str, Any]) -> dict[str, Any]:
+    """What `compare` gives, with the arms by their names."""
+    names = {"median_a_ms": "before_ms", "median_b_ms": "after_ms"}
+    return {names.get(name, name): value for name, value in times.items()}
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--vocabularies", type=int, nargs="+", default=[8192, 49152, 128256])
+    parser.add_argument("--turns", type=int, default=5, help="timed pairs of each kind")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--dtype", default="float32", choices=("bfloat16", "float32"))
+    parser.add_argument("--out", type=Path, help="where to write; benchmarks/results/loss.json if not given")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Measure, print a table, write the JSON."""
+    args = parse_arguments()
+    torch.set_num_threads(args.threads)
+    quiet()
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler says when it starts and stops
+    settings = {name: value for name, value in vars(args).items() if name != "out"}
+    before = load()
+    print(f"vocabulary {'':8} {'before':>9} {'after':>9} {'ratio':>6}  95 % interval  {'floor':>9}  peak memory")
+    results = []
+    for size in args.vocabularies:
+        result = measure(size, args)
+        results.append(result)
+        for name in ("step", "reading"):
+            work, times = result[name], result[name]["processor"]
+            low, high = times["ratio_interval"]
+            print(
+                f"{result['vocabulary_size']:10,} {name:8} {times['before_ms']:6.0f} ms {times['after_ms']:6.0f} ms "
+                f"{times['ratio']:6.2f}  {low:.2f} to {high:.2f}   {work['floor_ms']:6.0f} ms  "
+                f"{work['before_bytes'] / 1e6:5.0f} → {work['after_bytes'] / 1e6:.0f} MB"
+            )
+    print(f"load before {before}, after {load()}")
+    print(write_result("loss", {"settings": settings, "load_before": before, "results": results}, args.out))
+
+
+if __name__ == "__main__":
+    main()
