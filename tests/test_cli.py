@@ -382,7 +382,7 @@ def test_a_checkpoint_of_another_architecture_is_named(agevlm: Run, tmp_path: Pa
     other.mkdir()
     check_refused(agevlm("look", other, picture, "is there a fish?"), str(other), "config.json")
     (other / "config.json").write_text('{"model_type": "llama"}')
-    check_refused(agevlm("look", other, picture, "is there a fish?"), str(other), "'llama'", "'agevlm'")
+    check_refused(agevlm("look", other, picture, "is there a fish?"), str(other), "'llama'", "vision-language model")
     check_refused(agevlm("look", "tinny", picture, "is there a fish?"), "'tinny'", "Did you mean 'tiny'")
 
 

@@ -146,6 +146,15 @@ def test_words_of_the_answer_are_read_at_their_own_tokens(monkeypatch: pytest.Mo
     assert word.map.sum() == pytest.approx(1, abs=1e-4)
 
 
+def test_an_answer_without_a_word_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, processor = make_model(), make_processor()
+    every_token = list(range(model.config.text_config.vocab_size))
+    monkeypatch.setattr(model.generation_config, "eos_token_id", every_token)
+    seen = look(model, processor, make_picture(), "is there a fish ?", vocabulary=["fish"])
+    assert seen.answer == ""
+    assert [(word.where, word.word) for word in seen.words] == [("question", "fish")]
+
+
 def test_layers_and_heads_can_be_chosen() -> None:
     model, processor = make_model(), make_processor()
     question = "is there a boat ?"

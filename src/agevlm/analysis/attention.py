@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -235,13 +236,10 @@ def _checked(numbers: Sequence[int] | None, num: int, what: str) -> Sequence[int
 
 def _decode(tokenizer: Any, ids: Sequence[int]) -> tuple[str, list[tuple[int, int]]]:
     """The answer without blanks at its ends, and the characters of it that each generated token stands for."""
-    ends = [len(_text(tokenizer, ids[: count + 1])) for count in range(len(ids))]
+    edges = [len(_text(tokenizer, ids[:count])) for count in range(len(ids) + 1)]
     whole = _text(tokenizer, ids)
     blank = len(whole) - len(whole.lstrip())
-    starts = [0, *ends[:-1]]
-    return whole.strip(), [
-        (max(0, start - blank), max(0, end - blank)) for start, end in zip(starts, ends, strict=True)
-    ]
+    return whole.strip(), [(max(0, start - blank), max(0, end - blank)) for start, end in pairwise(edges)]
 
 
 def _text(tokenizer: Any, ids: Sequence[int]) -> str:
