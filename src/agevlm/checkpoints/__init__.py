@@ -56,11 +56,7 @@ def resolve_model(name: str | Path) -> str:
 
 def check_architecture(directory: str | Path) -> None:
     """Raise ValueError unless `directory` holds a checkpoint of this project's; names what it holds. Reads one file."""
-    path = Path(directory) / "config.json"
-    if not path.is_file():
-        raise ValueError(
-            f"{directory} holds no config.json: name the directory of a checkpoint, such as RUN/4-instruct or `tiny`"
-        )
+    path = _config_file(directory)
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -71,6 +67,16 @@ def check_architecture(directory: str | Path) -> None:
             f"{directory} is a checkpoint of the architecture {found!r}, and {MODEL_TYPES[0]!r} was expected: "
             "join it to a vision model with AgeVlmForConditionalGeneration.from_backbones, or name another directory"
         )
+
+
+def _config_file(directory: str | Path) -> Path:
+    """The configuration of a checkpoint; ValueError where there is none."""
+    path = Path(directory) / "config.json"
+    if not path.is_file():
+        raise ValueError(
+            f"{directory} holds no config.json: name the directory of a checkpoint, such as RUN/4-instruct or `tiny`"
+        )
+    return path
 
 
 def load_model(name: str | Path, device: str = "auto", dtype: str = "auto") -> tuple[JoinedModel, AgeVlmProcessor]:
@@ -104,9 +110,8 @@ def load_vlm(name: str | Path, device: str = "auto", dtype: str = "auto") -> tup
 
     register()
     source = resolve_model(name)
-    config_file = Path(source) / "config.json"
-    if Path(source).is_dir() and not config_file.is_file():
-        raise ValueError(f"{source} holds no config.json: name the directory of a checkpoint, such as RUN/model")
+    if Path(source).is_dir():
+        _config_file(source)
     config = AutoConfig.from_pretrained(source)
     if type(config) not in AutoModelForImageTextToText._model_mapping:
         raise ValueError(
