@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -96,6 +98,13 @@ def test_it_is_saved_and_loaded_as_any_backbone(tmp_path: Path) -> None:
     assert hidden is not None and len(hidden) == 9
     assert isinstance(again(pixels, return_dict=False), tuple)
     assert AutoConfig.from_pretrained(tmp_path).out_features == ["stage5", "head"]
+
+
+def test_a_process_that_loads_nothing_else_knows_it(tmp_path: Path) -> None:
+    EfficientNetLiteBackbone(make_config()).save_pretrained(tmp_path)
+    code = f"from agevlm.modeling.vision import load_backbone; print(load_backbone({str(tmp_path)!r}).config.model_type)"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert said.stdout.strip() == "efficientnet_lite"
 
 
 def test_a_stage_that_is_none_and_a_width_of_nothing_are_named() -> None:

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from transformers import MODEL_FOR_BACKBONE_MAPPING, AutoConfig, PreTrainedModel
 from transformers.configuration_utils import PreTrainedConfig
 
+from . import register
 from .configuration_agevlm import VisionGrid
 
 NUM_FREQUENCIES = 4
@@ -37,6 +38,7 @@ def load_backbone(path: str | PathLike[str], out_features: Sequence[str] | None 
     last one where it says nothing. A name that it does not have is a ValueError that lists those it has.
     `AutoBackbone.from_pretrained` does not take directories.
     """
+    register()  # our own backbone is found by its type as any other
     config = AutoConfig.from_pretrained(path)
     backbone_class(config)
     if out_features is not None:
