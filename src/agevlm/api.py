@@ -92,7 +92,9 @@ def train(
     ("stages.2.learning_rate=1e-4"). All files go into `out` (runs/NAME if not given). `resume` goes on with a run that
     was stopped. `data` is a COCO instances file of your own for the recipe's data, `images` the directory of its
     pictures (else they lie beside it): they are split to train on, to choose settings on and to test on, and what a
-    linear probe makes of them is told first. Raises ValueError for a wrong key, and for an `out` that holds another run.
+    linear probe makes of them is told first.
+
+    Raises ValueError for a wrong key, and for an `out` that holds another run.
     """
     from agevlm.training import run
     from agevlm.training.own_data import own_data

@@ -150,6 +150,17 @@ class ParquetDataset(Sequence[Record]):
             found += [None if row is None else tuple(dict.fromkeys(thing["category"] for thing in row)) for row in rows]
         return found
 
+    def words(self) -> list[str] | None:
+        """The categories and colours of all annotated instances, in alphabetical order; None where some are not."""
+        columns = [f"instances.list.element.{name}" for name in ("category", "colour")]
+        words: set[str] = set()
+        for name in self.summary.shards:
+            for row in self._file(name).read(columns)["instances"].to_pylist():
+                if row is None:
+                    return None
+                words.update(word for thing in row for word in thing.values() if word)
+        return sorted(words)
+
     def __iter__(self) -> Iterator[Record]:
         return map(to_record, self.rows())
 

@@ -17,7 +17,8 @@ from transformers import MODEL_FOR_BACKBONE_MAPPING, AutoConfig, PreTrainedModel
 from transformers.configuration_utils import PreTrainedConfig
 
 from . import register
-from .configuration_agevlm import VisionGrid
+from .configuration_agevlm import AgeVlmConfig, VisionGrid
+from .configuration_concat import ConcatVlmConfig
 
 NUM_FREQUENCIES = 4
 POSITION_CODE_SIZE = 2 + 4 * NUM_FREQUENCIES
@@ -34,12 +35,15 @@ def build_backbone(config: PreTrainedConfig) -> PreTrainedModel:
 def load_backbone(path: str | PathLike[str], out_features: Sequence[str] | None = None) -> PreTrainedModel:
     """The backbone in a directory or under a hub id, be it saved as backbone, plain model or classifier.
 
+    Of a network of ours its vision model is taken, and nothing else.
     `out_features` names the feature maps that it gives, in any order; None: as its configuration says, which is the
     last one where it says nothing. A name that it does not have is a ValueError that lists those it has.
     `AutoBackbone.from_pretrained` does not take directories.
     """
     register()  # our own backbone is found by its type as any other
-    config = AutoConfig.from_pretrained(path)
+    config, taken = AutoConfig.from_pretrained(path), {}
+    if isinstance(config, AgeVlmConfig | ConcatVlmConfig):
+        config, taken = config.vision_config, {"key_mapping": {r"^vision_model\.": ""}}
     backbone_class(config)
     if out_features is not None:
         unknown = [name for name in out_features if name not in config.stage_names]
@@ -50,7 +54,7 @@ def load_backbone(path: str | PathLike[str], out_features: Sequence[str] | None 
                 "for: name one or more of these"
             )
         config.out_features = [name for name in config.stage_names if name in out_features]
-    return backbone_class(config).from_pretrained(path, config=config)
+    return backbone_class(config).from_pretrained(path, config=config, **taken)
 
 
 def backbone_class(config: PreTrainedConfig) -> Any:

@@ -133,7 +133,8 @@ def probe_lines(record: dict[str, Any], vision_model: str) -> tuple[str, str]:
     pointing = record["pointing"]
     points = f", and points at {pointing['accuracy']:.0%} of the things" if pointing["num_words"] else ""
     return (
-        f"a linear probe on {Path(vision_model).name} answers {_listed(right)} questions about the val pictures{points}",
+        f"a linear probe on {Path(vision_model).name} answers {_listed(right)} questions about the val pictures"
+        + points,
         f"how often a thing is seen answers {_listed(alone)} of them, a coin half: a rough guide to what training can "
         "reach",
     )

@@ -173,7 +173,9 @@ class Run:
         model.to(choose_device())
         first = self._first_open_stage()
         if first:
-            model.load_state_dict(load_model(self.stage_directory(first - 1))[0].state_dict())
+            done, _ = load_model(self.stage_directory(first - 1))
+            model.load_state_dict(done.state_dict())
+            model.config.known_words = done.config.known_words
         if self.recipe.compile:
             compile_layers(model)
         cache = self.recipe.cache_dir or self.out / "cache"
@@ -181,6 +183,7 @@ class Run:
             with RunProgress(self.console, self.recipe, self.out / "log.jsonl") as progress:
                 with self.processes.main_process_first():  # it writes the cache, the others read it
                     data = self._load_data(model, processor, cache, progress)
+                model.config.known_words = self._known_words(model, data)
                 for index in range(first, len(self.recipe.stages)):
                     self._train_stage(index, model, processor, data, progress)
         self.processes.wait_for_everyone()
@@ -191,6 +194,16 @@ class Run:
             self._save(final, model, processor)
             self._measure(final)
         return final
+
+    def _known_words(self, model: Any, data: dict[str, SourceData]) -> list[str] | None:
+        """What the pictures of all stages show, and what the model knew before; None where either is not known."""
+        read = {name for stage in self.recipe.stages for name, weight in stage.data.items() if weight}
+        found = [data[name].source.words() for name in sorted(read)]
+        if self.recipe.model.init:
+            found.append(model.config.known_words)
+        if any(words is None for words in found):
+            return None
+        return sorted({word for words in found for word in words or ()})
 
     def _first_open_stage(self) -> int:
         done = [(self.stage_directory(index) / "config.json").exists() for index in range(len(self.recipe.stages))]
@@ -403,7 +416,7 @@ def check_out(out: Path, resume: bool) -> Path:
 
 
 def _is_leftover(path: Path) -> bool:
-    """Whether a file may be there before a run: features, data made for it, and what a kill left of a file in writing."""
+    """Whether a file may be there before a run: features, data made for it, what a kill left of a file in writing."""
     return path.name in ("cache", LOCK, DATA, PROBE) or (path.name.startswith(".") and path.suffix in (".part", ".old"))
 
 

@@ -27,7 +27,7 @@ _NAMED = 12
 
 @dataclass(frozen=True)
 class Split:
-    """What became of an instances file: the datasets by their name, pictures in each, categories, and what was left out.
+    """What became of an instances file: its datasets, the pictures in each, categories, and what was left out.
 
     `few` are the categories of fewer than `FEW` training pictures, with that number; `always` those of every picture,
     `never` those of none, which no dataset knows.
