@@ -112,6 +112,8 @@ class ComparisonRecipe(Strict):
     """Arms of groups that were settled on: marked in tables."""
     equal_time: EqualTimeRecipe | None = None
     """Every arm once more at equal time. Null: not."""
+    tests: dict[str, Path] = Field(default_factory=dict)
+    """Name → dataset that every run is measured on besides; each has figures of its own, under `domains`."""
     analyse: bool = True
     """Measure each run along its training too, and similarity."""
     costs: tuple[int, ...] = ()
@@ -127,6 +129,9 @@ class ComparisonRecipe(Strict):
 
     @model_validator(mode="after")
     def _arms_are_recipes(self) -> ComparisonRecipe:
+        for name in self.tests:
+            if not name.isidentifier():
+                raise ValueError(f"the test {name!r} needs a name of letters, digits and _")
         for arm, settings in self.arms.items():
             if not arm.isidentifier():
                 raise ValueError(f"the arm {arm!r} needs a name of letters, digits and _")

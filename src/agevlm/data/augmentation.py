@@ -29,7 +29,7 @@ REPEATED = "mosaics with a picture more than once, for want of four"
 
 
 class Augmentation(BaseModel):
-    """How other views of a picture are made. All ratios but the last two are of views."""
+    """How other views of a picture are made. All ratios but the sides of crops and what is visible are of views."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
@@ -47,6 +47,8 @@ class Augmentation(BaseModel):
     """Sides of a crop at least, of the picture's own."""
     min_visible_ratio: float = Field(0.25, gt=0, le=1)
     """Of a thing that must be left in a crop, or else nothing of it."""
+    seed: int | None = Field(None, ge=0)
+    """Of the views. Null: the recipe's; with a number recipes of other seeds share the views and their features."""
 
 
 class Drawn(NamedTuple):
