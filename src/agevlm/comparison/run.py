@@ -132,10 +132,10 @@ def training_jobs(recipe: ComparisonRecipe, out: Path, arms: Sequence[str], num_
 
 
 def recipe_of_run(recipe: ComparisonRecipe, out: Path, arm: str, seed: int) -> Recipe:
-    """The training recipe of a run; runs from one foundation with one seed share their cached features."""
+    """The training recipe of a run; all share cached features, those that are the same."""
     number = recipe.foundation_of(seed)
     foundation = None if number is None else out / FOUNDATIONS / str(number)
-    overrides = [f"cache_dir={json.dumps(str(out / 'cache' / str(seed)))}"]
+    overrides = [f"cache_dir={json.dumps(str(out / 'cache'))}"]
     return recipe.recipe_of(arm, seed, foundation, overrides)
 
 
