@@ -19,6 +19,8 @@ from agevlm.evaluation import runner
 from agevlm.evaluation.localisation import localise, map_entropy
 from agevlm.evaluation.results import Evaluation, metrics_table, provenance, write_evaluation
 from agevlm.evaluation.runner import evaluate
+from agevlm.vlms import Vlm
+from agevlm.vlms.vlm import NO, YES
 
 from .conftest import tiny_model
 
@@ -100,16 +102,17 @@ def test_maps_and_p_yes_are_those_of_a_plain_forward(
     assert seen.null_mass == pytest.approx(float(null), abs=1e-5)
     assert seen.entropy == pytest.approx(map_entropy(map_hw), abs=1e-4)
     assert map_hw.sum() + null == pytest.approx(1, abs=1e-5)
-    firsts = [
-        [
-            processor.tokenizer(chat.text + w, add_special_tokens=False)["input_ids"][inputs["input_ids"].shape[1]]
-            for w in words
-        ]
-        for words in (("yes", "Yes"), ("no", "No"))
-    ]
-    yes, no = (float(output.logits[0, -1].softmax(-1)[ids].sum()) for ids in firsts)
+    shares = output.logits[0, -1].softmax(-1)
+    yes, no = (_share_of(processor.tokenizer, chat.text, shares, words) for words in (YES, NO))
     prediction = next(p for p in evaluation.predictions if p.question.id == conversation.id)
     assert prediction.p_yes == pytest.approx(yes / (yes + no), abs=1e-5)
+
+
+def _share_of(tokenizer: Any, text: str, shares: torch.Tensor, words: tuple[str, ...]) -> float:
+    """What the first tokens of some answers have together, each counted once."""
+    length = len(tokenizer(text, add_special_tokens=False)["input_ids"])
+    firsts = {tokenizer(text + word, add_special_tokens=False)["input_ids"][length] for word in words}
+    return float(shares[sorted(firsts)].sum())
 
 
 def test_present_words_are_localised_and_absent_ones_are_not(evaluation: Evaluation) -> None:
@@ -129,7 +132,7 @@ def test_present_words_are_localised_and_absent_ones_are_not(evaluation: Evaluat
 def test_shared_positive_questions_are_asked_once(
     model: Any, processor: Any, samples: list[Sample], evaluation: Evaluation
 ) -> None:
-    asked, prompts = runner.questions_of(processor, samples)
+    asked, prompts = runner.questions_of(Vlm(model, processor), samples)
     assert len(prompts) < len(asked) == len(evaluation.predictions)
     words = {word for item in asked for word in map(id, evaluation.words[item.question.id]) if word}
     counted = sum(

@@ -226,8 +226,7 @@ def test_the_packaged_model_is_seen_as_look_and_the_evaluation_see_it() -> None:
     assert found.null_mass == pytest.approx(word.null_mass, abs=1e-6)
     inputs = vlm.encode([text], [[picture]])
     assert vlm.answers(inputs)[0].text == seen.answer
-    memory = model.encode_images(processor.image_processor([picture], return_tensors="pt")["pixel_values"])
-    (reply,) = Asker(model, processor, 1).ask([Prompt(0, "0", text, 1, (), 8)], memory, [[0]])
+    (reply,) = Asker(vlm, 1).ask([Prompt(0, "0", text, 1, (), 8)], [vlm.keep([picture])])
     assert vlm.yes_no(inputs)[0].p_yes == pytest.approx(reply.p_yes, abs=1e-6)
 
 

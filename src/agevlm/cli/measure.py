@@ -84,13 +84,16 @@ def evaluate(
         Split, typer.Option(help="Which scenes: those of tests, or those for choosing settings.")
     ] = Split.TEST,
     parser: Annotated[Parser, typer.Option(help="How a yes or a no is read from an answer.")] = Parser.FIRST_WORD,
-    batch_size: Annotated[int, typer.Option(min=1, help="Questions at once; scores do not depend on it.")] = 256,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(min=1, help="Questions at once, no matter to scores; else 256 for models of ours, 8 for others."),
+    ] = None,
     device: Device = "auto",
     dtype: DType = "auto",
 ) -> None:
     """Measure whether a model hallucinates.
 
-    POPE, counting, colour, relation, localisation of object words and text perplexity, as JSON and as a table.
+    Any vision-language model of transformers. POPE, counting, colour, relation, localisation of object words and text perplexity, as JSON and as a table.
     """
     from agevlm.evaluation.benchmarks import Settings, evaluate_benchmark
 
