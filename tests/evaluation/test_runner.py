@@ -103,16 +103,15 @@ def test_maps_and_p_yes_are_those_of_a_plain_forward(
     assert seen.entropy == pytest.approx(map_entropy(map_hw), abs=1e-4)
     assert map_hw.sum() + null == pytest.approx(1, abs=1e-5)
     shares = output.logits[0, -1].softmax(-1)
-    yes, no = (_share_of(processor.tokenizer, chat.text, shares, words) for words in (YES, NO))
+    yes, no = (_first_tokens(processor.tokenizer, chat.text, words) for words in (YES, NO))
+    yes, no = (float(shares[sorted(ids)].sum()) for ids in (yes - no, no - yes))
     prediction = next(p for p in evaluation.predictions if p.question.id == conversation.id)
     assert prediction.p_yes == pytest.approx(yes / (yes + no), abs=1e-5)
 
 
-def _share_of(tokenizer: Any, text: str, shares: torch.Tensor, words: tuple[str, ...]) -> float:
-    """What the first tokens of some answers have together, each counted once."""
+def _first_tokens(tokenizer: Any, text: str, words: tuple[str, ...]) -> set[int]:
     length = len(tokenizer(text, add_special_tokens=False)["input_ids"])
-    firsts = {tokenizer(text + word, add_special_tokens=False)["input_ids"][length] for word in words}
-    return float(shares[sorted(firsts)].sum())
+    return {tokenizer(text + word, add_special_tokens=False)["input_ids"][length] for word in words}
 
 
 def test_present_words_are_localised_and_absent_ones_are_not(evaluation: Evaluation) -> None:

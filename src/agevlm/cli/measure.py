@@ -93,7 +93,8 @@ def evaluate(
 ) -> None:
     """Measure whether a model hallucinates.
 
-    Any vision-language model of transformers. POPE, counting, colour, relation, localisation of object words and text perplexity, as JSON and as a table.
+    Any vision-language model of transformers. POPE, counting,
+    colour, relation, localisation of object words and text perplexity, as JSON and as a table.
     """
     from agevlm.evaluation.benchmarks import Settings, evaluate_benchmark
 

@@ -123,6 +123,9 @@ def _word_maps(
 
     found = attention_maps(inputs, reading, positions, words, of_pictures=True)
     return [
-        [None if seen is None else WordMap(seen.maps[word.image], seen.null_mass) for seen, word in zip(*row)]
-        for row in zip(found, (prompt.words for prompt in prompts), strict=True)
+        [
+            None if seen is None else WordMap(seen.maps[word.image], seen.null_mass)
+            for seen, word in zip(row, prompt.words, strict=True)
+        ]
+        for row, prompt in zip(found, prompts, strict=True)
     ]

@@ -149,7 +149,8 @@ class Vlm:
         """
         if not pictures or not self.encodes_once:
             return [Kept(picture) for picture in pictures]
-        assert self.family is not None and self.family.remember is not None
+        assert self.family is not None
+        assert self.family.remember is not None
         memory = self.family.remember(self.model, self.processor, list(pictures))
         return [Kept(picture, memory, number) for number, picture in enumerate(pictures)]
 
