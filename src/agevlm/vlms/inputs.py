@@ -104,11 +104,15 @@ def _places(text_ids: list[int], row_ids: list[int]) -> dict[int, int]:
 
 @dataclass(frozen=True)
 class Kept:
-    """A picture for any number of rows; where `memory` is there, the model has encoded it already, as its `number`."""
+    """A picture for any number of rows; where `memory` is there, the model has encoded it already, as its `number`.
+
+    `states` (N, W) are then what its keys in cross-attention are made of.
+    """
 
     picture: Any
     memory: Any = None
     number: int = 0
+    states: Tensor | None = None
 
 
 def encode(

@@ -151,8 +151,10 @@ class Vlm:
             return [Kept(picture) for picture in pictures]
         assert self.family is not None
         assert self.family.remember is not None
-        memory = self.family.remember(self.model, self.processor, list(pictures))
-        return [Kept(picture, memory, number) for number, picture in enumerate(pictures)]
+        with self._image_states() as image:
+            memory = self.family.remember(self.model, self.processor, list(pictures))
+        states = image.get("image", [None] * len(pictures))
+        return [Kept(picture, memory, number, states[number]) for number, picture in enumerate(pictures)]
 
     def encode(self, texts: Sequence[str], pictures: Sequence[Sequence[Any]]) -> Inputs:
         """Rows of text and their pictures (upright RGB, or kept) as tensors, with each picture's image tokens found."""
@@ -227,14 +229,21 @@ class Vlm:
 
     def answer_ids(self, text: str, answer: str) -> list[int]:
         """The tokens of `answer` behind `text`, tokenised together with it; by itself where the two melt together."""
+        return self.answer_tokens(text, answer)[0]
+
+    def answer_tokens(self, text: str, answer: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """As `answer_ids`, and the characters of `answer` that each token stands for."""
         tokenizer = self.processor.tokenizer
-        before, both = (tokenizer(part, add_special_tokens=False)["input_ids"] for part in (text, text + answer))
-        if both[: len(before)] == before and len(both) > len(before):
-            return list(both[len(before) :])
-        alone = tokenizer(answer, add_special_tokens=False)["input_ids"]
-        if not alone:
+        options = {"add_special_tokens": False, "return_offsets_mapping": True}
+        before, both = (tokenizer(part, **options) for part in (text, text + answer))
+        start = len(before["input_ids"])
+        if both["input_ids"][:start] == before["input_ids"] and len(both["input_ids"]) > start:
+            offsets = [(first - len(text), last - len(text)) for first, last in both["offset_mapping"][start:]]
+            return list(both["input_ids"][start:]), offsets
+        alone = tokenizer(answer, **options)
+        if not alone["input_ids"]:
             raise ValueError(f"the answer {answer!r} has no token")
-        return list(alone)
+        return list(alone["input_ids"]), list(alone["offset_mapping"])
 
     def log_probs(self, inputs: Inputs, answers: Sequence[str | Sequence[int]]) -> list[Tensor]:
         """For each row log P of each token of its answer, given all before it: one tensor (A,) a row, float32."""
