@@ -89,14 +89,14 @@ class SeenPicture:
         return max(1, round(self.size[0] / min(heights))), max(1, round(self.size[1] / min(widths)))
 
     def map(self, weights_n: NDArray[Any], grid: Size | None = None) -> NDArray[np.float32]:
-        """Weights of the tokens as a map (h, w) over the picture, by default on its own `grid`.
+        """Weights of the tokens (…, n) as maps (…, h, w) over the picture, by default on its own `grid`.
 
         A token's weight is spread evenly over its box, and views add up: the map sums to the weight of all tokens that
         stand for pixels.
         """
         real, shares_nh, shares_nw = _spread(self._known_views, self.size, grid or self.grid)
-        weights = np.asarray(weights_n, dtype=np.float64)[real]
-        return ((weights[:, None] * shares_nh).T @ shares_nw).astype(np.float32)
+        weights = np.asarray(weights_n, dtype=np.float64)[..., real]
+        return ((weights[..., None] * shares_nh).swapaxes(-1, -2) @ shares_nw).astype(np.float32)
 
     @property
     def _known_views(self) -> tuple[View, ...]:
