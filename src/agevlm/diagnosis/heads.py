@@ -93,10 +93,12 @@ def read_heads(
     for start in range(0, len(numbers), PICTURES_AT_ONCE):
         block = numbers[start : start + PICTURES_AT_ONCE]
         try:
-            for asked, maps_PLHhw, on_picture_PLH, layers in _maps(vlm, samples, by_sample, block, batch_size):
-                words += _measured(asked, maps_PLHhw, on_picture_PLH)
+            found = list(_maps(vlm, samples, by_sample, block, batch_size))
         except AttentionUnreadableError as error:
             return str(error)
+        for asked, maps_PLHhw, on_picture_PLH, read in found:
+            layers = read
+            words += _measured(asked, maps_PLHhw, on_picture_PLH)
         if progress:
             progress("heads", min(start + PICTURES_AT_ONCE, len(numbers)), len(numbers))
     return _collected(layers, words)
@@ -127,9 +129,7 @@ def _maps(
         yield list(prompts), np.stack(maps), np.stack(on_picture), layers
 
 
-def read_words(
-    vlm: Vlm, prompts: Sequence[Prompt], kept: Sequence[Kept]
-) -> tuple[Inputs, Reading, list[list[int]]]:
+def read_words(vlm: Vlm, prompts: Sequence[Prompt], kept: Sequence[Kept]) -> tuple[Inputs, Reading, list[list[int]]]:
     """One pass with the attention rows of the only word of each prompt, and where its tokens are."""
     inputs = vlm.encode([prompt.text for prompt in prompts], [[picture] for picture in kept])
     tokenizer = vlm.processor.tokenizer
@@ -220,9 +220,13 @@ def _collected(layers: tuple[int, ...], words: Sequence[dict[str, Any]]) -> Head
     if not words:
         return "no word for a thing that is there was found again in what the processor makes of the prompts"
     prompts = [word["prompt"] for word in words]
+    ids: list[str] = []
+    for prompt in prompts:
+        named = f"{prompt.sample_id}/{prompt.words[0].phrase}"
+        ids.append(f"{named}/{sum(known.startswith(named + '/') for known in ids)}")
     return HeadReading(
         layers=layers,
-        ids=tuple(f"{prompt.sample_id}/{prompt.words[0].phrase}" for prompt in prompts),
+        ids=tuple(ids),
         images=tuple(prompt.sample_id for prompt in prompts),
         phrases=tuple(prompt.words[0].phrase for prompt in prompts),
         heads={name: np.stack([word["heads"][name] for word in words]) for name in MEASURES},
