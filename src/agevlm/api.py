@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from agevlm.analysis.attention import Look
+    from agevlm.diagnosis.run import Diagnosis
 
-__all__ = ["evaluate", "load_model", "look", "train"]
+__all__ = ["diagnose", "evaluate", "load_model", "look", "train"]
 
 Model = str | Path | tuple[Any, Any]  # a name, a directory, a hub id; or the model and the processor of `load_model`
 
@@ -65,15 +66,37 @@ def evaluate(
 
     Raises ValueError for a model, a dataset or a setting that cannot be used.
     """
+    from agevlm.evaluation.benchmarks import evaluate_benchmark
+
+    return evaluate_benchmark(model, benchmark, out, _settings("evaluate", settings))
+
+
+def _settings(verb: str, given: dict[str, Any]) -> Any:
+    """Settings of a measurement; a name that is none of them is a ValueError."""
     from dataclasses import fields
 
-    from agevlm.evaluation.benchmarks import Settings, evaluate_benchmark
+    from agevlm.evaluation.benchmarks import Settings
 
     known = [field.name for field in fields(Settings)]
-    unknown = sorted(settings.keys() - set(known))
+    unknown = sorted(given.keys() - set(known))
     if unknown:
-        raise ValueError(f"evaluate has no setting {unknown[0]!r}: there are {', '.join(known)}")
-    return evaluate_benchmark(model, benchmark, out, Settings(**settings))
+        raise ValueError(f"{verb} has no setting {unknown[0]!r}: there are {', '.join(known)}")
+    return Settings(**given)
+
+
+def diagnose(
+    model: Model, data: str | Path = "scenes", *, out: str | Path, against: Model | None = None, **settings: Any
+) -> Diagnosis:
+    """Say why a vision-language model says what is not there, on one page, and beside a second model if one is given.
+
+    `model` and `against` are names, directories, hub ids or pairs of `load_model`; `data` is "scenes" or the directory
+    of a dataset with POPE's questions. `settings` are those of `evaluate`. Writes index.html, diagnosis.json and
+    arrays.npz into the directory `out`. The result has the `verdict`, three sentences, the `record` of all figures and
+    the `page`. Raises ValueError for a model, data or a setting that cannot be used.
+    """
+    from agevlm.diagnosis import run
+
+    return run.diagnose(model, data, out, against=against, settings=_settings("diagnose", settings))
 
 
 def train(

@@ -33,6 +33,7 @@ app.command("train", epilog="Example: agevlm train quickstart --out runs/first -
 app.command("evaluate", epilog="Example: agevlm evaluate tiny --benchmark scenes --out runs/tiny --seed 7")(
     measure.evaluate
 )
+app.command("diagnose", epilog="Example: agevlm diagnose tiny --data scenes --out diagnosis")(measure.diagnose)
 app.command("similarity", epilog="Example: agevlm similarity tiny --out similarity.json --figure similarity.png")(
     measure.similarity
 )

@@ -1,4 +1,4 @@
-"""`agevlm evaluate`, `agevlm similarity` and `agevlm look`."""
+"""`agevlm evaluate`, `agevlm diagnose`, `agevlm similarity` and `agevlm look`."""
 
 from __future__ import annotations
 
@@ -84,13 +84,17 @@ def evaluate(
         Split, typer.Option(help="Which scenes: those of tests, or those for choosing settings.")
     ] = Split.TEST,
     parser: Annotated[Parser, typer.Option(help="How a yes or a no is read from an answer.")] = Parser.FIRST_WORD,
-    batch_size: Annotated[int, typer.Option(min=1, help="Questions at once; scores do not depend on it.")] = 256,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(min=1, help="Questions at once, no matter to scores; else 256 for models of ours, 8 for others."),
+    ] = None,
     device: Device = "auto",
     dtype: DType = "auto",
 ) -> None:
     """Measure whether a model hallucinates.
 
-    POPE, counting, colour, relation, localisation of object words and text perplexity, as JSON and as a table.
+    Any vision-language model of transformers. POPE, counting,
+    colour, relation, localisation of object words and text perplexity, as JSON and as a table.
     """
     from agevlm.evaluation.benchmarks import Settings, evaluate_benchmark
 
@@ -107,6 +111,43 @@ def evaluate(
     with bars() as progress:
         evaluate_benchmark(model, benchmark, out, settings, progress=progress)
     print_metrics(out)
+
+
+def diagnose(
+    model: Model,
+    data: Annotated[str, typer.Option(help="scenes, or the directory of a dataset with POPE's questions.")],
+    out: OutDir,
+    against: Annotated[str | None, typer.Option(help="A second model, asked the same: differences are paired.")] = None,
+    seed: Seed = 0,
+    num_images: Annotated[int, typer.Option(min=2, help="Pictures to ask about.")] = 100,
+    split: Annotated[
+        Split, typer.Option(help="Which scenes: those of tests, or those for choosing settings.")
+    ] = Split.TEST,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Questions at once, no matter to figures; else what suits the model.")
+    ] = None,
+    device: Device = "auto",
+    dtype: DType = "auto",
+) -> None:
+    """Say why a model hallucinates.
+
+    Any vision-language model of transformers: what the prior alone knows, matching pictures, where every head looks,
+    what tells made-up words. One HTML page, diagnosis.json and arrays.npz.
+    """
+    from agevlm.diagnosis.run import diagnose as examine
+    from agevlm.evaluation.benchmarks import Settings
+
+    settings = Settings(
+        seed=seed, num_images=num_images, split=split.value, batch_size=batch_size, device=device, dtype=dtype
+    )
+    quiet_transformers()
+    with bars() as progress:
+        found = examine(model, data, out, against=against, settings=settings, progress=progress)
+    for sentence in found.verdict:
+        typer.echo(sentence)
+    for part, reason in found.record["left_out"].items():
+        typer.echo(f"left out: {part}: {reason}")
+    typer.echo(f"page: {found.page}")
 
 
 def similarity(

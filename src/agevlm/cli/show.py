@@ -54,6 +54,8 @@ def print_metrics(directory: Path) -> None:
     others = {name: group for name, group in groups.items() if name not in questions and ".by_" not in name}
     values = [(f"{name}.{key}", value) for name, group in others.items() for key, value in group.items()]
     print_table(("measure", "value"), [(name, value) for name, value in values if isinstance(value, float)])
+    for reason in metrics.get("provenance", {}).get("left_out", ()):
+        print(f"left out: {reason}")
     print(f"metrics: {directory / 'metrics.md'}")
 
 
