@@ -79,12 +79,17 @@ def a_or_b(answer: str) -> str | None:
     return text[0].upper() if text[:1].upper() in ("A", "B") else None
 
 
-def cambrian_text(answer: str, end: str = ".") -> str:
-    """Cambrian: the answer in lower case, what stands behind the last "answer is" or "answer:", without brackets."""
+def behind_answer_is(answer: str) -> str:
+    """Cambrian: the answer in lower case; what stands behind the last "answer is" or "answer:", where it says so."""
     text = answer.lower().strip()
     for opening in ("answer is", "answer is:", "answer:"):
         text = text.split(opening)[-1]
-    return text.strip().rstrip(end).lstrip("(").rstrip(")")
+    return text.strip()
+
+
+def cambrian_text(answer: str, end: str = ".") -> str:
+    """Cambrian: what stands behind "answer is", without the marks `end` at its end, then without brackets."""
+    return behind_answer_is(answer).rstrip(end).lstrip("(").rstrip(")")
 
 
 _PHRASES = (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from agevlm.evaluation.official.files import Picture, Source
 
@@ -20,7 +20,7 @@ class Question:
 
     `answer` is the reference. `unit` is what is drawn again for intervals: the picture, or what must stay together
     (MMVP's pair). `facts` are what figures are grouped by. `options` are answers by letter, where the file has them
-    apart from the text.
+    apart from the text. `extra` is whatever else the benchmark's own figures need.
     """
 
     id: str
@@ -30,6 +30,7 @@ class Question:
     unit: str
     facts: Mapping[str, str] = field(default_factory=dict)
     options: Mapping[str, str] = field(default_factory=dict)
+    extra: Any = None
 
 
 @dataclass(frozen=True)

@@ -130,9 +130,8 @@ def check_needs_data(benchmark: str) -> None:
     """A benchmark of this room that is asked for without data, and is no directory either, is a ValueError."""
     if benchmark in BENCHMARKS and not Path(benchmark).is_dir():
         known = BENCHMARKS[benchmark]
-        raise ValueError(
-            f"{benchmark} needs --data: a directory with {known.data}, or a hub id to fetch, such as {known.hub[0]}"
-        )
+        named = f", such as {known.hub[0]}" if known.hub else ""
+        raise ValueError(f"{benchmark} needs --data: a directory with {known.data}, or a hub id to fetch{named}")
 
 
 def plan_of(questions: Sequence[Question], protocol: Protocol, num_images: int | None = None) -> Plan:

@@ -16,10 +16,16 @@ class Schema:
     name: str
     columns: frozenset[str]
     question: Callable[[Row, Table, Source], Question]
+    without: frozenset[str] = frozenset()  # columns that another form has
+
+    def fits(self, table: Table) -> bool:
+        """Whether a table has this form."""
+        return self.columns <= set(table.columns) and not self.without & set(table.columns)
 
     def described(self) -> str:
         """The form and its columns, for errors."""
-        return f"{', '.join(sorted(self.columns))} ({self.name})"
+        without = f" without {', '.join(sorted(self.without))}" if self.without else ""
+        return f"{', '.join(sorted(self.columns))}{without} ({self.name})"
 
 
 def read_tables(title: str, source: Source, schemas: Sequence[Schema]) -> Reading:
@@ -31,7 +37,7 @@ def read_tables(title: str, source: Source, schemas: Sequence[Schema]) -> Readin
     questions: dict[str, Question] = {}
     left_out = []
     for table in source.tables:
-        schema = next((s for s in schemas if s.columns <= set(table.columns)), None)
+        schema = next((s for s in schemas if s.fits(table)), None)
         if schema is None:
             left_out.append(table.described())
             continue

@@ -6,10 +6,29 @@ import difflib
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from agevlm.evaluation.official.amber import AMBER
 from agevlm.evaluation.official.benchmark import Benchmark
+from agevlm.evaluation.official.chair import CHAIR
+from agevlm.evaluation.official.cv_bench import CV_BENCH, CV_BENCH_2D, CV_BENCH_3D
+from agevlm.evaluation.official.hallusionbench import HALLUSIONBENCH
+from agevlm.evaluation.official.mmstar import MMSTAR
+from agevlm.evaluation.official.mmvp import MMVP
 from agevlm.evaluation.official.pope import POPE, REPOPE
+from agevlm.evaluation.official.realworldqa import REALWORLDQA
 
-_ALL = (POPE, REPOPE)
+_ALL = (
+    POPE,
+    REPOPE,
+    CV_BENCH,
+    CV_BENCH_2D,
+    CV_BENCH_3D,
+    MMVP,
+    REALWORLDQA,
+    MMSTAR,
+    HALLUSIONBENCH,
+    AMBER,
+    CHAIR,
+)
 
 BENCHMARKS: Mapping[str, Benchmark] = MappingProxyType({benchmark.name: benchmark for benchmark in _ALL})
 
