@@ -122,7 +122,12 @@ def evaluate_official(
     state.wait_for_everyone()
     if not state.is_main_process:
         return None
-    facts = {"model": str(model), "data": str(data), "data_revision": source.revision, "left_out": reading.left_out}
+    facts = {
+        "model": str(model),
+        "data": str(data),
+        "data_revision": source.revision,
+        "left_out": list(reading.left_out),
+    }
     return _finish(found, protocol, plan, questions, store, facts)
 
 
