@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from agevlm.cli.options import Device, DType, Model, OutDir, Seed
-from agevlm.cli.show import bars, print_metrics, print_similarity, quiet_transformers
+from agevlm.cli.show import bars, print_metrics, print_official, print_similarity, quiet_transformers
 
 Numbers = Annotated[list[int] | None, typer.Option(min=0, help="Average only these, counted from 0; may be repeated.")]
 
@@ -74,8 +74,23 @@ def look(
 
 def evaluate(
     model: Model,
-    benchmark: Annotated[str, typer.Option(help="scenes, or the directory of a dataset in the project's Parquet.")],
+    benchmark: Annotated[
+        str,
+        typer.Option(
+            help="scenes, the directory of a dataset in the project's Parquet, or with --data one by name: "
+            "pope, repope, cv-bench, mmvp, realworldqa, mmstar, hallusionbench, amber, chair."
+        ),
+    ],
     out: OutDir,
+    data: Annotated[
+        str | None, typer.Option(help="The files of a benchmark by name: a directory, or a hub id (then fetched).")
+    ] = None,
+    protocol: Annotated[
+        str | None, typer.Option(help="Whose prompt and scoring: official, lmms-eval, vlmevalkit, …")
+    ] = None,
+    images: Annotated[
+        Path | None, typer.Option(help="Where the picture files of --data lie, if not beside it.")
+    ] = None,
     seed: Seed = 0,
     num_images: Annotated[
         int | None, typer.Option(min=1, help="Pictures to ask about; else 600 scenes or all.")
@@ -86,7 +101,7 @@ def evaluate(
     parser: Annotated[Parser, typer.Option(help="How a yes or a no is read from an answer.")] = Parser.FIRST_WORD,
     batch_size: Annotated[
         int | None,
-        typer.Option(min=1, help="Questions at once, no matter to scores; else 256 for models of ours, 8 for others."),
+        typer.Option(min=1, help="Questions at once, no matter to scores; else what suits the model."),
     ] = None,
     device: Device = "auto",
     dtype: DType = "auto",
@@ -94,23 +109,23 @@ def evaluate(
     """Measure whether a model hallucinates.
 
     Any vision-language model of transformers. POPE, counting,
-    colour, relation, localisation of object words and text perplexity, as JSON and as a table.
+    colour, relation, localisation of object words and text perplexity, as JSON and as a table; or, with --data, a
+    benchmark that papers quote.
     """
-    from agevlm.evaluation.benchmarks import Settings, evaluate_benchmark
+    from agevlm.api import evaluate as measure
 
-    settings = Settings(
-        seed=seed,
-        num_images=num_images,
-        split=split.value,
-        parser=parser.value,
-        batch_size=batch_size,
-        device=device,
-        dtype=dtype,
-    )
+    at_once = {} if batch_size is None else {"batch_size": batch_size}
+    common = {"num_images": num_images, "device": device, "dtype": dtype, **at_once}
+    own = {"seed": seed, "split": split.value, "parser": parser.value}
+    official = {"protocol": protocol, "images": images}
     quiet_transformers()
     with bars() as progress:
-        evaluate_benchmark(model, benchmark, out, settings, progress=progress)
-    print_metrics(out)
+        settings = common | (own if data is None else official)
+        metrics = measure(model, benchmark, out=out, data=data, progress=progress, **settings)
+    if data is None:
+        print_metrics(out)
+    elif metrics is not None:  # the main process of several
+        print_official(metrics, out)
 
 
 def diagnose(

@@ -88,6 +88,16 @@ def _groups(metrics: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, di
             yield from _groups(part, f"{prefix}{name}.")
 
 
+def print_official(metrics: dict[str, Any], directory: Path) -> None:
+    """Print the figures of an official benchmark, what was not asked, and where all of it is."""
+    from agevlm.evaluation.official.run import tables_of, verdict
+
+    for title, columns, rows in tables_of(metrics, intervals=False):
+        print_table((title, *columns), [(name, *cells) for name, cells in rows])
+    print(verdict(metrics))
+    print(f"figures: {directory / 'metrics.json'}")
+
+
 @contextmanager
 def bars() -> Iterator[Callable[[str, int, int], None]]:
     """Give a function that shows how far each named part is: its name, what is done, what there is in all.
