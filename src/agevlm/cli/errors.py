@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 
 _WORKER_TRACEBACK = "Original Traceback (most recent call last)"
-_BESIDE = re.compile(r"\.([^/\s]+)\.[0-9a-f]{8}\.part")  # what `write_beside` calls a file until it is whole
+_BESIDE = re.compile(r"\.([^/]+?)\.[0-9a-f]{16}\.part")  # what `write_beside` calls a file until it is whole
 _FULL_DISK = ("no space left on device", "os error 28", "disk quota exceeded")
 
 

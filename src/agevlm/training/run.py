@@ -37,7 +37,7 @@ import agevlm
 from agevlm.checkpoints import choose_device, computes_in, load_model, resolve_model
 from agevlm.data.collate import Collator
 from agevlm.data.scenes import split_seed
-from agevlm.files import write_beside
+from agevlm.files import recover, write_beside
 from agevlm.modeling.joined import JoinedModel
 from agevlm.modeling.modeling_agevlm import AgeVlmForConditionalGeneration
 from agevlm.modeling.modeling_concat import ConcatVlmForConditionalGeneration
@@ -136,7 +136,7 @@ class Run:
         except Timeout as error:
             raise ValueError(f"{self.out} is being trained by another process: wait for it, or end it") from error
         if resume:
-            _recover(self.out)
+            recover(self.out, anybodys=True)
         for name, text in self.files.items():
             self._write(name, text)
 
@@ -389,19 +389,6 @@ def stage_collator(recipe: Recipe, stage: StageRecipe, model: Any, processor: An
 def _is_leftover(path: Path) -> bool:
     """Whether a file is none of a run's own: the cache of features, and what a kill left of a file in writing."""
     return path.name in ("cache", LOCK) or (path.name.startswith(".") and path.suffix in (".part", ".old"))
-
-
-def _recover(directory: Path) -> None:
-    """Clear away what a kill left half-written; what it caught between two renames gets its name back."""
-    for leftover in directory.glob(".*.old"):
-        target = directory / leftover.name[1:].rsplit(".", 2)[0]
-        if not target.exists():
-            leftover.rename(target)
-    for leftover in (*directory.glob(".*.old"), *directory.glob(".*.part")):
-        if leftover.is_dir():
-            shutil.rmtree(leftover)
-        else:
-            leftover.unlink()
 
 
 def open_source(settings: Any, seed: int) -> Source:
