@@ -83,7 +83,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def is_text(value: str) -> bool:
-    """Whether a string can be written as UTF-8: JSON's escapes and bytes of a command line can make halves of letters."""
+    """Whether a string can be written as UTF-8: escapes of JSON and bytes of a command line can be half a letter."""
     return _SURROGATES.search(value) is None
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from agevlm.data.images import ImageError, open_image
 from agevlm.data.parquet import read_parquet
-from agevlm.data.row_check import row_faults
+from agevlm.data.row_check import HOLE, IMPOSSIBLE, row_faults
 from agevlm.data.schema import ImageSource
 
 USED_BEFORE = "id used before"
@@ -54,15 +54,16 @@ def check_dataset(directory: str | Path, *, decode: bool = True) -> Faults:
         if row["id"] in samples:
             faults.add(USED_BEFORE, name)
         samples.add(row["id"])
-        for kind, place in row_faults(row, dataset.vocabulary):
+        found = list(row_faults(row, dataset.vocabulary))
+        for kind, place in found:
             faults.add(kind, f"{name}{place}")
-        for image, info in zip(row["images"] or (), row["image_info"] or (), strict=False):
-            if not image or not info:
-                continue  # a missing value, named already
+        if any(kind.startswith(HOLE) for kind, _ in found):
+            continue  # what is not there cannot be gone into
+        for image, info in zip(row["images"], row["image_info"], strict=False):
             if info["id"] in pictures:
                 faults.add("picture's id used before", f"{name}, picture {info['id']}")
             pictures.add(info["id"])
-            if decode and (error := _error_of(image, info)):
+            if decode and IMPOSSIBLE not in dict(found) and (error := _error_of(image, info)):
                 faults.add(error.kind, f"{name}, {error}")
     return faults
 

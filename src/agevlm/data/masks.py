@@ -42,7 +42,9 @@ def check_mask(rle: Any, size: tuple[int, int] | None = None) -> int:
     if not isinstance(stated, list | tuple) or len(stated) != 2 or not all(type(side) is int for side in stated):
         raise MaskError("mask without a size", f"a mask of the size {stated!r:.60}; [height, width] was expected")
     if size is not None and tuple(stated) != tuple(size):
-        raise MaskError("mask of another size than its picture", f"a mask of {list(stated)}, the picture is {list(size)}")
+        raise MaskError(
+            "mask of another size than its picture", f"a mask of {list(stated)}, the picture is {list(size)}"
+        )
     height, width = stated
     if min(height, width) < 1 or height * width > MAX_PIXELS:
         raise MaskError("mask without a size", f"a mask of {height} × {width} pixels; a picture has 1 to {MAX_PIXELS}")

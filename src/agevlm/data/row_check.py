@@ -21,6 +21,8 @@ from agevlm.data.schema import Role
 NO_CONVERSATION = "sample without a conversation"
 NO_ANSWER = "conversation without an answer"
 HARMLESS = (NO_CONVERSATION, NO_ANSWER)  # there is nothing to learn then, and nothing in the way of reading
+HOLE = "no value for "
+IMPOSSIBLE = "picture of an impossible size"
 _MAY_BE_NULL = ("instances", "colour", "present", "bytes", "path")
 _ROLES = get_args(Role)
 
@@ -48,9 +50,9 @@ def _type_fault(found: pa.DataType, kind: pa.DataType, name: str) -> str | None:
     elif types.is_struct(kind):
         if types.is_struct(found):
             return _fields_fault(found, kind, name)
-    elif any(is_one(found) and is_one(kind) for is_one in (_is_text, _is_bytes, types.is_boolean, types.is_integer)):
-        return None
-    elif types.is_floating(kind) and (types.is_floating(found) or types.is_integer(found)):
+    elif any(
+        is_one(found) and is_one(kind) for is_one in (_is_text, _is_bytes, types.is_boolean, types.is_integer)
+    ) or (types.is_floating(kind) and (types.is_floating(found) or types.is_integer(found))):
         return None
     return f"has {name} of the type {str(found)[:60]}, and {str(kind)[:60]} was expected"
 
@@ -82,13 +84,13 @@ def row_faults(row: Mapping[str, Any], vocabulary: Collection[str]) -> Iterator[
     """What is wrong with one row by itself, its pictures not decoded: (kind, place in the row)."""
     for name, find_hole in _HOLES.items():
         if (hole := find_hole(row[name])) is not None:
-            yield f"no value for {name}{hole}", ""
+            yield f"{HOLE}{name}{hole}", ""
             return  # what follows needs every value
     sizes = [(info["height"], info["width"]) for info in row["image_info"]]
     if len(row["images"]) != len(sizes):
         yield "pictures without a size", ""
     if any(min(size) < 1 or math.prod(size) > MAX_PIXELS for size in sizes):
-        yield "picture of an impossible size", f", {sizes}"
+        yield IMPOSSIBLE, f", {sizes}"
         return
     if row["instances"] is not None and len(sizes) != 1:
         yield "instances in no picture, or in one of several", ""
@@ -152,7 +154,9 @@ def _hole_finder(kind: pa.DataType) -> Callable[[Any], str | None]:
         find_in_item = _hole_finder(kind.value_type)
         if not pa.types.is_struct(kind.value_type):
             return lambda items: "" if items is None or None in items else None
-        return lambda items: "" if items is None else next((h for i in items if (h := find_in_item(i)) is not None), None)
+        return lambda items: (
+            "" if items is None else next((h for i in items if (h := find_in_item(i)) is not None), None)
+        )
     if pa.types.is_struct(kind):
         fields = [(field.name, field.name in _MAY_BE_NULL, _hole_finder(field.type)) for field in kind]
 
@@ -176,6 +180,4 @@ def _or_null(find: Callable[[Any], str | None]) -> Callable[[Any], str | None]:
     return lambda value: None if value is None else find(value)
 
 
-_HOLES = {
-    name: _or_null(_hole_finder(kind)) if name in _MAY_BE_NULL else _hole_finder(kind) for name, kind in COLUMNS
-}
+_HOLES = {name: _or_null(_hole_finder(kind)) if name in _MAY_BE_NULL else _hole_finder(kind) for name, kind in COLUMNS}

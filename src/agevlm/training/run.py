@@ -31,7 +31,7 @@ from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
 from filelock import FileLock, Timeout
 from rich.console import Console
-from transformers import AutoTokenizer, set_seed
+from transformers import set_seed
 
 import agevlm
 from agevlm.checkpoints import choose_device, computes_in, load_model, resolve_model
@@ -347,8 +347,7 @@ def _join(recipe: Recipe) -> tuple[JoinedModel, AgeVlmProcessor]:
     settings = recipe.model
     torch.manual_seed(recipe.seed)
     language, vision = resolve_model(settings.language_model), resolve_model(settings.vision_model)
-    tokenizer = AutoTokenizer.from_pretrained(language)
-    processor = AgeVlmProcessor.from_backbones(tokenizer, vision)
+    processor = AgeVlmProcessor.from_backbones(language, vision)
     backbone = load_backbone(vision, settings.vision_stages)
     if settings.image_size:
         processor.image_processor.size = {"height": settings.image_size, "width": settings.image_size}

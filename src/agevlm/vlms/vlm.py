@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from agevlm.data.chat import RenderedChat, render_conversation
+from agevlm.data.literals import as_text
 from agevlm.data.schema import Message
 from agevlm.vlms.attention import AttentionUnreadableError, RowReader, reading
 from agevlm.vlms.families import family_of, known_types
@@ -132,7 +133,7 @@ class Vlm:
             )
         images = self.processor.image_token * messages[0].num_images
         start = plain.format(images=images, question="\0").index("\0")
-        text = plain.format(images=images, question=messages[0].content)
+        text = plain.format(images=images, question=as_text(self.processor, messages[0].content))
         return RenderedChat(text, [start], [start + len(messages[0].content)])
 
     @torch.inference_mode()
@@ -219,6 +220,7 @@ class Vlm:
     def answer_ids(self, text: str, answer: str) -> list[int]:
         """The tokens of `answer` behind `text`, tokenised together with it; by itself where the two melt together."""
         tokenizer = self.processor.tokenizer
+        answer = as_text(self.processor, answer)
         before, both = (tokenizer(part, add_special_tokens=False)["input_ids"] for part in (text, text + answer))
         if both[: len(before)] == before and len(both) > len(before):
             return list(both[len(before) :])

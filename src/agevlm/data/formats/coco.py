@@ -37,8 +37,8 @@ class CocoOptions:
 
     `num_per_image` conversations (captions and questions, weighed by `kinds`; see `language.py`) and POPE's questions
     on `pope_per_image` present and as many absent categories of each kind (0: none), of the first `limit` pictures.
-    With `embed_images=False` the dataset points to the files of the pictures and does not hold them. `allow_outside` takes
-    pictures from outside the directory of pictures, where the file names such.
+    With `embed_images=False` the dataset points to the files of the pictures and does not hold them. `allow_outside`
+    takes pictures from outside the directory of pictures, where the file names such.
     """
 
     seed: int = 0
@@ -311,7 +311,9 @@ def to_instance(
     """An annotation of a picture as an instance; `mended` counts what was. Else BrokenAnnotationError."""
     number = entry.get("category_id")
     if not isinstance(number, int | str) or number not in categories:
-        raise BrokenAnnotationError("unknown category", f"category {number!r:.60} is none of the {len(categories)} listed")
+        raise BrokenAnnotationError(
+            "unknown category", f"category {number!r:.60} is none of the {len(categories)} listed"
+        )
     colour = entry.get(OWN_COLOUR)
     if colour is not None and not (isinstance(colour, str) and is_text(colour)):
         raise BrokenAnnotationError("malformed colour", f"its {OWN_COLOUR} is {colour!r:.60}, and a word was expected")

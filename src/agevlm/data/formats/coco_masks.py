@@ -51,7 +51,8 @@ def _check_rle(segmentation: Mapping[str, Any], size: tuple[int, int]) -> RLE:
     stated, counts = segmentation.get("size"), segmentation.get("counts")
     if stated != list(size):
         raise BrokenAnnotationError(
-            "mask of another size", f"its RLE has the size {str(stated)[:60]}, the picture [height, width] is {list(size)}"
+            "mask of another size",
+            f"its RLE has the size {str(stated)[:60]}, the picture [height, width] is {list(size)}",
         )
     if isinstance(counts, list):
         num_pixels = size[0] * size[1]

@@ -83,7 +83,7 @@ def convert_dialogues(
 
     `images` is the directory that names of pictures start from, by default that of `source`. Samples without a picture
     are counted and left out. An id that was there before gets a number. A picture that is missing is a ValueError
-    unless `skip_missing`; one outside of `images` (unless `allow_outside`), one that cannot be read, an entry without an
+    unless `skip_missing`; one outside of `images` (unless `allow_outside`) or that cannot be read, an entry without an
     answer, with a role nobody knows or with another number of pictures than placeholders is one unless `skip_broken`.
     """
     options, source = options or DialogueOptions(), Path(source)
@@ -145,11 +145,15 @@ def _sample(entry: _Entry, root: Path, allow_outside: bool) -> Sample:
         if not is_text(content):
             raise _UnusableError("texts with half a letter", f"{name} has half a letter of Unicode in its text")
         if role not in _ROLES:
-            raise _UnusableError("roles nobody knows", f"{name} has a turn of {role!r:.60}; known are {', '.join(_ROLES)}")
+            raise _UnusableError(
+                "roles nobody knows", f"{name} has a turn of {role!r:.60}; known are {', '.join(_ROLES)}"
+            )
         messages.append(Message(_ROLES[role], content, number))
     if not any(message.role == "assistant" and message.content.strip() for message in messages):
         raise _UnusableError("samples without an answer", f"{name} has no answer of the assistant to learn from")
-    images = tuple(_image(image, root, f"{entry.id}/{place}", allow_outside) for place, image in enumerate(entry.images))
+    images = tuple(
+        _image(image, root, f"{entry.id}/{place}", allow_outside) for place, image in enumerate(entry.images)
+    )
     return Sample(entry.id, images, (Conversation(f"{entry.id}/0", entry.kind, tuple(messages)),))
 
 
