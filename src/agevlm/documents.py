@@ -12,10 +12,20 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import BaseModel, ConfigDict
 
 MAX_YAML_LEN = 1_000_000  # characters: recipes have thousands
 MAX_YAML_NODES = 100_000  # keys, values and items, those of aliases counted wherever they stand
 _SURROGATES = re.compile("[\ud800-\udfff]")
+
+
+class Strict(BaseModel):
+    """Settings that refuse keys that they do not know, and numbers that are none.
+
+    The string below a key is its description in the reference.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 def read_json(path: str | Path, advice: str = "") -> Any:

@@ -6,6 +6,7 @@ a killed one has left.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import platform
@@ -90,6 +91,20 @@ def write_beside(path: str | Path) -> Iterator[Path]:
         _replace(beside, path)
     finally:
         _remove(beside)
+
+
+def reserve(descriptor: int, num_bytes: int, path: Path) -> None:
+    """Take this much of the disk, behind what an open file has; OSError, with the file's name, where there is not.
+
+    Where a file system cannot, nothing is taken.
+    """
+    if not hasattr(os, "posix_fallocate"):
+        return
+    try:
+        os.posix_fallocate(descriptor, os.fstat(descriptor).st_size, num_bytes)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+            raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def recover(directory: str | Path, name: str | None = None, *, anybodys: bool = False) -> None:

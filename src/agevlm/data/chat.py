@@ -15,7 +15,7 @@ from agevlm.data.literals import MARKS, as_text
 from agevlm.data.schema import Conversation, Message
 
 TEXT = "text"  # the kind of a conversation that is read as plain text, with no picture
-_OPEN, _CLOSE = MARKS  # private characters: no template and no text contains them
+_OPEN, _CLOSE = MARKS[0], MARKS[1]  # private characters: no template and no text contains them
 _MARK = re.compile(f"[{_OPEN}{_CLOSE}]")
 
 

@@ -158,20 +158,20 @@ def _sample(entry: _Entry, root: Path, allow_outside: bool) -> Sample:
 
 
 def _image(image: str | bytes, root: Path, identity: str, allow_outside: bool) -> ImageSource:
-    held: dict[str, Any] = {"data": image}
+    file: Path | None = None
     if isinstance(image, str):
         try:
-            image = inside(root, image, allow_outside)
+            file = inside(root, image, allow_outside)
         except ValueError as error:
             raise _UnusableError("pictures outside their directory", str(error)) from error
-        held = {"path": image}
-        if not image.is_file():
-            raise _UnusableError("pictures missing on disk", f"{image}: no such picture; check --images")
+        if not file.is_file():
+            raise _UnusableError("pictures missing on disk", f"{file}: no such picture; check --images")
+    data = image if isinstance(image, bytes) else None
     try:
-        height, width = image_size(image)
+        height, width = image_size(file or image)
     except ValueError as error:
         raise _UnusableError("pictures that cannot be read", str(error)) from error
-    return ImageSource(identity, height, width, **held)
+    return ImageSource(identity, height, width, path=file, data=data)
 
 
 # ----------------------------------------------------------------------------------------------------------- formats
