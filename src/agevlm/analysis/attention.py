@@ -28,6 +28,7 @@ from agevlm.vlms import WordMap as Seen
 
 Span = tuple[int, int, str]
 Where = Literal["question", "answer"]
+MAX_QUESTION_LEN = 20_000  # characters: more than contexts take, and enough to keep a tokenizer busy for minutes
 
 # What is not a thing to look at. With a vocabulary this list plays no part.
 _STOP_WORDS = frozenset(
@@ -123,12 +124,17 @@ def look(
     `layers`, counted from 0 among them) and over `heads` (all, or some). Where attention cannot be read, maps are made
     by occlusion, and `note` says so. A word that the processor took apart from its text has no map and is left out.
 
-    Raises ValueError for a question without text, a picture that cannot be read, and numbers of layers or heads that
-    the model does not have.
+    Raises ValueError for a question without text, or with the model's own placeholder of a picture in it, a picture
+    that cannot be read, and numbers of layers or heads that the model does not have.
     """
     question = question.strip()
     if not question:
         raise ValueError("the question has no text: write what you want to know of the picture")
+    if len(question) > MAX_QUESTION_LEN:
+        raise ValueError(f"the question has {len(question)} characters, the most are {MAX_QUESTION_LEN}: ask for less")
+    placeholder = getattr(processor, "image_token", None)
+    if placeholder and placeholder in question:
+        raise ValueError(f"the question says {placeholder}, and the picture is shown without it: take it out")
     vlm, picture = Vlm(model, processor), _picture(image)
     last = Message("user", question, num_images=1 - sum(message.num_images for message in before))
     chat = vlm.chat([*before, last])

@@ -18,6 +18,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from agevlm.data.schema import ImageSource
 
 MAX_PIXELS = 80_000_000  # a larger picture is refused before it is decoded; below PIL's own warning at 89 million
+# Pillow knows more, some of which call other programs; these are those that people have pictures in.
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 _ORIENTATION = 0x0112  # the EXIF tag of how the camera was held
 _QUARTER_TURNS = (5, 6, 7, 8)  # its values that swap height and width
 _ADVICE = "give a whole PNG or JPEG file, or take the picture out of the data"
@@ -134,12 +136,12 @@ def _open(name: str, stream: io.IOBase) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = Image.open(stream)  # type: ignore[arg-type]
+            image = Image.open(stream, formats=FORMATS)  # type: ignore[arg-type]
         width, height = image.size
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise _too_large(name, "more than 89 million pixels") from error
     except UnidentifiedImageError as error:
-        message = f"not an image that can be read (PNG, JPEG, WebP, GIF, TIFF, BMP); {_ADVICE}"
+        message = f"not an image that can be read (PNG, JPEG, WebP, GIF, BMP, TIFF, AVIF); {_ADVICE}"
         raise ImageError(name, "file that is no picture", message) from error
     except MemoryError:
         raise

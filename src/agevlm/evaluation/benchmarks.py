@@ -10,11 +10,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from agevlm.checkpoints import load_vlm, resolve_model
 from agevlm.data.chat import render_conversation
 from agevlm.data.schema import AnnotatedImage, Conversation, Sample
+from agevlm.documents import read_yaml
 from agevlm.evaluation.perplexity import directory_perplexity, text_perplexity
 from agevlm.evaluation.questions import LazySamples
 from agevlm.evaluation.results import Evaluation, provenance, write_evaluation
@@ -267,13 +266,16 @@ def _origin(model: str | Path, settings: Settings) -> str | None:
 def _recipe_world(model: str | Path) -> dict[str, Any]:
     """The settings of the world that a checkpoint was trained in; {} where its recipe names none."""
     sources = (_recipe(model).get("data") or {}).values()
-    return next((source["scenes"] for source in sources if "scenes" in source), {})
+    return next((source["scenes"] for source in sources if isinstance(source, dict) and "scenes" in source), {})
 
 
 def _recipe(model: str | Path) -> dict[str, Any]:
     """The recipe beside a checkpoint, {} where there is none."""
     path = Path(resolve_model(model)) / "recipe.yaml"
-    return (yaml.safe_load(path.read_text(encoding="utf-8")) or {}) if path.is_file() else {}
+    content = (read_yaml(path) or {}) if path.is_file() else {}
+    if not isinstance(content, dict) or not all(isinstance(content.get(key) or {}, dict) for key in ("data", "model")):
+        raise ValueError(f"{path} is no recipe: take it away, or copy the checkpoint again")
+    return content
 
 
 def _facts(

@@ -18,6 +18,7 @@ from transformers.configuration_utils import PreTrainedConfig
 
 from . import register
 from .configuration_agevlm import VisionGrid
+from .loading import load_whole, reading
 
 NUM_FREQUENCIES = 4
 POSITION_CODE_SIZE = 2 + 4 * NUM_FREQUENCIES
@@ -35,11 +36,13 @@ def load_backbone(path: str | PathLike[str], out_features: Sequence[str] | None 
     """The backbone in a directory or under a hub id, be it saved as backbone, plain model or classifier.
 
     `out_features` names the feature maps that it gives, in any order; None: as its configuration says, which is the
-    last one where it says nothing. A name that it does not have is a ValueError that lists those it has.
+    last one where it says nothing. A name that it does not have is a ValueError that lists those it has, and so is a
+    checkpoint that is not whole.
     `AutoBackbone.from_pretrained` does not take directories.
     """
     register()  # our own backbone is found by its type as any other
-    config = AutoConfig.from_pretrained(path)
+    with reading(path, "configuration"):
+        config = AutoConfig.from_pretrained(path)
     backbone_class(config)
     if out_features is not None:
         unknown = [name for name in out_features if name not in config.stage_names]
@@ -50,7 +53,9 @@ def load_backbone(path: str | PathLike[str], out_features: Sequence[str] | None 
                 "for: name one or more of these"
             )
         config.out_features = [name for name in config.stage_names if name in out_features]
-    return backbone_class(config).from_pretrained(path, config=config)
+    saved_so = out_features is None and any("Backbone" in name for name in config.architectures or ())
+    may_lack = None if saved_so else "hidden_states_norms"  # of the feature maps that were not asked for then
+    return load_whole(backbone_class(config), path, may_lack=may_lack, config=config)
 
 
 def backbone_class(config: PreTrainedConfig) -> Any:

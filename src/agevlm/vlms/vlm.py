@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from agevlm.data.chat import RenderedChat, render_conversation
+from agevlm.data.literals import as_text
 from agevlm.data.schema import Message
 from agevlm.vlms.attention import AttentionUnreadableError, RowReader, reading
 from agevlm.vlms.families import family_of, known_types
@@ -132,7 +133,7 @@ class Vlm:
             )
         images = self.processor.image_token * messages[0].num_images
         start = plain.format(images=images, question="\0").index("\0")
-        text = plain.format(images=images, question=messages[0].content)
+        text = plain.format(images=images, question=as_text(self.processor, messages[0].content))
         return RenderedChat(text, [start], [start + len(messages[0].content)])
 
     @property
@@ -234,6 +235,7 @@ class Vlm:
     def answer_tokens(self, text: str, answer: str) -> tuple[list[int], list[tuple[int, int]]]:
         """As `answer_ids`, and the characters of `answer` that each token stands for."""
         tokenizer = self.processor.tokenizer
+        answer = as_text(self.processor, answer)
         options = {"add_special_tokens": False, "return_offsets_mapping": True}
         before, both = (tokenizer(part, **options) for part in (text, text + answer))
         start = len(before["input_ids"])
