@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import pathlib
 import time
 from collections.abc import AsyncIterator, Awaitable
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Path, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
@@ -16,10 +16,11 @@ from starlette.staticfiles import StaticFiles
 
 from agevlm import __version__
 from agevlm.serve.errors import ApiError, bad_request
+from agevlm.serve.examples import NUM_EXAMPLES, example
 from agevlm.serve.protocol import AnswersRequest, ChatRequest, ErrorReply, LookRequest
 from agevlm.serve.service import Service
 
-PAGE = Path(__file__).parent / "page"
+PAGE = pathlib.Path(__file__).parent / "page"
 Value = TypeVar("Value")
 _REFUSALS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorReply} for status in (400, 401, 404, 408, 413, 429, 500, 503, 504)
@@ -37,6 +38,7 @@ def build_app(service: Service) -> FastAPI:
     _add_api(app, service)
     _add_extensions(app, service)
     _add_state(app, service)
+    _add_examples(app)
     app.mount("/", StaticFiles(directory=PAGE, html=True))
     return app
 
@@ -89,6 +91,22 @@ def _add_state(app: FastAPI, service: Service) -> None:
     async def metrics() -> Response:
         """Counters in Prometheus' text format."""
         return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+def _add_examples(app: FastAPI) -> None:
+    @app.get("/examples")
+    async def all_examples() -> list[dict[str, Any]]:
+        """Pictures to begin with, drawn by the package."""
+        drawn = await asyncio.to_thread(lambda: [example(number) for number in range(NUM_EXAMPLES)])
+        return [
+            {"url": f"/examples/{number}.png", "title": one.title, "questions": one.questions}
+            for number, one in enumerate(drawn)
+        ]
+
+    @app.get("/examples/{number}.png", responses={200: {"content": {"image/png": {}}}, 404: {"model": ErrorReply}})
+    async def example_picture(number: Annotated[int, Path(ge=0, lt=NUM_EXAMPLES)]) -> Response:
+        """One of them."""
+        return Response((await asyncio.to_thread(example, number)).png, media_type="image/png")
 
 
 def _handle_errors(app: FastAPI) -> None:
