@@ -11,7 +11,7 @@ function colour(strength) {
 }
 
 // Full strength is the map's own maximum, but at least four times the even share of a cell: what looks nowhere in
-// particular stays faint.
+// particular stays faint. So does what found no place: the less of the attention is on the picture, the fainter.
 function fullStrength(map) {
   return Math.max(...map.flat(), 4 / (map.length * map[0].length));
 }
@@ -35,6 +35,7 @@ export function drawHeat(canvas, map, width, height) {
   const context = canvas.getContext("2d");
   const pixels = context.createImageData(canvas.width, canvas.height);
   const full = fullStrength(map);
+  const mass = Math.min(1, map.flat().reduce((sum, share) => sum + share, 0));
   for (let y = 0; y < canvas.height; y++) {
     for (let x = 0; x < canvas.width; x++) {
       const row = ((y + 0.5) / canvas.height) * map.length - 0.5;
@@ -42,7 +43,7 @@ export function drawHeat(canvas, map, width, height) {
       const strength = between(map, row, column) / full;
       const at = 4 * (y * canvas.width + x);
       pixels.data.set(colour(strength), at);
-      pixels.data[at + 3] = 255 * 0.82 * Math.min(1, 1.5 * strength);
+      pixels.data[at + 3] = 255 * 0.85 * mass * Math.min(1, 1.5 * strength);
     }
   }
   context.putImageData(pixels, 0, 0);

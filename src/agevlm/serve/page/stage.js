@@ -52,8 +52,7 @@ export class Stage {
 }
 
 function said(word, map, absent) {
-  const made = word.made_up === null ? "" : `, ${percent(word.made_up)} found no place`;
-  const quoted = `“${word.word}”`;
-  return absent ? `${quoted}: ${percent(word.made_up)} of its attention found no place here`
-    : `${quoted}: strongest cell ${percent(peak(map))}${made}`;
+  if (absent) return `“${word.word}” · ${percent(word.made_up)} of its attention found no place here`;
+  const made = word.made_up >= 0.05 ? ` · ${percent(word.made_up)} found no place` : "";
+  return `“${word.word}” · ${percent(peak(map))} in the brightest cell${made}`;
 }
