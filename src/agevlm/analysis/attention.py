@@ -140,7 +140,7 @@ def look(
     chat = vlm.chat([*before, last])
     inputs = vlm.encode([chat.text], [[picture]])
     said = vlm.answers(inputs, max_new_tokens)[0]
-    answer, offsets = _decode(processor.tokenizer, said.ids)
+    answer, offsets = decode_with_offsets(processor.tokenizer, said.ids)
     answered, at = inputs.answered([said.ids], vlm.family), chat.content_starts[-1]
     words: list[tuple[Span, Where, list[int]]] = []
     for span in object_words(question, vocabulary):
@@ -240,7 +240,7 @@ def _checked(numbers: Sequence[int] | None, num: int, what: str) -> Sequence[int
     return numbers or range(num)
 
 
-def _decode(tokenizer: Any, ids: Sequence[int]) -> tuple[str, list[tuple[int, int]]]:
+def decode_with_offsets(tokenizer: Any, ids: Sequence[int]) -> tuple[str, list[tuple[int, int]]]:
     """The answer without blanks at its ends, and the characters of it that each generated token stands for."""
     edges = [len(_text(tokenizer, ids[:count])) for count in range(len(ids) + 1)]
     whole = _text(tokenizer, ids)

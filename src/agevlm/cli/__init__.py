@@ -16,7 +16,7 @@ from typing import Annotated
 
 import typer
 
-from agevlm.cli import backbones, comparison, data, measure, scenes, teachers, training
+from agevlm.cli import backbones, comparison, data, measure, scenes, serving, teachers, training
 from agevlm.cli.errors import explain
 from agevlm.documents import is_text
 
@@ -43,6 +43,8 @@ app.command("similarity", epilog="Example: agevlm similarity tiny --out similari
     measure.similarity
 )
 app.command("look", epilog='Example: agevlm look tiny picture.png "is there a fish?" --out look.png')(measure.look)
+app.command("serve", epilog="Example: agevlm serve tiny --port 8000, then open http://127.0.0.1:8000")(serving.serve)
+app.command("chat", epilog="Example: agevlm chat tiny picture.png")(serving.chat)
 app.command("report", epilog="Example: agevlm report runs/first")(training.report)
 app.command("ground", epilog="Example: agevlm ground data/llava --teacher grounded-sam --out data/grounded")(
     teachers.ground
