@@ -1,8 +1,8 @@
 """AGE-VLM: small vision-language models that are taught where to look.
 
-Four functions do most of the work: `load_model`, `look`, `evaluate` and `train`. The public names load when they are
-used. `import agevlm` makes the Auto classes of transformers know its models; the `agevlm` command loads nothing but
-what it needs: its help does not wait for torch.
+Five functions do most of the work: `load_model`, `look`, `evaluate`, `diagnose` and `train`. The public
+names load when they are used. `import agevlm` makes the Auto classes of transformers know its models; the `agevlm`
+command loads nothing but what it needs: its help does not wait for torch.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ _PUBLIC = {
     "ConcatVlmConfig": "agevlm.modeling.configuration_concat",
     "ConcatVlmForConditionalGeneration": "agevlm.modeling.modeling_concat",
     "ImageMemory": "agevlm.modeling.cross_attention",
+    "diagnose": "agevlm.api",
     "evaluate": "agevlm.api",
     "load_model": "agevlm.api",
     "look": "agevlm.api",

@@ -6,9 +6,10 @@ same functions with more settings: `analysis.attention`, `evaluation.benchmarks`
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from agevlm.checkpoints import load_vlm as load_model
 
@@ -16,8 +17,11 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from agevlm.analysis.attention import Look
+    from agevlm.diagnosis.run import Diagnosis
 
-__all__ = ["evaluate", "load_model", "look", "train"]
+__all__ = ["diagnose", "evaluate", "load_model", "look", "train"]
+
+Chosen = TypeVar("Chosen")
 
 Model = str | Path | tuple[Any, Any]  # a name, a directory, a hub id; or the model and the processor of `load_model`
 
@@ -55,25 +59,58 @@ def look(
 
 
 def evaluate(
-    model: str | Path, benchmark: str | Path = "scenes", *, out: str | Path, **settings: Any
-) -> dict[str, Any]:
+    model: str | Path,
+    benchmark: str | Path = "scenes",
+    *,
+    out: str | Path,
+    data: str | Path | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+    **settings: Any,
+) -> dict[str, Any] | None:
     """Measure whether a model hallucinates: POPE, counting, colours, relations, where it looks, text perplexity.
 
-    `benchmark` is "scenes" (drawn fresh, offline) or the directory of a dataset. `settings` are the fields of
-    `agevlm.evaluation.benchmarks.Settings`: `num_images`, `seed`, `split`, `batch_size`, `device`, … Writes
-    metrics.json, metrics.md and predictions.jsonl into the directory `out`, and returns the metrics.
+    `benchmark` is "scenes" (drawn fresh, offline) or the directory of a dataset; `settings` are then the fields of
+    `agevlm.evaluation.benchmarks.Settings`: `num_images`, `seed`, `split`, `batch_size`, `device`, … With `data` it is
+    the name of an official benchmark ("pope", "mmvp", …), of any vision-language model: `data` is the directory of its
+    files or a hub id, which is fetched, and `settings` are those of `agevlm.evaluation.official.run.Settings`:
+    `protocol`, `images`, `num_images`, `batch_size`, `device`, `dtype`. Writes metrics.json, metrics.md and
+    predictions.jsonl into the directory `out`, and returns the metrics (None in a process that is not the main one).
 
-    Raises ValueError for a model, a dataset or a setting that cannot be used.
+    Raises ValueError for a model, data or a setting that cannot be used.
     """
-    from dataclasses import fields
-
     from agevlm.evaluation.benchmarks import Settings, evaluate_benchmark
+    from agevlm.evaluation.official import run as official
 
-    known = [field.name for field in fields(Settings)]
-    unknown = sorted(settings.keys() - set(known))
+    if data is not None:
+        chosen = _settings("evaluate", official.Settings, settings)
+        return official.evaluate_official(model, str(benchmark), data, out, chosen, progress=progress)
+    official.check_needs_data(str(benchmark))
+    return evaluate_benchmark(model, benchmark, out, _settings("evaluate", Settings, settings), progress=progress)
+
+
+def diagnose(
+    model: Model, data: str | Path = "scenes", *, out: str | Path, against: Model | None = None, **settings: Any
+) -> Diagnosis:
+    """Say why a vision-language model says what is not there, on one page, and beside a second model if one is given.
+
+    `model` and `against` are names, directories, hub ids or pairs of `load_model`; `data` is "scenes" or the directory
+    of a dataset with POPE's questions. `settings` are those of `evaluate`. Writes index.html, diagnosis.json and
+    arrays.npz into the directory `out`. The result has the `verdict`, three sentences, the `record` of all figures and
+    the `page`. Raises ValueError for a model, data or a setting that cannot be used.
+    """
+    from agevlm.diagnosis import run
+    from agevlm.evaluation.benchmarks import Settings
+
+    return run.diagnose(model, data, out, against=against, settings=_settings("diagnose", Settings, settings))
+
+
+def _settings(verb: str, kind: type[Chosen], given: dict[str, Any]) -> Chosen:
+    """Settings of a measurement; a name that is none of them is a ValueError."""
+    known = [field.name for field in fields(kind)]  # type: ignore[arg-type]
+    unknown = sorted(given.keys() - set(known))
     if unknown:
-        raise ValueError(f"evaluate has no setting {unknown[0]!r}: there are {', '.join(known)}")
-    return evaluate_benchmark(model, benchmark, out, Settings(**settings))
+        raise ValueError(f"{verb} has no setting {unknown[0]!r}: there are {', '.join(known)}")
+    return kind(**given)
 
 
 def train(

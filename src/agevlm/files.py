@@ -1,15 +1,32 @@
-"""Files that are whole or not there: everything the project writes goes through `write_beside`."""
+"""Files that are whole or not there: everything the project writes goes through `write_beside`.
+
+What is being written goes by a hidden name that says which process writes it, so that whoever comes next can tell what
+a killed one has left.
+"""
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import platform
+import re
 import shutil
 import uuid
+import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from agevlm.documents import is_text
+
+_MAX_NAME_BYTES = 255  # of a file or a directory
+# .NAME.….part while it is written, .NAME.….old what stood at NAME while the new one takes its place; between the dots a
+# host, a process and chance (older releases: chance alone)
+_BESIDE = re.compile(
+    r"\.(?P<name>.+)\.((?P<host>[0-9a-f]{4})(?P<pid>[0-9a-f]{6})[0-9a-f]{6}|[0-9a-f]{8})\.(?P<kind>part|old)", re.DOTALL
+)
 
 
 def read_json_lines(path: str | Path) -> list[Any]:
@@ -17,13 +34,30 @@ def read_json_lines(path: str | Path) -> list[Any]:
     return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").split("\n") if line.strip()]
 
 
+def inside(root: str | Path, name: str, allow_outside: bool = False) -> Path:
+    """The path of a file that somebody else's data names, below `root`.
+
+    A name that leads out of `root` (absolute, or by ..) is a ValueError unless `allow_outside`; where links in `root`
+    lead is its owner's affair. So is a name that no file system takes.
+    """
+    path = Path(root) / name
+    if not name or "\0" in name or not is_text(name) or max(len(n.encode()) for n in name.split("/")) > _MAX_NAME_BYTES:
+        raise ValueError(f"{name[:80]!r} is no file name; correct it")
+    if not allow_outside and (os.path.isabs(name) or os.path.normpath(name).split(os.sep)[0] == os.pardir):
+        raise ValueError(
+            f"{name}: leads out of {root}; put the file there, or allow it with --allow-outside (allow_outside=True)"
+        )
+    return path
+
+
 def check_replaceable(out: str | Path, marker: str, sign: str) -> None:
     """Refuse, with a ValueError, to put a directory of our own in the place of anything else.
 
     What may be replaced is nothing, an empty directory, or one with the file `marker` in whose head `sign` stands: what
-    an earlier run has written.
+    an earlier run has written. What a killed run left beside it is cleared away first, see `recover`.
     """
     out = Path(out).resolve()
+    recover(out.parent, out.name)
     if Path.cwd().is_relative_to(out):
         raise ValueError(f"{out} is where you are, and would be replaced as a whole; choose another")
     if out.exists() and not out.is_dir():
@@ -44,17 +78,81 @@ def write_beside(path: str | Path) -> Iterator[Path]:
     """Give a temporary path next to `path`, and move what was written there onto `path` at the end.
 
     The body may write a file or make a directory. When it fails, the temporary is removed and what stood at `path`
-    stays as it was; a directory is replaced by renaming, so that `path` is never half-written. A link is followed.
+    stays as it was; a directory is replaced by renaming, so that `path` is never half-written. What a killed process
+    left of `path` is cleared away first, see `recover`. A link is followed.
     A file in the place of a directory is no directory: NotADirectoryError.
     """
     path = Path(path).resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
+    recover(path.parent, path.name)
+    beside = _hidden(path, "part")
     try:
         yield beside
         _replace(beside, path)
     finally:
         _remove(beside)
+
+
+def reserve(descriptor: int, num_bytes: int, path: Path) -> None:
+    """Take this much of the disk, behind what an open file has; OSError, with the file's name, where there is not.
+
+    Where a file system cannot, nothing is taken.
+    """
+    if not hasattr(os, "posix_fallocate"):
+        return
+    try:
+        os.posix_fallocate(descriptor, os.fstat(descriptor).st_size, num_bytes)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+            raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def recover(directory: str | Path, name: str | None = None, *, anybodys: bool = False) -> None:
+    """Clear away what killed writers left in a directory; what one caught between two renames gets its name back.
+
+    Only what was to become `name`, where it is given. What a process on this machine still writes, and what one of
+    another machine may, stays, unless `anybodys`: the caller knows that nobody writes there.
+    """
+    for leftover in [*_leftovers(Path(directory), "old", name, anybodys)]:
+        with suppress(FileNotFoundError):  # somebody else is clearing away, too
+            target = leftover.with_name(_BESIDE.fullmatch(leftover.name)["name"])  # type: ignore[index]
+            if target.exists():
+                _remove(leftover)
+            else:
+                os.replace(leftover, target)
+    for leftover in [*_leftovers(Path(directory), "part", name, anybodys)]:
+        _remove(leftover)
+
+
+def _leftovers(directory: Path, kind: str, name: str | None, anybodys: bool) -> Iterator[Path]:
+    if not directory.is_dir():
+        return
+    for entry in os.listdir(directory):
+        found = _BESIDE.fullmatch(entry) if entry.endswith(kind) else None
+        if found is not None and found["kind"] == kind and name in (None, found["name"]):
+            own_host = found["host"] == _host()
+            if anybodys or (own_host and not _is_alive(int(found["pid"], 16))):
+                yield directory / entry
+
+
+def _host() -> str:
+    return f"{zlib.crc32(platform.node().encode()) & 0xFFFF:04x}"
+
+
+def _is_alive(pid: int) -> bool:
+    if os.name != "posix":
+        return True  # a signal of 0 would end it
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _hidden(path: Path, kind: str) -> Path:
+    return path.with_name(f".{path.name}.{_host()}{os.getpid() & 0xFFFFFF:06x}{uuid.uuid4().hex[:6]}.{kind}")
 
 
 def _replace(source: Path, target: Path) -> None:
@@ -63,7 +161,7 @@ def _replace(source: Path, target: Path) -> None:
         return
     if not target.is_dir():
         raise NotADirectoryError(f"{target} is a file; a directory is to be written there")
-    old = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.old")
+    old = _hidden(target, "old")
     os.replace(target, old)
     try:
         os.replace(source, target)

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_models import VOCABULARY_SIZE, make_model, make_pixels, make_text_config, make_vision_config
+from tiny_models import VOCABULARY_SIZE
 from tiny_runs import make_foundation
 
-from agevlm import AgeVlmForConditionalGeneration, ConcatVlmConfig, ConcatVlmForConditionalGeneration
+from agevlm import AgeVlmForConditionalGeneration, ConcatVlmForConditionalGeneration
 from agevlm.analysis.charts import PairHistogram, pair_histograms, similarity_figure
 from agevlm.analysis.similarity import Similarity, similarity, similarity_of_benchmark, write_similarity
 from agevlm.analysis.similarity_measures import (
@@ -31,7 +31,7 @@ from agevlm.analysis.similarity_measures import (
     query_key_similarity,
 )
 from agevlm.analysis.similarity_pairs import object_words, pair_captions
-from agevlm.analysis.similarity_states import LayerStates, read_states
+from agevlm.analysis.similarity_states import LayerStates, read_pass, states_of
 from agevlm.data.chat import tokenise_conversation
 from agevlm.data.images import open_image
 from agevlm.data.scenes import WorldSpec
@@ -39,6 +39,7 @@ from agevlm.data.schema import Conversation, Grounding, ImageSource, Message, Sa
 from agevlm.evaluation.benchmarks import Settings
 from agevlm.evaluation.scenes import captioned_scenes
 from agevlm.modeling.processing_agevlm import AgeVlmProcessor
+from agevlm.vlms import Vlm
 
 NUM_PAIRS = 9
 IMAGE = VOCABULARY_SIZE
@@ -177,79 +178,68 @@ def test_measures_on_tensors_worked_out_by_hand() -> None:
 # ----------------------------------------------------------------------------------------------------------- tensors
 
 
-def inputs_of(num_rows: int) -> dict[str, Any]:
-    """Two texts about each of two pictures, the second row of each padded on the left."""
-    ids = torch.randint(5, VOCABULARY_SIZE, (num_rows, 7), generator=torch.Generator().manual_seed(1))
-    mask = torch.ones_like(ids)
-    mask[1::2, :2] = 0
-    ids[:, 2] = IMAGE
-    seen = (ids == IMAGE).cumsum(-1)
-    return {
-        "input_ids": ids,
-        "attention_mask": mask,
-        "labels": ids.masked_fill((mask == 0) | (ids == IMAGE), -100),
-        "pixel_values": make_pixels(num_rows // 2),
-        "images_seen": seen,
-        "rows_per_image": 2,
-    }
-
-
 def share_of_images(states: LayerStates) -> torch.Tensor:
-    """Attention (R, H, T, N) that queries and keys make, over image tokens alone."""
+    """Attention (E, H, T, N) that queries and keys make, over image tokens alone."""
     assert states.query is not None
     assert states.key is not None
     key = states.key.repeat_interleave(states.query.shape[-2] // states.key.shape[1], dim=1)
     logits = states.scaling * torch.einsum("iethd,ihnd->iehtn", states.query, key)
-    return logits.softmax(dim=-1).flatten(0, 1)
+    return logits.softmax(dim=-1)[0]
 
 
-@torch.no_grad()
-def test_states_of_cross_attention_are_those_that_its_layers_use() -> None:
-    model, inputs = make_model(), inputs_of(4)
-    log_probs, states = read_states(model, inputs)
-    plain = model(**inputs, output_attention_maps=True, output_hidden_states=True, use_cache=False)
-    assert [layer.layer for layer in states] == [*model.config.cross_attention_layers, 5]
-    assert [layer.looks for layer in states] == [True, True, False]
-    torch.testing.assert_close(log_probs, plain.label_log_probs)
-    tokens = model.projector(model.vision_features(inputs["pixel_values"]).flatten(2).transpose(1, 2))
-    for layer, maps in zip(states, plain.attention_maps, strict=False):
-        torch.testing.assert_close(layer.image, tokens)
-        torch.testing.assert_close(share_of_images(layer)[:, :, 2:], maps.flatten(3)[:, :, 2:])
-    last = model.language_model.model.norm(states[-1].text.flatten(0, 1))
-    torch.testing.assert_close(last, plain.hidden_states[-1])
+@pytest.mark.parametrize("network", [AgeVlmForConditionalGeneration, ConcatVlmForConditionalGeneration])
+def test_states_are_those_that_attention_and_hidden_states_are_made_of(
+    network: Any, foundation: Path, processor: Any, samples: list[Sample], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = join(network, foundation, processor).eval()
+    vlm = Vlm(model, processor)
+    if network is ConcatVlmForConditionalGeneration:  # queries and keys are read before it, and so are weights now
+        rotary = model.language_model.model.rotary_emb
+        turn = rotary.forward
+        monkeypatch.setattr(
+            rotary, "forward", lambda *a, **k: tuple(f(turn(*a, **k)[0]) for f in (torch.ones_like, torch.zeros_like))
+        )
+    texts = [vlm.prompt("is there a cup?"), vlm.prompt("where is the house?")]
+    kept = vlm.keep([open_image(samples[0].images[0])])
+    inputs = vlm.encode(texts, [kept, kept])
+    last = [[inputs.text_len - 1]] * 2
+    rows = vlm.read(inputs, positions=last, states=[len(vlm.layers)]).rows
+    columns = inputs.pictures[0][0].columns
+    with torch.no_grad():
+        found = list(states_of(vlm, inputs, read_pass(vlm, inputs), [0, 1], kept[0].states))
+    assert [layer.layer for layer in found] == sorted({*vlm.looking, len(vlm.layers) - 1})
+    for layer in found:
+        assert layer.looks == (layer.layer in rows)
+        if layer.looks:
+            seen = rows[layer.layer][:, :, 0, columns]
+            expected = seen / seen.sum(-1, keepdim=True)
+            torch.testing.assert_close(share_of_images(layer)[:, :, -1], expected, atol=1e-4, rtol=1e-3)
+    logits = model.get_output_embeddings()(model.get_decoder().norm(found[-1].text[0, :, -1]))
+    torch.testing.assert_close(logits, vlm.read(inputs).logits[:, -1], atol=1e-4, rtol=1e-3)
 
 
-@pytest.mark.parametrize("decoder", ["llama", "qwen3"])
-@torch.no_grad()
-def test_states_of_concatenation_are_those_of_self_attention(decoder: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    torch.manual_seed(0)
-    config = ConcatVlmConfig(text_config=make_text_config(decoder), vision_config=make_vision_config())
-    model, inputs = ConcatVlmForConditionalGeneration(config).eval(), inputs_of(4)
-    rotary = model.language_model.model.rotary_emb
-    turn = rotary.forward
+@pytest.mark.parametrize("name", ["llava", "llava_next", "qwen2_vl", "mllama"])
+def test_any_family_is_measured(name: str, samples: list[Sample]) -> None:
+    from tests.vlms import tiny_families
 
-    def no_turn(*args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        cosine, sine = turn(*args, **kwargs)
-        return torch.ones_like(cosine), torch.zeros_like(sine)
-
-    monkeypatch.setattr(rotary, "forward", no_turn)  # queries and keys are read before it, and so are the weights now
-    _, states = read_states(model, inputs)
-    plain = model(**inputs, output_attention_maps=True, output_hidden_states=True, use_cache=False)
-    front = plain.image_memory.tokens.shape[1]
-    assert [layer.layer for layer in states] == [0, 1, 2, 3]
-    for layer, maps, hidden in zip(states, plain.attention_maps, plain.hidden_states[1:], strict=True):
-        torch.testing.assert_close(share_of_images(layer)[:, :, 2:], maps.flatten(3)[:, :, 2:], atol=1e-4, rtol=1e-3)
-        if layer.layer < 3:  # the last of transformers' is normed
-            torch.testing.assert_close(layer.image, hidden[:, :front])
-            torch.testing.assert_close(layer.text.flatten(1, 2), hidden[:, front:])
+    model, processor = tiny_families.made(name)
+    found = similarity(model, processor, samples[:4], batch_size=3)
+    other = similarity(model, processor, samples[:4], batch_size=1)
+    assert set(found.scores) == set(MEASURES)
+    for measure in MEASURES:
+        one, two = found.headline(measure), other.headline(measure)
+        assert np.isfinite(one.matching).all()
+        np.testing.assert_allclose(one.matching, two.matching, atol=1e-4)
+        np.testing.assert_allclose(one.mismatched, two.mismatched, atol=1e-4)
 
 
-def test_a_decoder_whose_queries_cannot_be_read_is_refused(foundation: Path, processor: Any, samples: Any) -> None:
-    model = join(ConcatVlmForConditionalGeneration, foundation, processor)
-    del model.language_model.model.layers[0].self_attn.q_proj
-    with pytest.raises(ValueError, match=r"LlamaDecoderLayer has no self_attn\.q_proj"):
-        similarity(model.train(), processor, samples)
-    assert model.training
+def test_without_queries_the_other_measures_remain(
+    model: Any, processor: Any, samples: list[Sample], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agevlm.analysis.similarity_states._projects", lambda vlm: False)
+    found = similarity(model, processor, samples[:3])
+    assert set(found.scores) == set(MEASURES) - {QUERY_KEY_COSINE, QUERY_KEY_LOGIT}
+    assert found.record()["headline_layer"] == found.headline_layer
 
 
 # ------------------------------------------------------------------------------------------------------- whole models

@@ -24,6 +24,8 @@ from agevlm.comparison.readings import difference
 from agevlm.comparison.recipe import ComparisonRecipe, load_comparison
 from agevlm.comparison.run import compare, costs_job, equal_time_factors, foundation_jobs, training_jobs
 from agevlm.comparison.summary import summarise
+from agevlm.data.scenes import WorldSpec
+from agevlm.data.scenes.export import export_parquet
 from agevlm.data.schema import IGNORE_INDEX
 from agevlm.training.dataset import SourceData, StageDataset
 from agevlm.training.recipe import load_recipe
@@ -47,7 +49,10 @@ def content(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "concat": {"title": "in front", "num_seeds": 1, "set": {"model.architecture": "concat", **concat}},
     }
     common["snapshot_steps"] = 2
+    stored = tmp_path_factory.mktemp("stored") / "scenes"
+    export_parquet(stored, WorldSpec(min_objects=2), 3, 6)
     settings = {"num_seeds": 2, "equal_time": {"reference": "age", "num_seeds": 1}, "costs": [144]}
+    settings["tests"] = {"stored": str(stored)}
     return {"name": "small", **settings, "common": common, "arms": arms}
 
 
@@ -140,6 +145,16 @@ def test_the_summary_has_figures_differences_and_their_intervals(done: tuple[Com
     assert set(summary["detection"]["age"]["adversarial"]) == {"null_mass", "p_no", "entropy"}
     assert set(summary["detection"]["concat"]["adversarial"]) == {"p_no", "entropy"}
     json.dumps(summary, allow_nan=False)
+
+
+def test_what_runs_are_measured_on_besides_has_figures_of_its_own(done: tuple[ComparisonRecipe, Path]) -> None:
+    domain = summarise(*done)["domains"]["stored"]
+    assert domain["runs"] == {"age": [0, 1], "concat": [0]}
+    metrics = json.loads((done[1] / "age" / "1" / "tests" / "stored" / "metrics.json").read_text())
+    accuracy = domain["arms"]["age"]["pope"]["random"]["accuracy"]
+    assert accuracy["values"][1] == pytest.approx(metrics["pope"]["random"]["accuracy"])
+    assert domain["differences"]["age"]["concat"]["pope"]["random"]["accuracy"]["values"]
+    assert domain["error_ratios"].keys() == {"age", "concat"}
 
 
 def test_the_summary_follows_the_figures_along_the_training(done: tuple[ComparisonRecipe, Path]) -> None:

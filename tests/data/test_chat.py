@@ -10,7 +10,7 @@ from chats import FORMS, ground, make_chat_processor, make_conversation
 
 from agevlm.data.chat import TEXT, render_conversation, tokenise_conversation, tokens_of_span
 from agevlm.data.masks import encode_mask
-from agevlm.data.schema import Conversation, Message
+from agevlm.data.schema import Conversation, Grounding, Message
 
 TURNS = ("is there a fish in the picture?", "yes", "how many boats are there?", "two")
 
@@ -134,9 +134,30 @@ def test_nothing_to_learn_from_is_an_error_that_names_the_conversation(
         tokenise_conversation(make_chat_processor(), conversation, **options)
 
 
-def test_a_placeholder_in_words_is_an_error_that_names_the_conversation() -> None:
-    with pytest.raises(ValueError, match=r"conversation c/0 has <image> in its text"):
-        tokenise_conversation(make_chat_processor(), make_conversation("what is <image>?", "yes"))
+@pytest.mark.parametrize("form", FORMS)
+def test_the_name_of_a_special_token_in_a_message_is_text(form: str) -> None:
+    plain, processor = make_chat_processor(form), make_chat_processor(form)
+    names = [token.content for token in processor.tokenizer.added_tokens_decoder.values() if token.special]
+    assert "<image>" in names and len(names) > 5
+    special = {processor.tokenizer.convert_tokens_to_ids(name) for name in names}
+    told = [tokenise_conversation(plain, make_conversation("is there a fish?", "no fish."))]
+    for name in names:
+        said = make_conversation(f"is there a {name}?", f"no {name}.", images=1)
+        said = replace(said, groundings=(Grounding(0, 11, 11 + len(name), name, False),))
+        chat = tokenise_conversation(processor, said)
+        template = [token for token in told[0].input_ids if token in special]
+        assert [token for token in chat.input_ids if token in special] == template  # those of the template alone
+        assert chat.input_ids.count(processor.image_token_id) == 1
+        phrase = processor.tokenizer.decode([chat.input_ids[token] for token in chat.phrase_tokens[0]])
+        assert name in phrase  # letter for letter
+    again = tokenise_conversation(processor, make_conversation("is there a fish?", "no fish."))
+    assert again == told[0]  # a tokenizer that was told of stand-ins reads everything else as before
+
+
+def test_what_is_no_text_is_refused() -> None:
+    for content in ("half a \ud83d", "a mark \U0010fdf0", "a stand-in \U0010fe3c"):
+        with pytest.raises(ValueError, match="halves of letters"):
+            tokenise_conversation(make_chat_processor(), make_conversation(content, "yes"))
 
 
 def test_a_template_that_drops_a_content_is_refused() -> None:

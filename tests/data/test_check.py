@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import io
 import json
+import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +20,11 @@ from typer.testing import CliRunner
 
 from agevlm.cli import app
 from agevlm.data.check import check_dataset
-from agevlm.data.masks import encode_mask
+from agevlm.data.formats.coco_export import export_coco
+from agevlm.data.masks import MaskError, decode_mask, encode_mask, union_mask
 from agevlm.data.parquet import Record, read_parquet, write_parquet
-from agevlm.data.rows import arrow_schema
+from agevlm.data.row_check import HARMLESS
+from agevlm.data.rows import COLUMNS, arrow_schema
 from agevlm.data.schema import AnnotatedImage, Conversation, Grounding, ImageSource, Instance, Message, Sample
 
 
@@ -50,6 +54,29 @@ def grounding(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return found
 
 
+def cut(mask: dict[str, Any]) -> None:
+    mask["counts"] = mask["counts"][:-1]
+
+
+def huge(row: dict[str, Any]) -> None:
+    row["image_info"][0].update(height=2**31 - 1, width=2**31 - 1)
+    row["instances"][0]["mask"]["size"] = [2**31 - 1, 2**31 - 1]
+
+
+def strip(row: dict[str, Any]) -> None:
+    row.update(images=[], image_info=[])
+    row["conversations"][0].update(groundings=[])
+    row["conversations"][0]["messages"][0].update(num_images=0)
+
+
+def put_null(place: str, rows: list[dict[str, Any]]) -> None:
+    *path, last = place.split(".")
+    value: Any = rows[1]
+    for part in path:
+        value = value[part][0] if isinstance(value[part], list) else value[part]
+    value[last] = None
+
+
 FAULTS: dict[str, tuple[Callable[[list[dict[str, Any]]], Any], str]] = {
     "id used before": (lambda rows: rows[1].update(id="0"), "sample 0"),
     "picture's id used before": (lambda rows: rows[1]["image_info"][0].update(id="picture 0"), "picture 0"),
@@ -77,16 +104,91 @@ FAULTS: dict[str, tuple[Callable[[list[dict[str, Any]]], Any], str]] = {
         lambda rows: grounding(rows)["masks"][0].update(encode_mask(np.zeros((8, 10), dtype=bool))),
         "phrase 'dog'",
     ),
-    "mask that cannot be decoded": (lambda rows: grounding(rows)["masks"][0].update(counts=None), "phrase 'dog'"),
+    "mask that cannot be decoded": (lambda rows: cut(grounding(rows)["masks"][0]), "phrase 'dog'"),
+    "mask without a size": (lambda rows: grounding(rows)["masks"][0].update(size=[8]), "[8]"),
+    "picture of an impossible size": (lambda rows: huge(rows[1]), "2147483647"),
+    "box or area that is none": (lambda rows: rows[1]["instances"][0].update(box=[1.0, 2.0]), "'dog'"),
+    "message of an unknown role": (
+        lambda rows: rows[1]["conversations"][0]["messages"][0].update(role="robot"),
+        "'robot'",
+    ),
+    "instances in no picture, or in one of several": (lambda rows: strip(rows[1]), "sample 1"),
+    **{
+        f"no value for {place}": (partial(put_null, place), "sample 1")
+        for place in (
+            "conversations.groundings.masks.counts",
+            "conversations.groundings.masks.size",
+            "conversations.messages",
+            "conversations.messages.content",
+            "instances.box",
+            "instances.area",
+            "instances.crowd",
+            "images",
+            "image_info.width",
+        )
+    },
 }
 
 
 @pytest.mark.parametrize("kind", FAULTS)
 def test_every_fault_is_counted_and_its_place_named(kind: str, tmp_path: Path) -> None:
     change, place = FAULTS[kind]
-    faults = check_dataset(write(tmp_path / "data", change))
+    directory = write(tmp_path / "data", change)
+    faults = check_dataset(directory)
     assert faults.counts == {kind: 1}
     assert place in faults.first[kind]
+    if kind in (*HARMLESS, "id used before", "picture's id used before", "file that is no picture"):
+        assert read_parquet(directory)[1]
+    else:  # whoever reads it says the same
+        with pytest.raises(ValueError, match="sample 1") as caught:
+            read_parquet(directory)[1]
+        assert kind in str(caught.value) and str(directory) in str(caught.value)
+
+
+@pytest.mark.parametrize("field", ["area", "colour", "crowd"])
+def test_a_column_that_lacks_a_field_is_refused_by_all(field: str, tmp_path: Path) -> None:
+    directory = write(tmp_path / "data", lambda rows: None)
+    rows = [
+        {**row, "instances": [{k: v for k, v in one.items() if k != field} for one in row["instances"]]}
+        for row in read_parquet(directory).rows()
+    ]
+    kinds = {
+        **dict(COLUMNS),
+        "instances": pa.list_(pa.struct([f for f in dict(COLUMNS)["instances"].value_type if f.name != field])),
+    }
+    pq.write_table(pa.Table.from_pylist(rows, schema=pa.schema(kinds)), directory / "data-00000-of-00001.parquet")
+    for use in (
+        check_dataset,
+        lambda path: list(read_parquet(path)),
+        lambda path: export_coco(tmp_path / "out", read_parquet(path)),
+    ):
+        with pytest.raises(ValueError, match=f"has instances without the field '{field}'"):
+            use(directory)
+
+
+def test_a_cut_mask_never_decodes_to_memory_that_nobody_wrote() -> None:
+    mask = encode_mask(np.eye(40, dtype=bool))
+    for end in range(len(mask["counts"])):
+        for decode in (decode_mask, lambda rle: union_mask([rle])):
+            with pytest.raises(MaskError):
+                decode({**mask, "counts": mask["counts"][:end]})
+
+
+def test_a_mask_of_a_million_characters_is_refused_at_once() -> None:
+    start = time.monotonic()
+    for character in "1o0P~":
+        with pytest.raises(MaskError):
+            decode_mask({"size": [1000, 1000], "counts": character * 1_000_000})
+    assert time.monotonic() - start < 10
+
+
+def test_shards_lie_in_their_directory(tmp_path: Path) -> None:
+    directory = write(tmp_path / "data", lambda rows: None)
+    content = json.loads((directory / "dataset.json").read_text())
+    content["shards"] = {"../data/data-00000-of-00001.parquet": 2}
+    (directory / "dataset.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="shards lie beside it"):
+        read_parquet(directory)
 
 
 def test_a_dataset_of_the_package_has_none_and_is_shown(tmp_path: Path) -> None:

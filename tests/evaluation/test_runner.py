@@ -19,6 +19,8 @@ from agevlm.evaluation import runner
 from agevlm.evaluation.localisation import localise, map_entropy
 from agevlm.evaluation.results import Evaluation, metrics_table, provenance, write_evaluation
 from agevlm.evaluation.runner import evaluate
+from agevlm.vlms import Vlm
+from agevlm.vlms.vlm import NO, YES
 
 from .conftest import tiny_model
 
@@ -100,16 +102,16 @@ def test_maps_and_p_yes_are_those_of_a_plain_forward(
     assert seen.null_mass == pytest.approx(float(null), abs=1e-5)
     assert seen.entropy == pytest.approx(map_entropy(map_hw), abs=1e-4)
     assert map_hw.sum() + null == pytest.approx(1, abs=1e-5)
-    firsts = [
-        [
-            processor.tokenizer(chat.text + w, add_special_tokens=False)["input_ids"][inputs["input_ids"].shape[1]]
-            for w in words
-        ]
-        for words in (("yes", "Yes"), ("no", "No"))
-    ]
-    yes, no = (float(output.logits[0, -1].softmax(-1)[ids].sum()) for ids in firsts)
+    shares = output.logits[0, -1].softmax(-1)
+    yes, no = (_first_tokens(processor.tokenizer, chat.text, words) for words in (YES, NO))
+    yes, no = (float(shares[sorted(ids)].sum()) for ids in (yes - no, no - yes))
     prediction = next(p for p in evaluation.predictions if p.question.id == conversation.id)
     assert prediction.p_yes == pytest.approx(yes / (yes + no), abs=1e-5)
+
+
+def _first_tokens(tokenizer: Any, text: str, words: tuple[str, ...]) -> set[int]:
+    length = len(tokenizer(text, add_special_tokens=False)["input_ids"])
+    return {tokenizer(text + word, add_special_tokens=False)["input_ids"][length] for word in words}
 
 
 def test_present_words_are_localised_and_absent_ones_are_not(evaluation: Evaluation) -> None:
@@ -129,7 +131,7 @@ def test_present_words_are_localised_and_absent_ones_are_not(evaluation: Evaluat
 def test_shared_positive_questions_are_asked_once(
     model: Any, processor: Any, samples: list[Sample], evaluation: Evaluation
 ) -> None:
-    asked, prompts = runner.questions_of(processor, samples)
+    asked, prompts = runner.questions_of(Vlm(model, processor), samples)
     assert len(prompts) < len(asked) == len(evaluation.predictions)
     words = {word for item in asked for word in map(id, evaluation.words[item.question.id]) if word}
     counted = sum(

@@ -17,11 +17,10 @@ from tiny_models import (
     make_vision_config,
 )
 from torch import Tensor
-from transformers import AutoModelForImageTextToText
+from transformers import AutoModelForImageTextToText, DynamicCache
 
 from agevlm import AgeVlmForConditionalGeneration, ConcatVlmConfig, ConcatVlmForConditionalGeneration
 from agevlm.analysis.attention import look
-from agevlm.modeling.modeling_concat import select_cache
 from agevlm.modeling.versions import checkpoint_activations
 
 IMAGE = VOCABULARY_SIZE
@@ -137,11 +136,13 @@ def test_images_put_in_front_once_serve_every_question(decoder: str) -> None:
     mask = torch.tensor([[1] * 9, [1] * 9, [0] + [1] * 8])
     alone = model(ids, attention_mask=mask, **told)
     front = model.prefill_images(memory)
-    behind = model(ids, attention_mask=mask, cache=select_cache(front, shown), **told)
+    told["image_memory"] = front.select(shown)
+    behind = model(ids, attention_mask=mask, cache=DynamicCache(), **told)
     assert torch.allclose(behind.logits, alone.logits, atol=1e-5)
     for one, other in zip(behind.row_weights, alone.row_weights, strict=True):
         assert torch.allclose(one, other, atol=1e-6)
-    assert front.get_seq_length() == memory.tokens.shape[1]  # as it was: for the next questions
+    assert behind.cache.get_seq_length() == memory.tokens.shape[1] + ids.shape[1]
+    assert front.prefilled.get_seq_length() == memory.tokens.shape[1]  # as it was: for the next questions
 
 
 def test_asked_weights_are_the_image_part_of_self_attention() -> None:

@@ -102,9 +102,8 @@ def test_it_is_saved_and_loaded_as_any_backbone(tmp_path: Path) -> None:
 
 def test_a_process_that_loads_nothing_else_knows_it(tmp_path: Path) -> None:
     EfficientNetLiteBackbone(make_config()).save_pretrained(tmp_path)
-    code = (
-        f"from agevlm.modeling.vision import load_backbone; print(load_backbone({str(tmp_path)!r}).config.model_type)"
-    )
+    load = "from agevlm.modeling.vision import load_backbone"
+    code = f"{load}; print(load_backbone({str(tmp_path)!r}).config.model_type)"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert said.stdout.strip() == "efficientnet_lite"
 

@@ -84,6 +84,8 @@ def test_views_are_cached_with_their_annotations(
     assert again.notes == source.notes
     for other in (ViewSource(StoredPictures(stored), VIEWS, 1), ViewSource(StoredPictures(stored), None, 0)):
         assert other.key() != source.key()
+    own = VIEWS.model_copy(update={"seed": 7})  # recipes of other seeds share them
+    assert ViewSource(StoredPictures(stored), own, 0).key() == ViewSource(StoredPictures(stored), own, 1).key()
 
 
 def test_labels_and_masks_train_beside_each_other(

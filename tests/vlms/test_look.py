@@ -78,8 +78,6 @@ def test_the_command_takes_the_directory_of_another_family(tmp_path: Path) -> No
     result = CliRunner().invoke(app, [*arguments, "--max-new-tokens", "2"])
     assert result.exit_code == 0, result.output
     assert out.read_bytes().startswith(b"\x89PNG")
-    with pytest.raises(ValueError, match=r"'agevlm' was expected"):
-        agevlm.evaluate(tmp_path / "llava", out=tmp_path / "measured", num_images=1)
 
 
 def test_a_language_model_is_refused_by_its_type(tmp_path: Path) -> None:

@@ -19,7 +19,6 @@ from PIL import Image
 from tiny_models import make_picture, make_text_config
 
 from agevlm.analysis.attention import look
-from agevlm.analysis.similarity_states import read_states
 from agevlm.checkpoints import load_model
 from agevlm.data.schema import Message
 from agevlm.evaluation.answering import Asker
@@ -226,32 +225,8 @@ def test_the_packaged_model_is_seen_as_look_and_the_evaluation_see_it() -> None:
     assert found.null_mass == pytest.approx(word.null_mass, abs=1e-6)
     inputs = vlm.encode([text], [[picture]])
     assert vlm.answers(inputs)[0].text == seen.answer
-    memory = model.encode_images(processor.image_processor([picture], return_tensors="pt")["pixel_values"])
-    (reply,) = Asker(model, processor, 1).ask([Prompt(0, "0", text, 1, (), 8)], memory, [[0]])
+    (reply,) = Asker(vlm, 1).ask([Prompt(0, "0", text, 1, (), 8)], [vlm.keep([picture])])
     assert vlm.yes_no(inputs)[0].p_yes == pytest.approx(reply.p_yes, abs=1e-6)
-
-
-@pytest.mark.parametrize("name", ["agevlm", "agevlm_concat"])
-def test_ours_give_the_states_that_similarity_reads(name: str) -> None:
-    vlm = Vlm(*made(name))
-    inputs = vlm.encode([vlm.prompt(QUESTION), vlm.prompt("no boat")], [[make_picture(0)], [make_picture(1)]])
-    tensors = {k: v for k, v in inputs.tensors.items() if k not in ("image_index", "attention_mask")}
-    tensors |= {"attention_mask": inputs.tensors["attention_mask"], "rows_per_image": 1}
-    with torch.no_grad():
-        _, layers = read_states(vlm.model, tensors | {"position_ids": inputs.position_ids()})
-    reading = vlm.read(inputs, states=[layer.layer + 1 for layer in layers], projections=True)
-    columns = inputs.pictures[0][0].columns
-    told = inputs.tensors["attention_mask"].bool()
-    for layer in layers:
-        state = reading.states[layer.layer + 1]
-        text, image = state[:, inputs.num_front :], reading.image_states
-        image = state[:, columns] if image is None else image
-        torch.testing.assert_close(text[told], layer.text[:, 0][told], atol=1e-4, rtol=1e-4)
-        torch.testing.assert_close(image, layer.image, atol=1e-4, rtol=1e-4)
-        if layer.looks:
-            query = reading.queries[layer.layer][:, :, inputs.num_front :].transpose(1, 2)
-            torch.testing.assert_close(query[told], layer.query[:, 0][told], atol=1e-4, rtol=1e-4)
-            torch.testing.assert_close(reading.keys[layer.layer][:, :, columns], layer.key, atol=1e-4, rtol=1e-4)
 
 
 def test_text_before_a_picture_looks_at_nothing_in_cross_attention() -> None:

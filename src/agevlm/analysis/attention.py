@@ -28,6 +28,7 @@ from agevlm.vlms import WordMap as Seen
 
 Span = tuple[int, int, str]
 Where = Literal["question", "answer"]
+MAX_QUESTION_LEN = 20_000  # characters: more than contexts take, and enough to keep a tokenizer busy for minutes
 
 # What is not a thing to look at. With a vocabulary this list plays no part.
 _STOP_WORDS = frozenset(
@@ -133,18 +134,23 @@ def look(
     `layers`, counted from 0 among them) and over `heads` (all, or some). Where attention cannot be read, maps are made
     by occlusion, and `note` says so. A word that the processor took apart from its text has no map and is left out.
 
-    Raises ValueError for a question without text, a picture that cannot be read, and numbers of layers or heads that
-    the model does not have.
+    Raises ValueError for a question without text, or with the model's own placeholder of a picture in it, a picture
+    that cannot be read, and numbers of layers or heads that the model does not have.
     """
     question = question.strip()
     if not question:
         raise ValueError("the question has no text: write what you want to know of the picture")
+    if len(question) > MAX_QUESTION_LEN:
+        raise ValueError(f"the question has {len(question)} characters, the most are {MAX_QUESTION_LEN}: ask for less")
+    placeholder = getattr(processor, "image_token", None)
+    if placeholder and placeholder in question:
+        raise ValueError(f"the question says {placeholder}, and the picture is shown without it: take it out")
     vlm, picture = Vlm(model, processor), _picture(image)
     last = Message("user", question, num_images=1 - sum(message.num_images for message in before))
     chat = vlm.chat([*before, last])
     inputs = vlm.encode([chat.text], [[picture]])
     said = vlm.answers(inputs, max_new_tokens)[0]
-    answer, offsets = _decode(processor.tokenizer, said.ids)
+    answer, offsets = decode_with_offsets(processor.tokenizer, said.ids)
     answered, at = inputs.answered([said.ids], vlm.family), chat.content_starts[-1]
     words: list[tuple[Span, Where, list[int]]] = []
     for span in object_words(question, vocabulary):
@@ -253,7 +259,7 @@ def _checked(numbers: Sequence[int] | None, num: int, what: str) -> Sequence[int
     return numbers or range(num)
 
 
-def _decode(tokenizer: Any, ids: Sequence[int]) -> tuple[str, list[tuple[int, int]]]:
+def decode_with_offsets(tokenizer: Any, ids: Sequence[int]) -> tuple[str, list[tuple[int, int]]]:
     """The answer without blanks at its ends, and the characters of it that each generated token stands for."""
     edges = [len(_text(tokenizer, ids[:count])) for count in range(len(ids) + 1)]
     whole = _text(tokenizer, ids)

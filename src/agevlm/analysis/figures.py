@@ -23,6 +23,7 @@ from agevlm.files import write_beside
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+_MAX_STRETCH = 4.0  # height over width of a panel, and width over height: pictures beyond are squeezed into it
 MAX_PANELS = 11  # word panels in one figure; the header says how many were left out
 
 _PANEL_IN, _GAP_IN, _TITLE_IN = 2.5, 0.16, 0.5
@@ -40,6 +41,15 @@ def enlarge(image: Image.Image, min_side: int = 384) -> Image.Image:
     factor = max(1, -(-min_side // max(image.size)))
     size = (image.width * factor, image.height * factor)
     return image.convert("RGB").resize(size, Image.Resampling.NEAREST)
+
+
+def reduced(image: Image.Image, max_side: int = 2000) -> Image.Image:
+    """`image`, or where a side is longer than `max_side` the whole of it scaled down to what a figure shows."""
+    factor = max_side / max(image.size)
+    if factor >= 1:
+        return image
+    width, height = (max(1, round(side * factor)) for side in image.size)
+    return image.resize((width, height), Image.Resampling.LANCZOS)
 
 
 def overlay(image: Image.Image, attention: NDArray[np.float32]) -> NDArray[np.uint8]:
@@ -108,16 +118,17 @@ def look_figure(
 ) -> Figure:
     """The picture, and beside it one panel for each object word of `look` with its attention laid over.
 
-    A cross marks the strongest cell. `masks` gives for a word (H, W) where its thing is: drawn as an outline, with the
-    attention mass inside it in the title. Words beyond `max_panels` are not drawn, and the header says how many.
+    A cross marks the strongest cell. A picture more than four times as high as wide, or as wide as high, is squeezed.
+    `masks` gives for a word (H, W) where its thing is: drawn as an outline, with the attention mass inside it in the
+    title. Words beyond `max_panels` are not drawn, and the header says how many.
     """
     from matplotlib.figure import Figure
 
-    picture = enlarge(image)
+    picture = enlarge(reduced(image))
     words, colours = look.words[:max_panels], word_colours(look)
     columns = max(_MIN_COLUMNS, min(4, 1 + len(words)))
     rows = -(-(1 + len(words)) // columns)
-    panel_height = _PANEL_IN * picture.height / picture.width
+    panel_height = _PANEL_IN * min(max(picture.height / picture.width, 1 / _MAX_STRETCH), _MAX_STRETCH)
     width = 2 * MARGIN_IN + columns * _PANEL_IN + (columns - 1) * _GAP_IN
     lines = _header(look, len(look.words) - len(words), width - 2 * MARGIN_IN)
     header = MARGIN_IN + len(lines) * LINE_IN

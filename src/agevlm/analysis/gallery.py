@@ -156,25 +156,25 @@ def _marked(content: str, look: Look | None, where: str) -> Line:
 
 def _panels(item: GalleryItem) -> Iterator[dict[str, Any]]:
     """The picture, then the picture for each object word: bright where the model looked."""
-    picture = _fit(item.image)
-    yield _panel(picture, "picture")
+    picture = fit(item.image)
+    yield panel(picture, "picture")
     if item.look is None:
         return
     for word, colour in list(zip(item.look.words, word_colours(item.look), strict=True))[:_MAX_WORDS]:
         mask = mask_of(item.look, word, item.masks)
         y, x = peak(word.map, (100, 100))
-        drawn = _outlined(Image.fromarray(overlay(picture, word.map)), mask)
+        drawn = outlined(Image.fromarray(overlay(picture, word.map)), mask)
         title = [Piece("mark", word.word, colour)]
-        yield _panel(drawn, title, caption(word, mask), (f"{x:.1f}", f"{y:.1f}"))
+        yield panel(drawn, title, caption(word, mask), (f"{x:.1f}", f"{y:.1f}"))
 
 
-def _panel(image: Image.Image, title: Line, subtitle: str = "", peak: tuple[str, str] | None = None) -> dict[str, Any]:
-    """`peak` is where the cross stands, in per cent of width and height."""
+def panel(image: Image.Image, title: Line, subtitle: str = "", peak: tuple[str, str] | None = None) -> dict[str, Any]:
+    """A panel of a card; `peak` is where the cross stands, in per cent of width and height."""
     place = {"src": picture_uri(image), "width": image.width, "height": image.height}
     return {**place, "title": title, "subtitle": subtitle, "peak": peak}
 
 
-def _fit(image: Image.Image | bytes) -> Image.Image:
+def fit(image: Image.Image | bytes) -> Image.Image:
     """The picture with a longer side of about `_SIDE`: small ones enlarged by a whole factor, large ones reduced."""
     if isinstance(image, bytes):
         image = Image.open(io.BytesIO(image))
@@ -184,7 +184,7 @@ def _fit(image: Image.Image | bytes) -> Image.Image:
     return image
 
 
-def _outlined(image: Image.Image, mask: NDArray[np.bool_] | None) -> Image.Image:
+def outlined(image: Image.Image, mask: NDArray[np.bool_] | None) -> Image.Image:
     """`image` with the edge of `mask` in white, with black outside it so that it shows on any ground."""
     if mask is None or not mask.any():
         return image

@@ -7,7 +7,7 @@ named on the page.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,29 +62,47 @@ def write_report(
     if gallery is None and not any((run_dir / name).exists() for name in ("recipe.yaml", "log.jsonl", "metrics.json")):
         raise ValueError(f"{run_dir} holds no run: there is no recipe.yaml, log.jsonl or metrics.json in it")
     run = read_run(run_dir)
-    items = load_gallery(run_dir) if gallery is None else gallery
+    items = gallery if gallery is not None else _part(run, "the gallery", lambda: load_gallery(run_dir)) or ()
     if not items:
         run.missing.append("the gallery: no cases were given")
     target = Path(out) if out is not None else run_dir / "report.html"
     with write_beside(target) as beside:
-        beside.write_text(_page(run, items), encoding="utf-8")
+        beside.write_text(_page(run, items), encoding="utf-8", errors="backslashreplace")
     return target
 
 
+def _part(run: Run, what: str, build: Callable[[], Any]) -> Any:
+    """A part of the page; where values in the run's files are not what they should be, None, and named on the page."""
+    try:
+        return build()
+    except MemoryError:
+        raise
+    except Exception as error:  # nothing says what a damaged file holds
+        fault = f"{type(error).__name__}: {' '.join(str(error).split()):.200}"
+        run.missing.append(f"{what}: values in the run's files are damaged ({fault})")
+    return None
+
+
 def _page(run: Run, items: Sequence[GalleryItem]) -> str:
-    sections = (
-        ("hallucination", "Does it see what is not there?", _pope(run.metrics)),
-        ("skills", "What else it can do, and where it looks", _skills(run.metrics)),
-        ("training", "How it was trained", _training(run)),
-        ("gallery", "Right and wrong, picture by picture", _gallery(run, items)),
-        ("provenance", "How to make it again", _provenance(run)),
-    )
+    sections = [
+        (name, title, _part(run, title, build))
+        for name, title, build in (
+            ("hallucination", "Does it see what is not there?", lambda: _pope(run.metrics)),
+            ("skills", "What else it can do, and where it looks", lambda: _skills(run.metrics)),
+            ("training", "How it was trained", lambda: _training(run)),
+            ("gallery", "Right and wrong, picture by picture", lambda: _gallery(run, items)),
+            ("provenance", "How to make it again", lambda: _provenance(run)),
+        )
+    ]
+    head = {
+        "verdict": _part(run, "the verdict", lambda: _verdict(run.metrics)),
+        "facts": _part(run, "the facts", lambda: _facts(run)) or [],
+        "tiles": _part(run, "the figures at the top", lambda: _tiles(run.metrics)) or [],
+    }
     return render(
         "report.html.jinja",
         heading=run.name,
-        verdict=_verdict(run.metrics),
-        facts=_facts(run),
-        tiles=_tiles(run.metrics),
+        **head,
         missing=run.missing,
         sections=[{"name": name, "title": title, "content": content} for name, title, content in sections if content],
     )

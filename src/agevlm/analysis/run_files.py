@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+from agevlm.documents import parse_json
 
 
 @dataclass
@@ -47,7 +48,7 @@ def _read(run: Run, path: Path, what: str, parse: Any) -> Any:
 
 
 def _json(content: str, kind: type) -> Any:
-    value = json.loads(content)
+    value = parse_json(content, "it")
     if not isinstance(value, kind):
         raise ValueError(f"it holds a {type(value).__name__}, not a {kind.__name__}")
     return value

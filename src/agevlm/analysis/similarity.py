@@ -6,7 +6,8 @@ tokens, and queries and keys at object words, in each layer (`similarity_states.
 architecture. A measure's headline is that of the last layer that looks at images, settled before any was measured.
 """
 
-# Shapes: P captions, as many as pictures; I pictures of a block, E = 2 captions read with each, T text tokens, R rows.
+# Shapes: P captions, as many as pictures; I pictures of a block, E = 2 captions read with each, T text tokens, R rows,
+# L positions of logits, V vocabulary.
 
 from __future__ import annotations
 
@@ -29,18 +30,18 @@ from agevlm.analysis.similarity_measures import (
     MEASURES,
     Scores,
     hidden_similarity,
-    mean_over,
     query_key_similarity,
 )
 from agevlm.analysis.similarity_pairs import Pairs, object_words, pair_captions
-from agevlm.analysis.similarity_states import read_states
-from agevlm.checkpoints import load_model
-from agevlm.data.chat import tokenise_conversation
-from agevlm.data.collate import Collator
+from agevlm.analysis.similarity_states import read_pass, states_of
+from agevlm.checkpoints import load_vlm
+from agevlm.data.chat import tokens_of_span
+from agevlm.data.images import open_image
 from agevlm.data.schema import Conversation, Sample
 from agevlm.evaluation.benchmarks import Settings, caption_samples
 from agevlm.evaluation.results import provenance
 from agevlm.files import write_beside
+from agevlm.vlms import Vlm
 
 DEFAULT_NUM_IMAGES = 200
 DEFAULT_BATCH_SIZE = 16
@@ -92,31 +93,31 @@ def similarity(
 ) -> Similarity:
     """Compare the pictures of `samples` with their own captions, and with those of others (`pair_captions`, `seed`).
 
-    Captions are read as answers to their own request, behind the model's chat template; a caption's tokens are those
-    that the model is trained to say, the end of the turn among them. Each picture is encoded once, for its own caption
-    and the other. `batch_size` counts pictures in a forward pass and changes no figure. The model is left in the mode
-    in which it came. ValueErrors: see `pair_captions`; and a decoder whose queries cannot be read.
+    `model` is any vision-language model of transformers. Captions are read as answers to their own request, behind the
+    model's chat template; a caption's tokens are its own and the end token. Where a model can encode a picture once for
+    its own caption and the other, it does. `batch_size` counts pictures in a forward pass and changes no figure. The
+    model is left in the mode in which it came. Measures of queries and keys are missing where a decoder's cannot be
+    read. ValueErrors: see `pair_captions`.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size is the number of pictures read at once, got {batch_size}")
     pairs = pair_captions(samples, seed)
-    reader = _Reader(model, processor, pairs)
     with _evaluating(model), torch.no_grad():
+        reader = _Reader(Vlm(model, processor), pairs)
         for start in range(0, len(pairs), batch_size):
             numbers = range(start, min(start + batch_size, len(pairs)))
             reader.read(numbers)
             if progress:
                 progress(numbers.stop, len(pairs))
-    return reader.similarity()
+        return reader.similarity()
 
 
 class _Reader:
     """Reads blocks of pictures, and keeps what every measure says of every pair."""
 
-    def __init__(self, model: Any, processor: Any, pairs: Pairs) -> None:
-        self.model, self.processor, self.pairs = model, processor, pairs
-        self.collate = Collator(processor, grid=(1, 1))
-        self.captions = [sample.conversations[0] for sample in pairs.samples]
+    def __init__(self, vlm: Vlm, pairs: Pairs) -> None:
+        self.vlm, self.pairs = vlm, pairs
+        self.captions = [_Caption(vlm, sample.conversations[0]) for sample in pairs.samples]
         self.read_at = np.argsort(pairs.others)  # the mismatched caption of each picture
         self.found: dict[_Place, NDArray[np.float64]] = {}  # (P, 2): caption i with its own picture, with another
         self.alone_P = np.full(len(pairs), np.nan)  # likelihood of captions without a picture
@@ -124,74 +125,82 @@ class _Reader:
 
     def read(self, numbers: Sequence[int]) -> None:
         """Read the pictures with these numbers, each with its own caption and the other, and the captions alone."""
+        kept = self.vlm.keep([open_image(self.pairs.samples[number].images[0]) for number in numbers])
         texts_IE = [(number, int(self.read_at[number])) for number in numbers]
-        samples = [
-            replace(self.pairs.samples[texts[0]], conversations=tuple(self.captions[text] for text in texts))
-            for texts in texts_IE
-        ]
-        batch = self._batch(samples)
-        said_RT, words_RT = batch.pop("said"), batch.pop("words")
-        log_probs_RT, states = read_states(self.model, batch)
-        shape = (len(texts_IE), 2)
-        said_IET, words_IET = said_RT.unflatten(0, shape), words_RT.unflatten(0, shape)
-        likelihood = mean_over(log_probs_RT, said_RT).unflatten(0, shape)
-        self._keep((CAPTION_LIKELIHOOD, None), texts_IE, likelihood)
-        for layer in states:
-            measured = hidden_similarity(layer, said_IET)
-            if layer.looks:
-                self.looking.add(layer.layer)
-                measured |= query_key_similarity(layer, words_IET)
-            for name, scores in measured.items():
-                self._keep((name, layer.layer), texts_IE, scores)
-        self.alone_P[list(numbers)] = self._read_alone(numbers).tolist()
+        captions = [self.captions[text] for texts in texts_IE for text in texts]
+        longest = max(len(caption.ids) for caption in captions)
+        inputs = self.vlm.encode([c.text for c in captions], [[kept[row // 2]] for row in range(len(captions))])
+        answered = inputs.answered([c.ids for c in captions], self.vlm.family)
+        reading = read_pass(self.vlm, answered, num_logits=longest + 1)
+        likely_R = [_mean_log_prob(logits, c.ids) for logits, c in zip(reading.logits, captions, strict=True)]
+        said_RT, words_RT = (
+            _marked(inputs.text_len, longest, tokens)
+            for tokens in ([range(len(c.ids)) for c in captions], [c.words for c in captions])
+        )
+        for place, texts in enumerate(texts_IE):
+            rows = slice(2 * place, 2 * place + 2)
+            self._keep((CAPTION_LIKELIHOOD, None), texts, likely_R[rows])
+            own = states_of(self.vlm, answered, reading, range(2 * place, 2 * place + 2), kept[place].states)
+            for layer in own:
+                device = layer.text.device
+                measured = hidden_similarity(layer, said_RT[None, rows].to(device))
+                if layer.looks:
+                    self.looking.add(layer.layer)
+                    measured |= query_key_similarity(layer, words_RT[None, rows].to(device))
+                for name, scores in measured.items():
+                    self._keep((name, layer.layer), texts, scores[0].tolist())
+        self.alone_P[list(numbers)] = self._read_alone(numbers)
 
     def similarity(self) -> Similarity:
         """What was found, once every picture has been read."""
         gain_P2 = self.found[CAPTION_LIKELIHOOD, None] - self.alone_P[:, None]
-        scores: dict[str, tuple[Scores, ...]] = dict.fromkeys(MEASURES, ())
+        scores: dict[str, tuple[Scores, ...]] = {
+            name: () for name in MEASURES if name == CAPTION_GAIN or any(name == place[0] for place in self.found)
+        }
         for (name, layer), values_P2 in (*self.found.items(), ((CAPTION_GAIN, None), gain_P2)):
             matching, mismatched = values_P2.round(DECIMALS).T
             scores[name] += (Scores(matching, mismatched, layer),)
-        return Similarity(self.pairs, scores, max(self.looking))
+        looking = self.looking or set(self.vlm.looking)
+        return Similarity(self.pairs, scores, max(looking))
 
-    def _keep(self, place: _Place, texts_IE: Sequence[tuple[int, int]], scores_IE: Tensor) -> None:
+    def _keep(self, place: _Place, texts: tuple[int, int], scores: Sequence[float]) -> None:
         kept = self.found.setdefault(place, np.full((len(self.pairs), 2), np.nan))
-        for texts, scores in zip(texts_IE, scores_IE.tolist(), strict=True):
-            for column, (text, score) in enumerate(zip(texts, scores, strict=True)):
-                kept[text, column] = score
+        for column, (text, score) in enumerate(zip(texts, scores, strict=True)):
+            kept[text, column] = score
 
-    def _read_alone(self, numbers: Sequence[int]) -> Tensor:
+    def _read_alone(self, numbers: Sequence[int]) -> list[float]:
         """Mean log-probability of captions without any picture."""
         captions = [self.captions[number] for number in numbers]
-        unseen = [replace(c, messages=tuple(replace(m, num_images=0) for m in c.messages)) for c in captions]
-        batch = self._batch([Sample(c.id, (), (c,)) for c in unseen])
-        said_RT = batch.pop("said")
-        batch.pop("words")
-        return mean_over(self.model(**batch, use_cache=False, logits_to_keep=1).label_log_probs, said_RT)
+        inputs = self.vlm.encode([c.text_alone for c in captions], [[] for _ in captions])
+        return [float(row.mean()) for row in self.vlm.log_probs(inputs, [c.ids for c in captions])]
 
-    def _batch(self, samples: Sequence[Sample]) -> dict[str, Any]:
-        """The inputs of the model for samples, and in `said` and `words` (R, T) the caption's and its words' tokens."""
-        collated = self.collate([(sample, None) for sample in samples])
-        mask_RT = collated["attention_mask"]
-        batch: dict[str, Any] = {"input_ids": collated["input_ids"], "attention_mask": mask_RT}
-        batch["position_ids"] = (mask_RT.cumsum(-1) - 1).clamp(min=0)
-        batch["labels"], batch["said"] = collated["labels"], collated["labels"] >= 0
-        batch["words"] = self._words([c for sample in samples for c in sample.conversations], mask_RT)
-        if "pixel_values" in collated:
-            batch["pixel_values"] = collated["pixel_values"].to(self.model.dtype)
-            batch |= {name: collated[name] for name in ("images_seen", "rows_per_image")}
-        device = self.model.device
-        return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
 
-    def _words(self, captions: Sequence[Conversation], mask_RT: Tensor) -> Tensor:
-        """True (R, T) at the tokens of object words, of rows padded on the left."""
-        words_RT = torch.zeros_like(mask_RT, dtype=torch.bool)
-        for row, caption in enumerate(captions):
-            spoken = replace(caption, groundings=tuple(object_words(caption)))
-            chat = tokenise_conversation(self.processor, spoken, self.collate.max_length)
-            padding = mask_RT.shape[1] - len(chat.input_ids)
-            words_RT[row, [padding + token for tokens in chat.phrase_tokens for token in tokens]] = True
-        return words_RT
+class _Caption:
+    """A caption as an answer: the prompt with and without a picture, its tokens and those of its object words."""
+
+    def __init__(self, vlm: Vlm, caption: Conversation) -> None:
+        *before, said = caption.messages
+        self.text = vlm.chat(before).text
+        self.text_alone = vlm.chat([replace(message, num_images=0) for message in before]).text
+        ids, offsets = vlm.answer_tokens(self.text, said.content)
+        end = vlm.processor.tokenizer.eos_token_id
+        self.ids = ids if end is None else [*ids, end]
+        spans = [tokens_of_span(offsets, word.start, word.end) for word in object_words(caption)]
+        self.words = sorted({token for tokens in spans for token in tokens})
+
+
+def _mean_log_prob(logits_LV: Tensor, ids: Sequence[int]) -> float:
+    """Mean log P of an answer's tokens; the first of `logits` predict its first."""
+    said = torch.as_tensor(ids, device=logits_LV.device)
+    return float(logits_LV[: len(ids)].float().log_softmax(-1).gather(1, said[:, None]).mean())
+
+
+def _marked(start: int, longest: int, tokens: Sequence[Sequence[int]]) -> Tensor:
+    """True (R, T) at some tokens of the caption of each row, which begins at `start`."""
+    marked_RT = torch.zeros(len(tokens), start + longest, dtype=torch.bool)
+    for row, chosen in enumerate(tokens):
+        marked_RT[row, [start + token for token in chosen]] = True
+    return marked_RT
 
 
 @contextmanager
@@ -214,9 +223,14 @@ def similarity_of_benchmark(
     """
     settings = replace(settings, num_images=settings.num_images or DEFAULT_NUM_IMAGES)
     samples = caption_samples(model, benchmark, settings)
-    network, processor = load_model(model, settings.device, settings.dtype)
+    network, processor = load_vlm(model, settings.device, settings.dtype)
     found = similarity(
-        network, processor, samples, seed=settings.seed, batch_size=settings.batch_size, progress=progress
+        network,
+        processor,
+        samples,
+        seed=settings.seed,
+        batch_size=settings.batch_size or DEFAULT_BATCH_SIZE,
+        progress=progress,
     )
     facts = {"model": str(model), "benchmark": str(benchmark), "seed": settings.seed, "split": settings.split}
     return {**found.record(), "provenance": provenance(**facts, architecture=type(network).__name__)}

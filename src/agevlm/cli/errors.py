@@ -8,8 +8,10 @@ import re
 from collections.abc import Iterator
 
 _WORKER_TRACEBACK = "Original Traceback (most recent call last)"
-_BESIDE = re.compile(r"\.([^/\s]+)\.[0-9a-f]{8}\.part")  # what `write_beside` calls a file until it is whole
-_FULL_DISK = ("no space left on device", "os error 28", "disk quota exceeded")
+_BESIDE = re.compile(r"\.([^/]+?)\.[0-9a-f]{16}\.part")  # what `write_beside` calls a file until it is whole
+_FULL_DISK = ("no space left on device", "os error 28", "os error 27", "disk quota exceeded", "file too large")
+_TORCH_SAVE = ("pytorchstreamwriter failed", "inline_container.cc")  # its only reason is a disk that takes no more
+_LONGEST = 1000  # characters of a line
 
 
 def explain(error: BaseException) -> list[str]:
@@ -18,7 +20,12 @@ def explain(error: BaseException) -> list[str]:
     Errors that are not the user's (anything but ValueError and OSError) keep the name of their class. A file that was
     being written goes by the name that it would have had.
     """
-    return [_BESIDE.sub(r"\1", line) for line in _lines(error)]
+    return [_shortened(_BESIDE.sub(r"\1", line)) for line in _lines(error)]
+
+
+def _shortened(line: str) -> str:
+    half = _LONGEST // 2
+    return line if len(line) <= _LONGEST else f"{line[:half]} … {line[-half:]}"
 
 
 def _lines(error: BaseException) -> list[str]:
@@ -26,6 +33,8 @@ def _lines(error: BaseException) -> list[str]:
         return [_full_disk(error)]
     if (lines := _pydantic_lines(error) or _yaml_lines(error)) is not None:
         return lines
+    if isinstance(error, MemoryError):
+        return ["the memory does not suffice: give less at once (smaller batches, pictures or files)"]
     if isinstance(error, OSError) and error.strerror:
         return [_os_error(error)]
     if isinstance(error, ValueError) and not isinstance(error, UnicodeError):
@@ -53,9 +62,12 @@ def _one_line(error: BaseException) -> str:
 
 
 def _is_full_disk(error: BaseException) -> bool:
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return True
-    return not isinstance(error, ValueError) and any(words in str(error).lower() for words in _FULL_DISK)
+    if isinstance(error, ValueError):
+        return False
+    words = (*_FULL_DISK, *_TORCH_SAVE) if isinstance(error, RuntimeError) else _FULL_DISK
+    return any(part in str(error).lower() for part in words)
 
 
 def _full_disk(error: BaseException) -> str:

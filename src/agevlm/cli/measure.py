@@ -1,4 +1,4 @@
-"""`agevlm evaluate`, `agevlm similarity` and `agevlm look`."""
+"""`agevlm evaluate`, `agevlm diagnose`, `agevlm similarity` and `agevlm look`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from agevlm.cli.options import Device, DType, Model, OutDir, Seed
-from agevlm.cli.show import bars, print_metrics, print_similarity, quiet_transformers
+from agevlm.cli.show import bars, print_metrics, print_official, print_similarity, quiet_transformers
 
 Numbers = Annotated[list[int] | None, typer.Option(min=0, help="Average only these, counted from 0; may be repeated.")]
 
@@ -90,8 +90,23 @@ def _print_unlearned(model: str, unlearned: Sequence[str], known: Sequence[str])
 
 def evaluate(
     model: Model,
-    benchmark: Annotated[str, typer.Option(help="scenes, or the directory of a dataset in the project's Parquet.")],
+    benchmark: Annotated[
+        str,
+        typer.Option(
+            help="scenes, the directory of a dataset in the project's Parquet, or with --data one by name: "
+            "pope, repope, cv-bench, mmvp, realworldqa, mmstar, hallusionbench, amber, chair."
+        ),
+    ],
     out: OutDir,
+    data: Annotated[
+        str | None, typer.Option(help="The files of a benchmark by name: a directory, or a hub id (then fetched).")
+    ] = None,
+    protocol: Annotated[
+        str | None, typer.Option(help="Whose prompt and scoring: official, lmms-eval, vlmevalkit, …")
+    ] = None,
+    images: Annotated[
+        Path | None, typer.Option(help="Where the picture files of --data lie, if not beside it.")
+    ] = None,
     seed: Seed = 0,
     num_images: Annotated[
         int | None, typer.Option(min=1, help="Pictures to ask about; else 600 scenes or all.")
@@ -100,29 +115,70 @@ def evaluate(
         Split, typer.Option(help="Which scenes: those of tests, or those for choosing settings.")
     ] = Split.TEST,
     parser: Annotated[Parser, typer.Option(help="How a yes or a no is read from an answer.")] = Parser.FIRST_WORD,
-    batch_size: Annotated[int, typer.Option(min=1, help="Questions at once; scores do not depend on it.")] = 256,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(min=1, help="Questions at once, no matter to scores; else what suits the model."),
+    ] = None,
     device: Device = "auto",
     dtype: DType = "auto",
 ) -> None:
     """Measure whether a model hallucinates.
 
-    POPE, counting, colour, relation, localisation of object words and text perplexity, as JSON and as a table.
+    Any vision-language model of transformers. POPE, counting,
+    colour, relation, localisation of object words and text perplexity, as JSON and as a table; or, with --data, a
+    benchmark that papers quote.
     """
-    from agevlm.evaluation.benchmarks import Settings, evaluate_benchmark
+    from agevlm.api import evaluate as measure
+
+    at_once = {} if batch_size is None else {"batch_size": batch_size}
+    common = {"num_images": num_images, "device": device, "dtype": dtype, **at_once}
+    own = {"seed": seed, "split": split.value, "parser": parser.value}
+    official = {"protocol": protocol, "images": images}
+    quiet_transformers()
+    with bars() as progress:
+        settings = common | (own if data is None else official)
+        metrics = measure(model, benchmark, out=out, data=data, progress=progress, **settings)
+    if data is None:
+        print_metrics(out)
+    elif metrics is not None:  # the main process of several
+        print_official(metrics, out)
+
+
+def diagnose(
+    model: Model,
+    data: Annotated[str, typer.Option(help="scenes, or the directory of a dataset with POPE's questions.")],
+    out: OutDir,
+    against: Annotated[str | None, typer.Option(help="A second model, asked the same: differences are paired.")] = None,
+    seed: Seed = 0,
+    num_images: Annotated[int, typer.Option(min=2, help="Pictures to ask about.")] = 100,
+    split: Annotated[
+        Split, typer.Option(help="Which scenes: those of tests, or those for choosing settings.")
+    ] = Split.TEST,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Questions at once, no matter to figures; else what suits the model.")
+    ] = None,
+    device: Device = "auto",
+    dtype: DType = "auto",
+) -> None:
+    """Say why a model hallucinates.
+
+    Any vision-language model of transformers: what the prior alone knows, matching pictures, where every head looks,
+    what tells made-up words. One HTML page, diagnosis.json and arrays.npz.
+    """
+    from agevlm.diagnosis.run import diagnose as examine
+    from agevlm.evaluation.benchmarks import Settings
 
     settings = Settings(
-        seed=seed,
-        num_images=num_images,
-        split=split.value,
-        parser=parser.value,
-        batch_size=batch_size,
-        device=device,
-        dtype=dtype,
+        seed=seed, num_images=num_images, split=split.value, batch_size=batch_size, device=device, dtype=dtype
     )
     quiet_transformers()
     with bars() as progress:
-        evaluate_benchmark(model, benchmark, out, settings, progress=progress)
-    print_metrics(out)
+        found = examine(model, data, out, against=against, settings=settings, progress=progress)
+    for sentence in found.verdict:
+        typer.echo(sentence)
+    for part, reason in found.record["left_out"].items():
+        typer.echo(f"left out: {part}: {reason}")
+    typer.echo(f"page: {found.page}")
 
 
 def similarity(

@@ -17,3 +17,6 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
 DType = Annotated[str, typer.Option("--dtype", help="auto, float32, bfloat16 or float16.")]
 EmbedImages = Annotated[bool, typer.Option(help="Hold the pictures, or the paths of their files.")]
 Seed = Annotated[int, typer.Option(min=0, help="The seed of every draw.")]
+AllowOutside = Annotated[
+    bool, typer.Option("--allow-outside", help="Take pictures from outside their directory, where the file names such.")
+]

@@ -102,7 +102,9 @@ def teachers(out: OutDir, recipe: SettingsFile = None, seed: OwnSeed = None) -> 
 
 def _settings(recipe: Path | None, seed: int | None) -> dict[str, Any]:
     """What a file of settings holds, with another seed where one is given."""
-    import yaml
+    from agevlm.documents import read_yaml
 
-    content = yaml.safe_load(recipe.read_text(encoding="utf-8")) if recipe is not None else {}
+    content = read_yaml(recipe) if recipe is not None else {}
+    if not isinstance(content, dict):
+        raise ValueError(f"{recipe} holds {type(content).__name__}, and a mapping of settings was expected")
     return content if seed is None else {**content, "seed": seed}

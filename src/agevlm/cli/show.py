@@ -54,6 +54,8 @@ def print_metrics(directory: Path) -> None:
     others = {name: group for name, group in groups.items() if name not in questions and ".by_" not in name}
     values = [(f"{name}.{key}", value) for name, group in others.items() for key, value in group.items()]
     print_table(("measure", "value"), [(name, value) for name, value in values if isinstance(value, float)])
+    for reason in metrics.get("provenance", {}).get("left_out", ()):
+        print(f"left out: {reason}")
     print(f"metrics: {directory / 'metrics.md'}")
 
 
@@ -84,6 +86,16 @@ def _groups(metrics: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, di
         if isinstance(part, dict):
             yield prefix + name, part
             yield from _groups(part, f"{prefix}{name}.")
+
+
+def print_official(metrics: dict[str, Any], directory: Path) -> None:
+    """Print the figures of an official benchmark, what was not asked, and where all of it is."""
+    from agevlm.evaluation.official.run import tables_of, verdict
+
+    for title, columns, rows in tables_of(metrics, intervals=False):
+        print_table((title, *columns), [(name, *cells) for name, cells in rows])
+    print(verdict(metrics))
+    print(f"figures: {directory / 'metrics.json'}")
 
 
 @contextmanager

@@ -26,7 +26,8 @@ from agevlm.comparison.readings import (
     titles,
     written,
 )
-from agevlm.training.recipe import Strict, explain
+from agevlm.documents import Strict
+from agevlm.training.recipe import explain
 
 Kind = Literal["bound", "difference", "error_ratio"]
 Bound = Literal["at_least", "at_most", "under"]

@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor
+from transformers import DynamicCache
 
 from agevlm.data.chat import render_conversation
 from agevlm.data.schema import Message
-from agevlm.modeling.modeling_concat import ImageTokens, select_cache
+from agevlm.modeling.modeling_concat import ImageTokens
 from agevlm.training.timing import flops, seconds
 
 
@@ -103,4 +104,4 @@ class FirstToken:
         """The arguments for a further question; a new cache each time, for the pass fills it."""
         if not self._concatenates:
             return {"image_memory": self.memory}
-        return {"image_memory": self.memory, "cache": select_cache(self.front, [0])}
+        return {"image_memory": self.front, "cache": DynamicCache(), "rows_per_image": 1}

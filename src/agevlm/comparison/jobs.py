@@ -72,7 +72,9 @@ def run_jobs(jobs: Sequence[Job], num_parallel: int, console: Console, *, num_sh
     gpus = visible_gpus()
     running: dict[subprocess.Popen[bytes], _Running] = {}
     failed: list[Job] = []
-    before = signal.signal(signal.SIGTERM, _stop)
+    before = signal.getsignal(signal.SIGTERM)
+    if before == signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, _stop)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("steps"))
     with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console) as progress:
         bar = progress.add_task("comparison", total=sum(job.num_steps for job in jobs))
@@ -94,7 +96,7 @@ def run_jobs(jobs: Sequence[Job], num_parallel: int, console: Console, *, num_sh
                 progress.update(bar, completed=sum(job.steps_done for job in jobs), description=names or "comparison")
         finally:
             for process in running:
-                os.killpg(process.pid, signal.SIGTERM)  # its worker processes too
+                process.terminate()  # it writes a checkpoint, and ends its worker processes
             for process in running:
                 process.wait()
             signal.signal(signal.SIGTERM, before)

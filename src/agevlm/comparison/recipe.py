@@ -12,13 +12,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from agevlm.comparison.claims import Claim, check_claims
 from agevlm.comparison.readings import ADVERSARIAL
+from agevlm.documents import Strict, read_yaml
 from agevlm.training.foundation import FoundationSpec
-from agevlm.training.recipe import Recipe, StageRecipe, Strict, apply_overrides, explain, parse_recipe
+from agevlm.training.recipe import Recipe, Seed, StageRecipe, apply_overrides, explain, parse_recipe
 
 
 class ArmRecipe(Strict):
@@ -42,7 +42,7 @@ class FoundationsRecipe(Strict):
     models are had and not what they are, so it is no part of the recipe as written out.
     """
 
-    num: int = Field(3, ge=1)
+    num: int = Field(3, ge=1, le=10_000)
     """How many."""
     ready: Path | None = Field(None, exclude=True)
     """A directory of models that are there, as `READY/K/`, relative to the recipe's file; they are copied."""
@@ -96,9 +96,9 @@ class ComparisonRecipe(Strict):
 
     name: str = Field(pattern=r"^[\w.-]+$")
     """Letters, digits, `.`, `-` and `_`. Names the file of figures."""
-    num_seeds: int = Field(5, ge=1)
+    num_seeds: int = Field(5, ge=1, le=10_000)
     """Seeds of each arm."""
-    first_seed: int = Field(0, ge=0)
+    first_seed: Seed = 0
     """The first of them."""
     foundations: FoundationsRecipe | None = None
     """Models of the embedded world that runs start from. Null: the models that `common` names."""
@@ -112,11 +112,13 @@ class ComparisonRecipe(Strict):
     """Arms of groups that were settled on: marked in tables."""
     equal_time: EqualTimeRecipe | None = None
     """Every arm once more at equal time. Null: not."""
+    tests: dict[str, Path] = Field(default_factory=dict)
+    """Name → dataset that every run is measured on besides; each has figures of its own, under `domains`."""
     analyse: bool = True
     """Measure each run along its training too, and similarity."""
     costs: tuple[int, ...] = ()
     """Numbers of image tokens at which the arms' costs are measured."""
-    cost_repetitions: int = Field(8, ge=1)
+    cost_repetitions: int = Field(8, ge=1, le=10_000)
     """Turns of each arm in that."""
     note: str = ""
     """What a reader of the figures must know first."""
@@ -127,6 +129,9 @@ class ComparisonRecipe(Strict):
 
     @model_validator(mode="after")
     def _arms_are_recipes(self) -> ComparisonRecipe:
+        for name in self.tests:
+            if not name.isidentifier():
+                raise ValueError(f"the test {name!r} needs a name of letters, digits and _")
         for arm, settings in self.arms.items():
             if not arm.isidentifier():
                 raise ValueError(f"the arm {arm!r} needs a name of letters, digits and _")
@@ -264,10 +269,7 @@ def _read(path: Path, extending: tuple[Path, ...] = ()) -> dict[str, Any]:
         raise ValueError(f"{path} extends itself")
     if not path.is_file():
         raise FileNotFoundError(f"no recipe at {path}")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    content = read_yaml(path)
     if not isinstance(content, dict) or not {"arms", "extends"} & content.keys():
         raise ValueError(f"{path} is no comparison: a comparison is a mapping with the keys name, common and arms")
     if "extends" not in content:

@@ -4,6 +4,7 @@ The directory of comparisons:
     NAME.yaml                the resolved recipe without its words; other comparisons may share the directory, and runs
     foundations/K/           the foundations
     ARM/SEED/                the runs, each as `agevlm train` leaves it, trajectory.json and similarity.json
+    ARM/SEED/tests/NAME/     what each was measured on besides, as `agevlm evaluate` leaves it
     equal_time/ARM/SEED/     those at equal time, where the steps of an arm are others; without the analyses
     equal_time/factors.json  by what their steps are multiplied, from the costs when the first of them began
     costs.json               what a step and an answer cost
@@ -63,7 +64,8 @@ def compare(
     runs = training_jobs(recipe, out, chosen, num_parallel)
     at_equal_time = equal_time_jobs(recipe, out) if recipe.equal_time is not None and not arms else []
     analyses = [job for run in runs for job in analysis_jobs(run)] if recipe.analyse else []
-    run_jobs([*runs, *at_equal_time, *analyses], num_parallel, console)  # at once, so that no core waits for another
+    tests = [job for run in runs for job in test_jobs(recipe, run)]
+    run_jobs([*runs, *at_equal_time, *tests, *analyses], num_parallel, console)  # at once: no core waits
     if all(job.done.exists() for job in [*at_equal_time, *training_jobs(recipe, out, recipe.trained)]):
         shutil.rmtree(out / "cache", ignore_errors=True)
     return out
@@ -130,10 +132,10 @@ def training_jobs(recipe: ComparisonRecipe, out: Path, arms: Sequence[str], num_
 
 
 def recipe_of_run(recipe: ComparisonRecipe, out: Path, arm: str, seed: int) -> Recipe:
-    """The training recipe of a run; runs from one foundation with one seed share their cached features."""
+    """The training recipe of a run; all share cached features, those that are the same."""
     number = recipe.foundation_of(seed)
     foundation = None if number is None else out / FOUNDATIONS / str(number)
-    overrides = [f"cache_dir={json.dumps(str(out / 'cache' / str(seed)))}"]
+    overrides = [f"cache_dir={json.dumps(str(out / 'cache'))}"]
     return recipe.recipe_of(arm, seed, foundation, overrides)
 
 
@@ -195,6 +197,22 @@ def analysis_jobs(run: Job) -> list[Job]:
         job("trajectory", ("compare", "trajectory", str(directory)), directory / TRAJECTORY),
         job("similarity", (*similarity, "--out", str(written)), written),
     ]
+
+
+def test_jobs(recipe: ComparisonRecipe, run: Job) -> list[Job]:
+    """A job for each dataset that a run is measured on besides, once it is done."""
+    directory = run.done.parent
+    jobs = []
+    for name, dataset in recipe.tests.items():
+        out = tests_directory(directory, name)
+        arguments = ("evaluate", str(directory / "model"), "--benchmark", str(dataset), "--out", str(out))
+        jobs.append(Job(f"{name} of {run.name}", arguments, out / "metrics.json", run.log, after=run.done))
+    return jobs
+
+
+def tests_directory(run: Path, name: str) -> Path:
+    """Where lies what a run was measured on besides."""
+    return run / "tests" / name
 
 
 def costs_job(recipe: ComparisonRecipe, out: Path) -> Job:

@@ -18,7 +18,7 @@ from typing import Any
 from agevlm.comparison.pooling import pool_similarity, read_similarity
 from agevlm.comparison.readings import ERROR
 from agevlm.comparison.recipe import ComparisonRecipe
-from agevlm.comparison.run import COSTS, EQUAL_TIME, equal_time_factors, run_directory
+from agevlm.comparison.run import COSTS, EQUAL_TIME, equal_time_factors, run_directory, tests_directory
 from agevlm.evaluation.benchmarks import SCENES
 from agevlm.evaluation.breakdown import breakdown, pope_answers, scenes_facts
 from agevlm.evaluation.detection import detect
@@ -76,21 +76,28 @@ Nested = dict[str, Any]
 
 
 class ArmRuns:
-    """The finished runs of one arm, by seed, in `out`/ARM/SEED; `groups` are the seeds that share a foundation."""
+    """The finished runs of one arm, by seed, in `out`/ARM/SEED; `groups` are the seeds that share a foundation.
 
-    def __init__(self, out: Path, arm: str, seeds: Iterable[int], groups: Groups) -> None:
+    With `test` the figures are those of that dataset, which the runs were measured on besides.
+    """
+
+    def __init__(self, out: Path, arm: str, seeds: Iterable[int], groups: Groups, test: str | None = None) -> None:
         self.groups = groups
-        done = {seed: run_directory(out, arm, seed) for seed in seeds}
-        self.directories = {seed: path for seed, path in done.items() if (path / "report.html").exists()}
-        self.predictions = {
-            seed: read_json_lines(path / "predictions.jsonl") for seed, path in self.directories.items()
+        runs = {seed: run_directory(out, arm, seed) for seed in seeds}
+        measured = {seed: tests_directory(path, test) if test else path for seed, path in runs.items()}
+        self.directories = {
+            seed: path
+            for seed, path in runs.items()
+            if (path / "report.html").exists() and (measured[seed] / "metrics.json").exists()
         }
+        self.measured = {seed: measured[seed] for seed in self.directories}
+        self.predictions = {seed: read_json_lines(path / "predictions.jsonl") for seed, path in self.measured.items()}
         self._figures: dict[str, dict[int, Figure]] = {}
 
     @cached_property
     def numbers(self) -> dict[int, dict[str, float]]:
         """Seed → figures of the whole run, and of its training."""
-        return {seed: _numbers(path) for seed, path in self.directories.items()}
+        return {seed: _numbers(path, self.measured[seed]) for seed, path in self.directories.items()}
 
     def figures(self, name: str) -> dict[int, Figure]:
         """Seed → a figure of its questions. Empty where no run has it; some runs without it are a ValueError."""
@@ -148,12 +155,29 @@ def summarise(recipe: ComparisonRecipe, out: Path) -> Nested:
         },
         "environment": _environment(arms),
     }
+    if recipe.tests:
+        summary["domains"] = {name: found for name in recipe.tests if (found := _domain(recipe, out, name))}
     if recipe.equal_time is not None and (out / COSTS).exists():
         summary["equal_time"] = _equal_time(recipe, out, arms)
     if recipe.costs and (out / COSTS).exists():
         measured = json.loads((out / COSTS).read_text(encoding="utf-8"))
         summary |= {"costs": measured.pop("costs"), "costs_settings": measured}
     return summary
+
+
+def _domain(recipe: ComparisonRecipe, out: Path, name: str) -> Nested:
+    """The figures on a dataset that the runs were measured on besides; {} where none was yet."""
+    arms = {arm: ArmRuns(out, arm, recipe.seeds_of(arm), recipe.groups_of_seeds, name) for arm in recipe.trained}
+    arms = {arm: runs for arm, runs in arms.items() if runs.directories}
+    if not arms:
+        return {}
+    return {
+        "data": str(recipe.tests[name]),
+        "runs": {arm: sorted(runs.directories) for arm, runs in arms.items()},
+        "arms": {arm: estimates(runs) for arm, runs in arms.items()},
+        **_between(arms, _pairs(list(recipe.groups.values()) or [tuple(recipe.trained)])),
+        "detection": {arm: _detection(runs) for arm, runs in arms.items()},
+    }
 
 
 def _environment(arms: Mapping[str, ArmRuns]) -> Nested:
@@ -330,8 +354,8 @@ def _floats(nested: Nested, prefix: str = "") -> Iterator[tuple[str, float]]:
             yield prefix + key, value
 
 
-def _numbers(directory: Path) -> dict[str, float]:
-    metrics = json.loads((directory / "metrics.json").read_text(encoding="utf-8"))
+def _numbers(directory: Path, measured: Path) -> dict[str, float]:
+    metrics = json.loads((measured / "metrics.json").read_text(encoding="utf-8"))
     metrics.pop("provenance", None)
     found = {name: value for name, value in _floats(metrics) if name not in ANSWER_FIGURES}
     if (directory / TRAJECTORY).exists():

@@ -17,11 +17,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from agevlm.data.images import open_image
 from agevlm.data.masks import decode_mask, encode_mask
 from agevlm.data.schema import AnnotatedImage, Instance
+from agevlm.documents import Strict
 
 CROP_TRIES = 8
 GIVEN_UP = "crops given up, for every one tried cut a thing so that it is neither there nor gone"
@@ -29,12 +30,10 @@ ENLARGED = "pictures enlarged to fill their cell of a mosaic"
 REPEATED = "mosaics with a picture more than once, for want of four"
 
 
-class Augmentation(BaseModel):
-    """How other views of a picture are made. All ratios but the last two are of views."""
+class Augmentation(Strict):
+    """How other views of a picture are made. All ratios but the sides of crops and what is visible are of views."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
-    views: int = Field(4, ge=2)
+    views: int = Field(4, ge=2, le=10_000)
     """Of each picture, the picture itself among them."""
     flip_ratio: float = Field(0.5, ge=0, le=1)
     """Of the other views: mirrored left to right."""
@@ -48,6 +47,8 @@ class Augmentation(BaseModel):
     """Sides of a crop at least, of the picture's own."""
     min_visible_ratio: float = Field(0.25, gt=0, le=1)
     """Of a thing that must be left in a crop, or else nothing of it."""
+    seed: int | None = Field(None, ge=0)
+    """Of the views. Null: the recipe's; with a number recipes of other seeds share the views and their features."""
 
 
 class Drawn(NamedTuple):

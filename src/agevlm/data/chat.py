@@ -11,16 +11,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from agevlm.data.literals import MARKS, as_text
 from agevlm.data.schema import Conversation, Message
 
 TEXT = "text"  # the kind of a conversation that is read as plain text, with no picture
-_OPEN, _CLOSE = "\ue000", "\ue001"  # private-use characters: no template and no text contains them
+_OPEN, _CLOSE = MARKS[0], MARKS[1]  # private characters: no template and no text contains them
 _MARK = re.compile(f"[{_OPEN}{_CLOSE}]")
 
 
 @dataclass(frozen=True)
 class RenderedChat:
-    """`text[content_starts[i]:content_ends[i]]` is the content of message i, without its image placeholders."""
+    """`text[content_starts[i]:content_ends[i]]` is the content of message i, without its image placeholders.
+
+    Names of special tokens in a content have a stand-in for their first character, see `literals.py`.
+    """
 
     text: str
     content_starts: list[int]
@@ -37,8 +41,9 @@ def render_conversation(
     forbids a role does.
     """
     chat = []
-    for message in messages:
-        content: Any = f"{_OPEN}{message.content}{_CLOSE}"
+    expected = [as_text(processor, message.content) for message in messages]
+    for message, plain in zip(messages, expected, strict=True):
+        content: Any = f"{_OPEN}{plain}{_CLOSE}"
         if in_parts:
             content = [{"type": "image"}] * message.num_images + [{"type": "text", "text": content}]
         else:
@@ -51,9 +56,8 @@ def render_conversation(
         (starts if mark.group() == _OPEN else ends).append(mark.start() - removed)
     text = _MARK.sub("", marked)
     contents = [text[start:end] for start, end in zip(starts, ends, strict=False)]
-    expected = [message.content for message in messages]
     if contents != expected:
-        raise ValueError(f"the chat template gives the contents {contents} for the messages {expected}")
+        raise ValueError(f"the chat template gives the contents {contents!s:.200} for the messages {expected!s:.200}")
     return RenderedChat(text, starts, ends)
 
 
@@ -72,13 +76,9 @@ def tokenise_conversation(processor: Any, conversation: Conversation, max_length
     """Tokenise a conversation, with the tokens of every assistant message (and its end-of-turn token) supervised.
 
     A conversation of the kind `TEXT` is plain text to a language model: all but the first token is supervised.
-    A conversation with no supervised token is a ValueError that names it, also where `max_length` cut it off, and so is
-    one that says the image placeholder in words.
+    What a message says is text, also where it says the name of a special token or of the image placeholder.
+    A conversation with no supervised token is a ValueError that names it, also where `max_length` cut it off.
     """
-    if processor.image_token and any(processor.image_token in message.content for message in conversation.messages):
-        raise ValueError(
-            f"conversation {conversation.id} has {processor.image_token} in its text: state pictures in num_images"
-        )
     chat = render_conversation(processor, conversation.messages)
     tokenizer = processor.tokenizer
     coded = tokenizer(chat.text, return_offsets_mapping=True, add_special_tokens=False)
@@ -102,7 +102,7 @@ def tokenise_conversation(processor: Any, conversation: Conversation, max_length
         supervised = [True] * len(input_ids)
     supervised[:1] = [False]  # nothing stands before the first token to predict it from, or only padding
     if not any(supervised):
-        raise ValueError(f"conversation {conversation.id} has no token to learn from: {chat.text!r}")
+        raise ValueError(f"conversation {conversation.id} has no token to learn from: {chat.text!r:.200}")
     phrases = []
     for grounding in conversation.groundings:
         start = chat.content_starts[grounding.message]

@@ -18,6 +18,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from agevlm.data.schema import ImageSource
 
 MAX_PIXELS = 80_000_000  # a larger picture is refused before it is decoded; below PIL's own warning at 89 million
+# Pillow knows more, some of which call other programs; these are those that people have pictures in.
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 _ORIENTATION = 0x0112  # the EXIF tag of how the camera was held
 _QUARTER_TURNS = (5, 6, 7, 8)  # its values that swap height and width
 _ADVICE = "give a whole PNG or JPEG file, or take the picture out of the data"
@@ -34,16 +36,16 @@ class ImageError(ValueError):
         return f"{self.name}: {self.message}"
 
 
-def open_image(source: ImageSource | str | Path | bytes) -> Image.Image:
+def open_image(source: ImageSource | str | Path | bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Decode a picture to 8-bit RGB, turned upright by its EXIF tag.
 
     Transparent pixels come out on white, an animation gives its first frame, 16-bit greys keep their upper 8 bits. An
     `ImageSource` with `data` is read from there, else from its path, and must have the height and width it states.
     A missing file, a directory, an empty file, one that is no image or is cut off, and a picture of more than
-    `MAX_PIXELS` are `ImageError`s, which are ValueErrors that name the file.
+    `max_pixels` are `ImageError`s, which are ValueErrors that name the file.
     """
     name = name_of(source)
-    image = _open(name, io.BytesIO(read_bytes(source)))
+    image = _open(name, io.BytesIO(read_bytes(source)), max_pixels)
     with _decoding(name):
         image.load()
         picture = _to_rgb(ImageOps.exif_transpose(image))
@@ -129,30 +131,30 @@ def _check_file(name: str, path: Path) -> None:
         raise ImageError(name, "empty picture", f"the image file is empty (0 bytes); {_ADVICE}")
 
 
-def _open(name: str, stream: io.IOBase) -> Image.Image:
+def _open(name: str, stream: io.IOBase, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Read the head of an image file and refuse what is no image or too large to decode."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = Image.open(stream)  # type: ignore[arg-type]
+            image = Image.open(stream, formats=FORMATS)  # type: ignore[arg-type]
         width, height = image.size
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise _too_large(name, "more than 89 million pixels") from error
+        raise _too_large(name, "more than 89 million pixels", max_pixels) from error
     except UnidentifiedImageError as error:
-        message = f"not an image that can be read (PNG, JPEG, WebP, GIF, TIFF, BMP); {_ADVICE}"
+        message = f"not an image that can be read (PNG, JPEG, WebP, GIF, BMP, TIFF, AVIF); {_ADVICE}"
         raise ImageError(name, "file that is no picture", message) from error
     except MemoryError:
         raise
     except Exception as error:  # a damaged head makes a decoder raise anything
         message = f"the head of the image is damaged ({error}); {_ADVICE}"
         raise ImageError(name, "damaged picture", message) from error
-    if width * height > MAX_PIXELS:
-        raise _too_large(name, f"{height} × {width} pixels")
+    if width * height > max_pixels:
+        raise _too_large(name, f"{height} × {width} pixels", max_pixels)
     return image
 
 
-def _too_large(name: str, size: str) -> ImageError:
-    message = f"the picture has {size}, the limit is {MAX_PIXELS // 1_000_000} million; scale it down"
+def _too_large(name: str, size: str, max_pixels: int) -> ImageError:
+    message = f"the picture has {size}, the limit is {max_pixels / 1_000_000:.6g} million; scale it down"
     return ImageError(name, "picture that is too large", message)
 
 

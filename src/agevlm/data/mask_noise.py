@@ -10,18 +10,17 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from agevlm.data.masks import decode_mask, encode_mask
 from agevlm.data.schema import RLE, Conversation, Grounding, Sample
+from agevlm.documents import Strict
 
 Row = tuple[Sample, Conversation]
 
 
-class MaskNoise(BaseModel):
+class MaskNoise(Strict):
     """How masks are spoiled. Settings add up: with 10 % swapped and boxes, a tenth are boxes of something else."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     boxes: bool = False
     """The box around each mask in its place."""

@@ -24,8 +24,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from agevlm.data.rows import COLUMNS, SCHEMA_VERSION, Record, arrow_schema, to_record, to_row
-from agevlm.files import check_replaceable, write_beside
+from agevlm.data.row_check import checked_record, schema_fault
+from agevlm.data.rows import SCHEMA_VERSION, Record, arrow_schema, to_row
+from agevlm.documents import first_broken_text, read_json
+from agevlm.files import check_replaceable, recover, write_beside
 
 SHARD_BYTES = 200_000_000
 OWN_FILE = (
@@ -35,6 +37,7 @@ OWN_FILE = (
 _GROUP_BYTES = 4_000_000  # a row group is what one random access reads: this many bytes of pictures
 _GROUP_ROWS = 64  # or this many rows
 _CACHED_GROUPS = 8
+DAMAGED = (pa.ArrowException, OSError, UnicodeDecodeError)  # what reading a damaged Parquet file raises
 
 __all__ = ["OWN_FILE", "SCHEMA_VERSION", "ParquetDataset", "Record", "Summary", "read_parquet", "write_parquet"]
 
@@ -98,12 +101,13 @@ class ParquetDataset(Sequence[Record]):
 
     Only a few row groups are in memory at a time, so any order works and orders that stay near are faster. Pickles as
     its path. A directory that is missing or no dataset of ours, of another schema version, with a shard that is missing
-    or damaged, is a ValueError that names it.
+    or damaged, is a ValueError that names it, and so is a record with a fault (see `row_check.py`).
     """
 
     def __init__(self, directory: str | Path) -> None:
         self.directory = Path(directory)
         self.summary = _read_summary(self.directory)
+        self._categories = frozenset(self.summary.vocabulary)
         self._groups: list[tuple[str, int, int]] | None = None  # (shard, row group, first row) in order
         self._files: dict[str, pq.ParquetFile] = {}
         self._cache: OrderedDict[int, pa.Table] = OrderedDict()
@@ -124,7 +128,7 @@ class ParquetDataset(Sequence[Record]):
         """The record at an index, counted from the end where negative; a list of records for a slice."""
         if isinstance(index, slice):
             return [self[position] for position in range(*index.indices(len(self)))]
-        return to_record(self.row(index))
+        return self._record(self.row(index))
 
     def row(self, index: int) -> dict[str, Any]:
         """The row at an index as it is on disk, column → value, whatever is in it."""
@@ -132,12 +136,11 @@ class ParquetDataset(Sequence[Record]):
         if not 0 <= position < len(self):
             raise IndexError(f"{self.directory}: no record {index}, the dataset has {len(self)}")
         group = self._group_of(position)
-        row: dict[str, Any] = self._table(group).slice(position - self._layout()[group][2], 1).to_pylist()[0]
-        return row
+        return self._values(group, self._table(group).slice(position - self._layout()[group][2], 1))
 
     def ids(self) -> list[str]:
         """The ids of all samples in order; nothing else is read."""
-        return [name for shard in self.summary.shards for name in self._file(shard).read(["id"])["id"].to_pylist()]
+        return [name for shard in self.summary.shards for name in self._column(shard, "id", "id")]
 
     def categories(self) -> list[tuple[str, ...] | None]:
         """The categories of every record's instances, each once, in order; None where they are not annotated.
@@ -146,8 +149,9 @@ class ParquetDataset(Sequence[Record]):
         """
         found: list[tuple[str, ...] | None] = []
         for name in self.summary.shards:
-            rows = self._file(name).read(["instances.list.element.category"])["instances"].to_pylist()
-            found += [None if row is None else tuple(dict.fromkeys(thing["category"] for thing in row)) for row in rows]
+            for row in self._column(name, "instances", "instances.list.element.category"):
+                met = None if row is None else tuple(dict.fromkeys(thing["category"] for thing in row if thing))
+                found.append(met)
         return found
 
     def words(self) -> list[str] | None:
@@ -162,13 +166,20 @@ class ParquetDataset(Sequence[Record]):
         return sorted(words)
 
     def __iter__(self) -> Iterator[Record]:
-        return map(to_record, self.rows())
+        return map(self._record, self.rows())
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """The rows as they are on disk, column → value, whatever is in them."""
         for group in range(len(self._layout())):
             for batch in self._read(group).to_batches(max_chunksize=1):
-                yield batch.to_pylist()[0]
+                yield self._values(group, batch)
+
+    def _record(self, row: dict[str, Any]) -> Record:
+        try:
+            return checked_record(row, self._categories)
+        except ValueError as error:
+            advice = f"`agevlm data inspect {self.directory}` names all that is wrong"
+            raise ValueError(f"{self.directory}: {error}; {advice}") from error
 
     def __getstate__(self) -> dict[str, Any]:
         return {"directory": self.directory}
@@ -209,9 +220,26 @@ class ParquetDataset(Sequence[Record]):
     def _read(self, group: int) -> pa.Table:
         shard, number, _ = self._layout()[group]
         try:
-            return self._file(shard).read_row_group(number, use_threads=False)
-        except (pa.ArrowException, OSError) as error:
-            raise ValueError(_damaged(self.directory / shard, error)) from error
+            table = self._file(shard).read_row_group(number, use_threads=False)
+            table.validate(full=True)
+        except DAMAGED as error:
+            raise self._damaged(shard, error) from error
+        return table
+
+    def _values(self, group: int, row: pa.Table | pa.RecordBatch) -> dict[str, Any]:
+        """The values of a table of one row."""
+        try:
+            values: dict[str, Any] = row.to_pylist()[0]
+        except DAMAGED as error:
+            raise self._damaged(self._layout()[group][0], error) from error
+        return values
+
+    def _column(self, shard: str, name: str, path: str) -> list[Any]:
+        try:
+            values: list[Any] = self._file(shard).read([path])[name].to_pylist()
+        except (*DAMAGED, KeyError) as error:
+            raise self._damaged(shard, error) from error
+        return values
 
     def _file(self, shard: str) -> pq.ParquetFile:
         if shard not in self._files:
@@ -219,21 +247,25 @@ class ParquetDataset(Sequence[Record]):
             if not path.is_file():
                 raise ValueError(f"{path}: no such shard, dataset.json names it; copy or write the dataset again")
             try:
-                file = pq.ParquetFile(path)
-            except (pa.ArrowException, OSError) as error:
-                raise ValueError(_damaged(path, error)) from error
-            missing = [name for name, _ in COLUMNS if name not in file.schema_arrow.names]
-            if missing:
-                raise ValueError(f"{path}: has no column {missing[0]!r}; write the dataset again")
+                file = pq.ParquetFile(path, page_checksum_verification=True)
+                fault = schema_fault(file.schema_arrow)
+            except DAMAGED as error:
+                raise self._damaged(shard, error) from error
+            if fault is not None:
+                raise ValueError(f"{path}: {fault}; write the dataset again")
             self._files[shard] = file
         return self._files[shard]
 
-
-def _damaged(path: Path, error: Exception) -> str:
-    return f"{path}: the shard cannot be read ({error}); copy or write the dataset again"
+    def _damaged(self, shard: str, error: Exception) -> ValueError:
+        fault = " ".join(str(error).split())[:200]
+        return ValueError(
+            f"{self.directory / shard}: the shard cannot be read ({fault}); copy or write the dataset again"
+        )
 
 
 def _read_summary(directory: Path) -> Summary:
+    if not directory.is_dir():
+        recover(directory.parent, directory.name)
     if not directory.is_dir():
         raise ValueError(f"{directory}: no such dataset directory; make one with `agevlm data coco`")
     path = directory / "dataset.json"
@@ -241,26 +273,46 @@ def _read_summary(directory: Path) -> Summary:
         raise ValueError(
             f"{directory}: holds no dataset.json, so it is no agevlm dataset; give the directory that has it"
         )
-    try:
-        content = json.loads(path.read_text("utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not valid JSON ({error}); copy or write the dataset again") from error
+    content = read_json(path, "copy or write the dataset again")
     if not isinstance(content, dict) or content.pop("format", None) != "agevlm":
         raise ValueError(f'{path}: does not say "format": "agevlm"; it is not one of our datasets')
     version = content.pop("schema_version", None)
     if version != SCHEMA_VERSION:
         raise ValueError(
-            f"{path}: schema version {version}, this agevlm reads version {SCHEMA_VERSION}; "
+            f"{path}: schema version {str(version)[:60]}, this agevlm reads version {SCHEMA_VERSION}; "
             "write the dataset again with this agevlm, or read it with the one that wrote it"
         )
-    try:
-        summary = Summary(**content)
-        num_rows = sum(summary.shards.values())
-    except (TypeError, AttributeError) as error:
-        raise ValueError(f"{path}: its fields are not those of a dataset ({error}); write the dataset again") from error
-    if not summary.num_samples or num_rows != summary.num_samples:
+    summary = _summary_of(content, path)
+    num_rows = sum(summary.shards.values())
+    if summary.num_samples < 1 or num_rows != summary.num_samples or min(summary.shards.values()) < 0:
         raise ValueError(f"{path}: {summary.num_samples} samples in shards of {num_rows} rows; write the dataset again")
     return summary
+
+
+def _summary_of(content: dict[str, Any], path: Path) -> Summary:
+    """The summary that a file holds; ValueError where a field is missing or another one's, or a shard is elsewhere."""
+    try:
+        summary = Summary(**content)
+    except TypeError as error:
+        raise ValueError(f"{path}: its fields are not those of a dataset ({error}); write the dataset again") from error
+    for name, value in vars(summary).items():
+        if not _fits(value, getattr(Summary("", []), name)):
+            raise ValueError(f"{path}: its {name} is {value!r:.60}; write the dataset again")
+    if (text := first_broken_text(content)) is not None:
+        raise ValueError(f"{path}: {text[:80]!r} has half a letter of Unicode; write the dataset again")
+    elsewhere = [shard for shard in summary.shards if Path(shard).name != shard or "\0" in shard]
+    if elsewhere:
+        raise ValueError(f"{path}: names the shard {elsewhere[0][:80]!r}; shards lie beside it, by their plain names")
+    return summary
+
+
+def _fits(value: Any, example: Any) -> bool:
+    """Whether a value is text, a count, texts or counts by name, as its example is."""
+    if isinstance(example, dict):
+        return isinstance(value, dict) and all(_fits(number, 0) for number in value.values())
+    if isinstance(example, list):
+        return isinstance(value, list) and all(isinstance(text, str) for text in value)
+    return type(value) is type(example) and (isinstance(value, str) or value >= 0)
 
 
 class Tally:
@@ -312,7 +364,7 @@ class _ShardFile:
     """One shard under construction: rows are collected into row groups."""
 
     def __init__(self, path: Path, group_bytes: int = _GROUP_BYTES) -> None:
-        self.file = pq.ParquetWriter(path, arrow_schema(), compression="zstd")
+        self.file = pq.ParquetWriter(path, arrow_schema(), compression="zstd", write_page_checksum=True)
         self.max_group_bytes = group_bytes
         self.rows: list[dict[str, Any]] = []
         self.group_bytes = self.written_bytes = self.num_rows = 0

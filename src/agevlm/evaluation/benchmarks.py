@@ -10,15 +10,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
-from agevlm.checkpoints import load_model, resolve_model
+from agevlm.checkpoints import load_vlm, resolve_model
 from agevlm.data.chat import render_conversation
 from agevlm.data.schema import AnnotatedImage, Conversation, Sample
+from agevlm.documents import read_yaml
 from agevlm.evaluation.perplexity import directory_perplexity, text_perplexity
 from agevlm.evaluation.questions import LazySamples
 from agevlm.evaluation.results import Evaluation, provenance, write_evaluation
-from agevlm.evaluation.runner import DEFAULT_BATCH_SIZE, evaluate
+from agevlm.evaluation.runner import evaluate
 from agevlm.evaluation.scores import Metrics, family
 
 if TYPE_CHECKING:
@@ -34,7 +33,7 @@ Progress = Callable[[str, int, int], None]  # what is asked about, samples done,
 
 @dataclass(frozen=True)
 class Settings:
-    """How to measure. `num_images` None is 600 scenes, or the whole dataset.
+    """How to measure. `num_images` None is 600 scenes, or the whole dataset; `batch_size` None what suits the model.
 
     `language_model` is what the VLM was made from, to measure its perplexity before. None: what the recipe beside the
     checkpoint names, where that is on this machine; else "before" stays empty.
@@ -44,7 +43,7 @@ class Settings:
     num_images: int | None = None
     split: str = "test"
     parser: str = "first_word"
-    batch_size: int = DEFAULT_BATCH_SIZE
+    batch_size: int | None = None
     device: str = "auto"
     dtype: str = "auto"
     language_model: str | None = None
@@ -58,7 +57,10 @@ def evaluate_benchmark(
     *,
     progress: Progress | None = None,
 ) -> Metrics:
-    """Measure the model called `model` on `benchmark`, write predictions and metrics to `out`, and give the metrics."""
+    """Measure the model called `model` on `benchmark`, write predictions and metrics to `out`, and give the metrics.
+
+    Any vision-language model of transformers. What cannot be measured of it stands in `provenance.left_out`.
+    """
     if str(benchmark) == SCENES:
         return evaluate_scenes(model, out, settings, progress=progress)
     return evaluate_dataset(model, benchmark, out, settings, progress=progress)
@@ -87,7 +89,7 @@ def evaluate_scenes(
 
     spec = spec or WorldSpec.model_validate(_recipe_world(model))
     origin = _origin(model, settings)
-    network, processor = load_model(model, settings.device, settings.dtype)
+    network, processor = load_vlm(model, settings.device, settings.dtype)
     Path(out).mkdir(parents=True, exist_ok=True)  # where nothing can be written, say so before the work
     statistics = training_statistics(spec, settings.seed)
     unbiased, biased = (
@@ -95,11 +97,12 @@ def evaluate_scenes(
         for name, co_occurrence in ((settings.split, TEST_CO_OCCURRENCE), ("biased", spec.co_occurrence))
     )
     texts = held_out_conversations(spec, settings.seed, split=settings.split, num=NUM_TEXTS)
+    perplexity = _perplexity(origin, network, processor, texts)
     metrics = {
         **unbiased.metrics,
         "biased": biased.metrics,
-        "text_perplexity": _perplexity(origin, network, processor, texts),
-        "provenance": _facts(model, SCENES, unbiased, settings, world=spec.model_dump(mode="json")),
+        "text_perplexity": perplexity,
+        "provenance": _facts(model, SCENES, unbiased, settings, perplexity, world=spec.model_dump(mode="json")),
     }
     write_evaluation(Path(out) / "biased", biased.records(), biased.metrics)
     write_evaluation(out, unbiased.records(), metrics)
@@ -125,15 +128,16 @@ def evaluate_dataset(
     origin = _origin(model, settings)
     samples = _stored_samples(dataset, settings)
     num_images = len(samples)
-    network, processor = load_model(model, settings.device, settings.dtype)
+    network, processor = load_vlm(model, settings.device, settings.dtype)
     Path(out).mkdir(parents=True, exist_ok=True)  # where nothing can be written, say so before the work
     found = _ask(network, processor, samples, settings, dataset.name, progress)
     texts = _first_conversations(dataset, num_images)
     left_out = sum(len(dataset[n].sample.conversations) for n in range(num_images)) - len(found.predictions)
+    perplexity = _perplexity(origin, network, processor, texts)
     metrics = {
         **found.metrics,
-        "text_perplexity": _perplexity(origin, network, processor, texts),
-        "provenance": _facts(model, str(directory), found, settings, num_captions_left_out=left_out),
+        "text_perplexity": perplexity,
+        "provenance": _facts(model, str(directory), found, settings, perplexity, num_captions_left_out=left_out),
     }
     write_evaluation(out, found.records(), metrics)
     return metrics
@@ -226,7 +230,12 @@ def _ask(
 
 
 def _perplexity(origin: str | None, network: Any, processor: Any, conversations: Iterable[Conversation]) -> Metrics:
-    """Perplexity of the same texts for the language model before, where it is known, and inside the VLM."""
+    """Perplexity of the same texts for the language model before, where it is known, and inside the VLM.
+
+    {} for a processor without a chat template: then it is not known how a conversation is written.
+    """
+    if getattr(processor, "chat_template", None) is None:
+        return {}
     texts = _texts(processor, conversations)
     before = directory_perplexity(resolve_model(origin), texts, device=network.device) if origin else None
     after = text_perplexity(network, processor.tokenizer, texts)
@@ -236,7 +245,7 @@ def _perplexity(origin: str | None, network: Any, processor: Any, conversations:
 def _texts(processor: Any, conversations: Iterable[Conversation]) -> list[str]:
     """Conversations as plain text, without their pictures."""
     shown = ([replace(message, num_images=0) for message in c.messages] for c in conversations)
-    return [render_conversation(processor, messages).text for messages in shown]
+    return [render_conversation(processor, messages, in_parts=True).text for messages in shown]
 
 
 def _origin(model: str | Path, settings: Settings) -> str | None:
@@ -257,16 +266,28 @@ def _origin(model: str | Path, settings: Settings) -> str | None:
 def _recipe_world(model: str | Path) -> dict[str, Any]:
     """The settings of the world that a checkpoint was trained in; {} where its recipe names none."""
     sources = (_recipe(model).get("data") or {}).values()
-    return next((source["scenes"] for source in sources if "scenes" in source), {})
+    return next((source["scenes"] for source in sources if isinstance(source, dict) and "scenes" in source), {})
 
 
 def _recipe(model: str | Path) -> dict[str, Any]:
     """The recipe beside a checkpoint, {} where there is none."""
     path = Path(resolve_model(model)) / "recipe.yaml"
-    return (yaml.safe_load(path.read_text(encoding="utf-8")) or {}) if path.is_file() else {}
+    content = (read_yaml(path) or {}) if path.is_file() else {}
+    if not isinstance(content, dict) or not all(isinstance(content.get(key) or {}, dict) for key in ("data", "model")):
+        raise ValueError(f"{path} is no recipe: take it away, or copy the checkpoint again")
+    return content
 
 
-def _facts(model: str | Path, benchmark: str, found: Evaluation, settings: Settings, **more: Any) -> Metrics:
+def _facts(
+    model: str | Path,
+    benchmark: str,
+    found: Evaluation,
+    settings: Settings,
+    perplexity: Metrics,
+    **more: Any,
+) -> Metrics:
+    left_out = [f"localisation of words: {found.note}"] if found.note else []
+    left_out += [] if perplexity else ["text perplexity: the processor has no chat template"]
     return provenance(
         model=str(model),
         benchmark=benchmark,
@@ -275,5 +296,6 @@ def _facts(model: str | Path, benchmark: str, found: Evaluation, settings: Setti
         parser=settings.parser,
         num_questions=len(found.predictions),
         num_images=len({prediction.question.image for prediction in found.predictions}),
+        **({"left_out": left_out} if left_out else {}),
         **more,
     )

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from agevlm.data.literals import hear_stand_ins
+
 DEFAULT_BATCH_SIZE = 32
 
 
@@ -32,6 +34,7 @@ def text_perplexity(
 
     if isinstance(language_model, JoinedModel):
         language_model = language_model.language_model
+    hear_stand_ins(tokenizer)
     coded = [tokenizer(text, add_special_tokens=add_special_tokens)["input_ids"] for text in texts]
     coded = [ids for ids in coded if len(ids) > 1]
     if not coded:
@@ -70,5 +73,9 @@ def directory_perplexity(
     """Perplexity on chat texts of the causal language model and tokenizer in `directory` (or named by a hub id)."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    model = AutoModelForCausalLM.from_pretrained(directory).to(device)
-    return text_perplexity(model, AutoTokenizer.from_pretrained(directory), texts, batch_size=batch_size)
+    from agevlm.modeling.loading import load_whole, reading
+
+    model = load_whole(AutoModelForCausalLM, directory).to(device)
+    with reading(directory, "tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(directory)
+    return text_perplexity(model, tokenizer, texts, batch_size=batch_size)

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from agevlm.data.chat import render_conversation
 from agevlm.data.schema import RLE, Conversation, Sample
 from agevlm.evaluation.scores import Question, family
+
+if TYPE_CHECKING:
+    from agevlm.vlms import Vlm
 
 SHORT_ANSWER_TOKENS = 8
 LONG_ANSWER_TOKENS = 48
@@ -60,7 +62,7 @@ class Asked:
     key: tuple[int, str]
 
 
-def questions_of(processor: Any, samples: Sequence[Sample]) -> tuple[list[Asked], list[Prompt]]:
+def questions_of(vlm: Vlm, samples: Sequence[Sample]) -> tuple[list[Asked], list[Prompt]]:
     """Every conversation as a question for its last answer, earlier turns given, and the distinct prompts.
 
     A conversation that does not end with an answer to score is a ValueError that names it, and so is a benchmark
@@ -70,7 +72,7 @@ def questions_of(processor: Any, samples: Sequence[Sample]) -> tuple[list[Asked]
     prompts: dict[tuple[int, str], Prompt] = {}
     for number, sample in enumerate(samples):
         for conversation in sample.conversations:
-            prompt = _prompt(processor, number, sample, conversation)
+            prompt = _prompt(vlm, number, sample, conversation)
             prompts.setdefault(prompt.key, prompt)
             question, answer = conversation.messages[-2:]
             record = Question(conversation.id, sample.id, conversation.kind, question.content, answer.content)
@@ -80,7 +82,7 @@ def questions_of(processor: Any, samples: Sequence[Sample]) -> tuple[list[Asked]
     return asked, list(prompts.values())
 
 
-def _prompt(processor: Any, number: int, sample: Sample, conversation: Conversation) -> Prompt:
+def _prompt(vlm: Vlm, number: int, sample: Sample, conversation: Conversation) -> Prompt:
     messages = conversation.messages
     if len(messages) < 2 or messages[-1].role != "assistant":
         raise ValueError(
@@ -90,7 +92,7 @@ def _prompt(processor: Any, number: int, sample: Sample, conversation: Conversat
     num_images = sum(message.num_images for message in messages[:-1])
     if num_images > len(sample.images):
         raise ValueError(f"conversation {conversation.id} shows {num_images} pictures of {len(sample.images)}")
-    chat = render_conversation(processor, messages[:-1], add_generation_prompt=True)
+    chat = vlm.chat(messages[:-1])
     words = tuple(
         Word(
             grounding.phrase,

@@ -21,11 +21,15 @@ _COLUMNS = ("accuracy", "precision", "recall", "f1", "yes_ratio", "unparsed_rati
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Predictions in the order of the questions, the attention of their words (by question id), and all figures."""
+    """Predictions in the order of the questions, the attention of their words (by question id), and all figures.
+
+    `note` says why no word was localised, None where words were or there were none.
+    """
 
     predictions: list[Prediction]
     words: Mapping[str, Sequence[WordAttention]]
     metrics: Metrics = field(default_factory=dict)
+    note: str | None = None
 
     def records(self) -> Iterator[dict[str, Any]]:
         """Each prediction as it stands in predictions.jsonl."""

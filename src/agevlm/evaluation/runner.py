@@ -10,8 +10,6 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from PIL import Image
-
 from agevlm.data.images import open_image
 from agevlm.data.masks import union_mask
 from agevlm.data.schema import Sample
@@ -22,51 +20,53 @@ from agevlm.evaluation.results import Evaluation
 from agevlm.evaluation.scores import is_yes_no, judge, summarise
 
 if TYPE_CHECKING:
-    from agevlm.modeling.modeling_agevlm import AgeVlmForConditionalGeneration
-    from agevlm.modeling.processing_agevlm import AgeVlmProcessor
+    from agevlm.vlms import Kept
 
-DEFAULT_BATCH_SIZE = 256
 IMAGES_AT_ONCE = 32
 
 Progress = Callable[[int, int], None]  # samples done, samples in all
 
 
 def evaluate(
-    model: AgeVlmForConditionalGeneration,
-    processor: AgeVlmProcessor,
+    model: Any,
+    processor: Any,
     samples: Sequence[Sample],
     *,
-    batch_size: int = DEFAULT_BATCH_SIZE,
+    batch_size: int | None = None,
     device: str | None = None,
     parser: str = "first_word",
     progress: Progress | None = None,
 ) -> Evaluation:
     """Ask every conversation of `samples` for its last answer, greedily, and score it by its kind.
 
+    `model` is any vision-language model of transformers; each is asked in its own chat template.
     `samples` may be a sequence that reads when asked: each sample is asked for twice, in order.
-    `batch_size` counts prompts in a forward pass and changes no score; `device` None leaves the model where it is.
-    Object words of distinct prompts are localised, each once. The model is left in the mode in which it came. A
+    `batch_size` counts prompts in a forward pass and changes no score; None: 256 for a model that encodes a picture
+    once for all questions, as ours do, 8 for others. `device` None leaves the model where it is. Object words of
+    distinct prompts are localised, each once; where attention cannot be read none is, and the evaluation's `note` says
+    why. The model is left in the mode in which it came. A
     benchmark without questions, two questions of one id, and references that their rule cannot read are ValueErrors.
     """
-    asked, prompts = questions_of(processor, samples)
+    from agevlm.vlms import Vlm
+
+    was_training = model.training
+    asker = Asker(Vlm(model, processor), batch_size)
+    asked, prompts = questions_of(asker.vlm, samples)
     references = {item.question.id: item.question.reference for item in asked}
     judge([item.question for item in asked], references, parser)  # its errors come now, not after the last answer
-    was_training = model.training
-    model.eval()
     if device is not None:
-        model.to(device)  # type: ignore[arg-type]
+        model.to(device)
     replies: dict[tuple[int, str], Reply] = {}
     words: dict[tuple[int, str], list[WordAttention]] = {}
-    asker = Asker(model, processor, batch_size)
     for start, block in _blocks(samples, prompts):
-        answers = _ask_block(asker, processor, samples, block)
+        answers = _ask_block(asker, samples, block)
         for prompt, reply in zip(block, answers, strict=True):
             replies[prompt.key] = reply
             words[prompt.key] = _localise(prompt, reply)
         if progress:
             progress(min(start + IMAGES_AT_ONCE, len(samples)), len(samples))
     model.train(was_training)
-    return _evaluation(asked, replies, words, parser)
+    return _evaluation(asked, replies, words, parser, asker.note)
 
 
 def _blocks(samples: Sequence[Sample], prompts: Sequence[Prompt]) -> Iterator[tuple[int, list[Prompt]]]:
@@ -78,27 +78,15 @@ def _blocks(samples: Sequence[Sample], prompts: Sequence[Prompt]) -> Iterator[tu
         yield block * IMAGES_AT_ONCE, by_block[block]
 
 
-def _ask_block(asker: Asker, processor: Any, samples: Sequence[Sample], prompts: Sequence[Prompt]) -> list[Reply]:
-    """Encode the pictures that the prompts show, once each, and ask."""
-    import torch
-
-    model = asker.model
+def _ask_block(asker: Asker, samples: Sequence[Sample], prompts: Sequence[Prompt]) -> list[Reply]:
+    """Keep the pictures that the prompts show, once each, and ask."""
     shown: dict[int, int] = {}
     for prompt in prompts:
         shown[prompt.sample] = max(shown.get(prompt.sample, 0), prompt.num_images)
-    pictures: list[Image.Image] = []
-    first: dict[int, int] = {}
-    for number, count in shown.items():
-        first[number] = len(pictures)
-        if count:
-            pictures += [open_image(source) for source in samples[number].images[:count]]
-    memory = None
-    if pictures:
-        pixels = processor.image_processor(pictures, return_tensors="pt")["pixel_values"]
-        with torch.inference_mode():
-            memory = model.encode_images(pixels.to(device=model.device, dtype=model.dtype))
-    images = [range(first[p.sample], first[p.sample] + p.num_images) for p in prompts]
-    return asker.ask(prompts, memory, images)
+    places = [(number, image) for number, count in shown.items() for image in range(count)]
+    kept = asker.vlm.keep([open_image(samples[number].images[image]) for number, image in places])
+    of_place: dict[tuple[int, int], Kept] = dict(zip(places, kept, strict=True))
+    return asker.ask(prompts, [[of_place[p.sample, image] for image in range(p.num_images)] for p in prompts])
 
 
 def _localise(prompt: Prompt, reply: Reply) -> list[WordAttention]:
@@ -117,10 +105,11 @@ def _evaluation(
     replies: Mapping[tuple[int, str], Reply],
     words: Mapping[tuple[int, str], list[WordAttention]],
     parser: str,
+    note: str | None,
 ) -> Evaluation:
     questions = [item.question for item in asked]
     answers = {item.question.id: replies[item.key].text for item in asked}
     p_yes = {item.question.id: replies[item.key].p_yes for item in asked if is_yes_no(item.question)}
     predictions = judge(questions, answers, parser, p_yes)
     metrics = {**summarise(predictions), **summarise_words([word for found in words.values() for word in found])}
-    return Evaluation(predictions, {item.question.id: words[item.key] for item in asked}, metrics)
+    return Evaluation(predictions, {item.question.id: words[item.key] for item in asked}, metrics, note)

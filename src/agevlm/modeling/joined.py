@@ -20,6 +20,7 @@ from transformers import initialization as init
 from transformers.configuration_utils import PreTrainedConfig
 
 from .interleaving import decoder_layers
+from .loading import load_whole
 from .supervision import Head, label_log_probs, mean_loss
 from .vision import build_backbone, join_feature_maps, load_backbone
 
@@ -76,7 +77,7 @@ class JoinedModel(PreTrainedModel):
         the model's configuration. Text without images stays the decoder's to the last bit.
         """
         if not isinstance(language_model, PreTrainedModel):
-            language_model = AutoModelForCausalLM.from_pretrained(language_model)
+            language_model = load_whole(AutoModelForCausalLM, language_model)
         if not isinstance(vision_model, PreTrainedModel):
             vision_model = load_backbone(vision_model)
         if not hasattr(vision_model, "channels"):

@@ -38,11 +38,13 @@ from .vision import POSITION_CODE_SIZE, flatten_feature_map, position_code
 class ImageTokens:
     """The image tokens (num_images, N, W) of images, for any number of questions, and their `grid` (height, width).
 
-    What `ImageMemory` is to the AGE-VLM. Made by `encode_images`; stale once the weights change.
+    What `ImageMemory` is to the AGE-VLM. Made by `encode_images`; stale once the weights change. `prefilled` is what
+    the decoder keeps of each image in front of a question about it, see `prefill_images`.
     """
 
     tokens: Tensor
     grid: tuple[int, int]
+    prefilled: DynamicCache | None = None
 
     def __len__(self) -> int:
         return self.tokens.shape[0]
@@ -56,7 +58,8 @@ class ImageTokens:
         """The tokens of the images at `indices`, in that order, repeats allowed."""
         if not isinstance(indices, slice):
             indices = torch.as_tensor(indices, dtype=torch.long, device=self.device)
-        return replace(self, tokens=self.tokens[indices])
+        prefilled = None if self.prefilled is None else _select_cache(self.prefilled, indices)
+        return replace(self, tokens=self.tokens[indices], prefilled=prefilled)
 
 
 @dataclass(frozen=True)
@@ -109,13 +112,14 @@ class ConcatVlmForConditionalGeneration(JoinedModel, AgeVlmGenerationMixin):
             tokens_INW = tokens_INW + self.position_proj(position_code(grid, weight.device).to(weight.dtype))
         return ImageTokens(tokens_INW, grid)
 
-    def prefill_images(self, memory: ImageTokens) -> DynamicCache:
-        """What stands in front of a question about one image: the decoder's keys and values (num_images, H, N, D).
+    def prefill_images(self, memory: ImageTokens) -> ImageTokens:
+        """The same images with what the decoder keeps of each where it stands alone in front of a question.
 
-        A pass takes, and fills, `select_cache(prefilled, indices)` as its `cache`.
+        A pass that begins a cache, with one image a row, then starts behind the images.
         """
         embeds = memory.tokens.to(self.language_model.dtype)
-        return self.get_decoder()(inputs_embeds=embeds, use_cache=True, **{CACHE: DynamicCache()})[CACHE]
+        outputs = self.get_decoder()(inputs_embeds=embeds, use_cache=True, **{CACHE: DynamicCache()})
+        return replace(memory, prefilled=outputs[CACHE])
 
     @takes_cache
     @can_return_tuple
@@ -164,6 +168,8 @@ class ConcatVlmForConditionalGeneration(JoinedModel, AgeVlmGenerationMixin):
             asked = attention_rows
             if output_attention_maps:
                 asked = torch.arange(embeds_RTW.shape[1], device=embeds_RTW.device).expand(embeds_RTW.shape[:2])
+            if _begins(cache) and visibility.rows_per_image == 1 and images.image_memory.prefilled is not None:
+                _fill(cache, images.image_memory.prefilled)
             layout = _lay_out(images.image_memory, visibility, packed=not use_cache and cache is None)
             outputs = self._run(layout, embeds_RTW, attention_mask, position_ids, asked is not None, decoder_inputs)
             hidden_RTW = _text_of_rows(outputs.last_hidden_state, layout)
@@ -220,13 +226,23 @@ class ConcatVlmForConditionalGeneration(JoinedModel, AgeVlmGenerationMixin):
         return torch.zeros_like(visible_L1QK, dtype=dtype).masked_fill(~visible_L1QK, torch.finfo(dtype).min)
 
 
-def select_cache(cache: DynamicCache, indices: Tensor | Sequence[int]) -> DynamicCache:
-    """A new cache with the sequences at `indices` of another, in that order, repeats allowed."""
+def _select_cache(cache: DynamicCache, indices: Tensor | slice) -> DynamicCache:
+    """A new cache with the sequences at `indices` of another."""
     chosen = DynamicCache()
     for number, layer in enumerate(cache.layers):
-        index = torch.as_tensor(indices, dtype=torch.long, device=layer.keys.device)
-        chosen.update(layer.keys[index], layer.values[index], number)
+        chosen.update(layer.keys[indices], layer.values[indices], number)
     return chosen
+
+
+def _begins(cache: Any) -> bool:
+    """Whether there is a cache, and nothing in it."""
+    return cache is not None and not int(cache.get_seq_length())
+
+
+def _fill(cache: Any, prefilled: DynamicCache) -> None:
+    """Put the sequences of one cache into another, empty one."""
+    for number, layer in enumerate(prefilled.layers):
+        cache.update(layer.keys, layer.values, number)
 
 
 @contextmanager
@@ -317,4 +333,4 @@ def _looked_at(
     return looked
 
 
-__all__ = ["ConcatVlmForConditionalGeneration", "ImageTokens", "select_cache"]
+__all__ = ["ConcatVlmForConditionalGeneration", "ImageTokens"]

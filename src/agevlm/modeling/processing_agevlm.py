@@ -17,6 +17,8 @@ from transformers import AutoImageProcessor, AutoTokenizer, BatchFeature, ViTIma
 from transformers.image_utils import load_image
 from transformers.processing_utils import ProcessorMixin
 
+from .loading import reading
+
 IMAGE_TOKEN = "<image>"
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -76,7 +78,8 @@ class AgeVlmProcessor(ProcessorMixin):
         size, mean and standard deviation are taken over; cropping is not.
         """
         if isinstance(tokenizer, str | PathLike):
-            tokenizer = AutoTokenizer.from_pretrained(tokenizer)
+            with reading(tokenizer, "tokenizer"):
+                tokenizer = AutoTokenizer.from_pretrained(tokenizer)
         else:
             tokenizer = copy.deepcopy(tokenizer)
         return cls(squeezing_processor(image_processor, image_mean, image_std), tokenizer, **kwargs)
@@ -228,7 +231,8 @@ def squeezing_processor(
     See `AgeVlmProcessor.from_backbones`.
     """
     if isinstance(image_processor, str | PathLike):
-        image_processor = AutoImageProcessor.from_pretrained(image_processor)
+        with reading(image_processor, "image processor"):
+            image_processor = AutoImageProcessor.from_pretrained(image_processor)
     return ViTImageProcessorPil(
         size=_square(image_processor),
         image_mean=list(image_mean or getattr(image_processor, "image_mean", None) or CLIP_MEAN),

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from agevlm.data.check import NO_ANSWER, NO_CONVERSATION, USED_BEFORE, Faults, row_faults
+from agevlm.data.check import USED_BEFORE, Faults
 from agevlm.data.images import ImageError, open_image
 from agevlm.data.masks import union_mask
 from agevlm.data.parquet import (
@@ -37,8 +37,9 @@ from agevlm.data.parquet import (
     write_summary,
 )
 from agevlm.data.phrases import PhraseFinder
+from agevlm.data.row_check import HARMLESS, row_faults
 from agevlm.data.rows import to_record
-from agevlm.files import write_beside
+from agevlm.files import recover, write_beside
 from agevlm.teachers.base import Request, Teacher, Verdict
 from agevlm.teachers.phrasing import phrases_of, with_verdicts
 from agevlm.teachers.stopwatch import Stopwatch
@@ -152,8 +153,8 @@ class GroundingRun:
 
     def remove_leftovers(self) -> None:
         """Remove what a killed run had begun to write; not while another one is at work on the directory."""
-        for path in [*self.out.glob(".*.part"), *(self.out / _WORK).glob(".*.part")]:
-            path.unlink()
+        for directory in (self.out, self.out / _WORK):
+            recover(directory, anybodys=True)
 
     @property
     def todo(self) -> list[int]:
@@ -294,7 +295,7 @@ class _Decoded(Dataset[Any]):
         if position in self.repeated:
             return _Fault(USED_BEFORE, name)
         for kind, place in row_faults(row, self.source.vocabulary):
-            if kind not in (NO_CONVERSATION, NO_ANSWER):  # there is nothing to find then, and nothing in the way
+            if kind not in HARMLESS:
                 return _Fault(kind, f"{name}{place}")
         record = to_record(row)
         try:

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 import transformers
 
+from agevlm.modeling.loading import reading
+
 
 def load(
     weights: str | Path, auto_class: str, model_types: Sequence[str], dtype: torch.dtype, device: str
@@ -18,7 +20,8 @@ def load(
     A directory without weights and a model of another kind are ValueErrors that name it.
     """
     model = load_model(weights, auto_class, model_types, dtype, device)
-    return model, transformers.AutoProcessor.from_pretrained(weights)
+    with reading(weights, "processor"):
+        return model, transformers.AutoProcessor.from_pretrained(weights)
 
 
 def load_model(
@@ -29,8 +32,10 @@ def load_model(
     is_local = isinstance(weights, Path) or Path(weights).exists()
     if is_local and not (Path(weights) / "config.json").is_file():
         raise ValueError(f"{weights}: holds no config.json; give the directory of a {wanted} model, or a hub id")
-    config = transformers.AutoConfig.from_pretrained(weights)
+    with reading(weights, "configuration"):
+        config = transformers.AutoConfig.from_pretrained(weights)
     if config.model_type not in model_types:
         raise ValueError(f"{weights}: is a {config.model_type} model, this teacher needs {wanted}")
-    model = getattr(transformers, auto_class).from_pretrained(weights, dtype=dtype)
+    with reading(weights, "weights"):
+        model = getattr(transformers, auto_class).from_pretrained(weights, dtype=dtype)
     return model.to(device).eval().requires_grad_(False)

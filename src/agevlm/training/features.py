@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from agevlm.data.images import open_image
-from agevlm.files import write_beside
+from agevlm.files import reserve, write_beside
 from agevlm.training.arithmetic import autocast
 from agevlm.training.sources import (
     DrawnPictures,
@@ -119,7 +120,7 @@ def _fill(
 ) -> None:
     annotations, counts, number = [], [], 0
     notes: Counter[str] = Counter()
-    writer: NDArray[np.float16] | None = None
+    writer: _Writer | None = None
     for pictures, per_sample, annotated, noted in _batches(source, num_workers):
         counts += per_sample
         annotations += annotated
@@ -129,18 +130,35 @@ def _fill(
         pixels = processor.image_processor(pictures, return_tensors="pt")["pixel_values"]
         features = _forward(model, pixels, dtype)
         if writer is None:
-            shape = (_num_pictures(source), *features.shape[1:])
-            writer = np.lib.format.open_memmap(directory / "features.npy", mode="w+", dtype=np.float16, shape=shape)
-        writer[number : number + len(features)] = features.numpy()
+            writer = _Writer(directory / "features.npy", (_num_pictures(source), *features.shape[1:]))
+        writer.write(features.numpy())
         number += len(features)
-        progress(number, len(writer))
+        progress(number, writer.shape[0])
     assert writer is not None
-    assert number == len(writer), (number, len(writer))
-    writer.flush()  # type: ignore[attr-defined]
+    writer.file.close()
+    assert number == writer.shape[0], (number, writer.shape)
     np.save(directory / "starts.npy", np.concatenate([[0], np.cumsum(counts)]))
     if annotations:
         write_annotations(directory / "annotations.jsonl", annotations)
         (directory / "notes.json").write_text(json.dumps(notes), "utf-8")
+
+
+class _Writer:
+    """An array of float16 in NumPy's format, written row after row.
+
+    Its place on the disk is taken first, and writing goes by the file: a disk that fills under a mapped file ends the
+    process by a signal.
+    """
+
+    def __init__(self, path: Path, shape: tuple[int, ...]) -> None:
+        self.shape, self.file = shape, path.open("wb")
+        header = {"descr": "<f2", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(self.file, header)
+        self.file.flush()
+        reserve(self.file.fileno(), 2 * math.prod(shape), path)
+
+    def write(self, rows: NDArray[np.float16]) -> None:
+        self.file.write(np.ascontiguousarray(rows, dtype="<f2").data)
 
 
 @torch.no_grad()

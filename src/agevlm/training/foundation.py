@@ -38,11 +38,12 @@ from agevlm.data.language import make_conversations
 from agevlm.data.masks import decode_mask, mask_to_grid
 from agevlm.data.scenes import CATEGORIES, COLOURS, WorldSpec, draw_scene
 from agevlm.data.schema import IGNORE_INDEX, AnnotatedImage, Conversation
+from agevlm.documents import Strict, read_yaml
 from agevlm.files import write_beside
 from agevlm.training.arithmetic import autocast, choose_arithmetic
 from agevlm.training.dataset import without_pictures
 from agevlm.training.depthwise import speed_up_depthwise
-from agevlm.training.recipe import Strict
+from agevlm.training.recipe import AtOnce, Seed, Steps
 from agevlm.training.tokenizer import build_tokenizer
 
 # Shapes: B pictures, N cells of the grid, G groups of words, W words of a group, C categories.
@@ -73,9 +74,9 @@ class VisionSpec(Strict):
     """Layers of each stage."""
     patch_size: int = Field(4, ge=1)
     """Side of the patches of its stem in pixels."""
-    steps: int = Field(5000, ge=1)
+    steps: Steps = 5000
     """Optimiser steps."""
-    batch_size: int = Field(32, ge=1)
+    batch_size: AtOnce = 32
     """Scenes of a step."""
     learning_rate: float = Field(2e-3, gt=0)
     """Peak of the schedule."""
@@ -100,9 +101,9 @@ class LanguageSpec(Strict):
     """Heads of queries."""
     num_key_value_heads: int = Field(4, ge=1)
     """Heads of keys and values."""
-    steps: int = Field(1500, ge=1)
+    steps: Steps = 1500
     """Optimiser steps."""
-    batch_size: int = Field(64, ge=1)
+    batch_size: AtOnce = 64
     """Texts of a step."""
     learning_rate: float = Field(2e-3, gt=0)
     """Peak of the schedule."""
@@ -111,7 +112,7 @@ class LanguageSpec(Strict):
 class FoundationSpec(Strict):
     """The recipe of both foundation models."""
 
-    seed: int = 0
+    seed: Seed = 0
     """Of scenes, weights and order."""
     world: WorldSpec = WorldSpec()
     """The world of most scenes."""
@@ -166,7 +167,7 @@ def _save(directory: Path, spec: FoundationSpec, *parts: Any) -> None:
 def made_by(directory: Path, spec: FoundationSpec) -> bool:
     """Whether a directory holds a foundation model that was made by this recipe."""
     known = directory / RECIPE
-    return known.exists() and yaml.safe_load(known.read_text(encoding="utf-8")) == spec.model_dump(mode="json")
+    return known.exists() and read_yaml(known) == spec.model_dump(mode="json")
 
 
 # ---------------------------------------------------------------------------------------------------------- scenes

@@ -13,24 +13,24 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
+from pydantic import BaseModel, Discriminator, Field, Tag, ValidationError, model_validator
 
 from agevlm.data.augmentation import Augmentation
 from agevlm.data.language import check_kinds
 from agevlm.data.mask_noise import MaskNoise
 from agevlm.data.scenes import WorldSpec
+from agevlm.documents import Strict, parse_yaml, read_yaml
 from agevlm.guidance import GUIDANCE_LOSSES
 
 ModuleName = Literal["gates", "query_key_norms", "projector", "cross_attention", "language_model", "vision_model"]
 PARTS = ("gates", "query_key_norms")  # of the cross-attention, and train with it
-Weight = Annotated[float, Field(ge=0)]
-Rate = Annotated[float, Field(gt=0)]
-
-
-class Strict(BaseModel):
-    """Settings that refuse keys they do not know. The string below a key is its description in the reference."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+Weight = Annotated[float, Field(ge=0, le=1e9)]
+Rate = Annotated[float, Field(gt=0, le=1e3)]
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
+Steps = Annotated[int, Field(ge=1, le=10**9)]
+Images = Annotated[int, Field(ge=1, le=10**9)]
+AtOnce = Annotated[int, Field(ge=1, le=2**16)]
+"""What is in memory at once: pictures of a batch, questions on a picture."""
 
 
 class ModelRecipe(Strict):
@@ -53,15 +53,15 @@ class ModelRecipe(Strict):
     """Of cross_attention: indices in the combined stack of layers. Null: evenly spread, one for four decoder layers."""
     null_token: bool = True
     """Of cross_attention: a learnable token that words for absent things are guided to."""
-    query_key_norm_init: float = Field(1.0, gt=0)
+    query_key_norm_init: float = Field(1.0, gt=0, le=1e3)
     """Of cross_attention: start of the norms of queries and keys. Above 1 attention starts sharper."""
-    pool_size: int = Field(1, ge=1)
+    pool_size: int = Field(1, ge=1, le=64)
     """Of concat: side of the squares of cells that make one image token. 2 keeps a quarter of the tokens."""
     image_positions: Literal["none", "values", "keys_and_values"] = "values"
     """Where the code of a place is added. Concat adds it to the image tokens unless none."""
     attn_implementation: Literal["eager", "sdpa", "flash_attention_2"] | None = None
     """The attention kernel. Null: the decoder's own."""
-    image_size: int | None = Field(None, ge=8)
+    image_size: int | None = Field(None, ge=8, le=8192)
     """Side of the square picture in pixels. Null: as the vision model's own processor says."""
 
 
@@ -70,9 +70,9 @@ class ScenesSource(Strict):
 
     scenes: WorldSpec = WorldSpec()
     """Parameters of the world."""
-    num_scenes: int = Field(16_000, ge=1)
+    num_scenes: Images = 16_000
     """How many scenes."""
-    seed: int | None = None
+    seed: Seed | None = None
     """Which scenes. Null: the recipe's seed."""
 
 
@@ -91,7 +91,7 @@ class LabelsSource(Strict):
 
     labels: Path
     """A directory with a folder of pictures for each class."""
-    names: dict[str, str | None] = {}
+    names: dict[str, str | None] = Field({})
     """Folder → what its class is called. Null leaves the folder out. Else its own name, with spaces for underscores."""
     augment: Augmentation | None = None
     """Other views of its pictures. Null: the pictures as they are."""
@@ -118,7 +118,7 @@ class GuidanceRecipe(Strict):
 
     loss: str = "kl"
     """The name of a guidance loss: kl, mass or bce_dice."""
-    weight: float = Field(1.0, ge=0)
+    weight: Weight = 1.0
     """Beside language modelling. 0: not computed. From 0.5 to 3 it hardly matters, below it learns more slowly."""
     layers: Annotated[tuple[int, ...], Field(min_length=1)] | None = None
     """Numbers of the layers that look at images, from 0. Null: all."""
@@ -141,7 +141,7 @@ class GuidanceRecipe(Strict):
 class LoraRecipe(Strict):
     """Low-rank adapters on the language model in place of its own weights; merged into them at the end of the stage."""
 
-    rank: int = Field(16, ge=1)
+    rank: AtOnce = 16
     """Of the two factors."""
     alpha: float = Field(32.0, gt=0)
     """Scale times rank."""
@@ -164,9 +164,9 @@ class StageRecipe(Strict):
 
     name: str = Field(pattern=r"^[\w.-]+$")
     """Letters, digits, `.`, `-` and `_`. Names the stage's directory."""
-    data: dict[str, Weight] = {"scenes": 1.0}
+    data: dict[str, Weight] = Field({"scenes": 1.0})
     """Name of a source → its weight in the mixture."""
-    kinds: dict[str, float] | None = None
+    kinds: dict[str, Weight] | None = None
     """Kind of conversation → its weight. Null: the default mixture, `DEFAULT_KINDS`."""
     presence: PresenceRecipe | None = None
     """How presence is asked. Null: naturally, what is there and what is not equally often."""
@@ -176,13 +176,13 @@ class StageRecipe(Strict):
     """Adapters on the language model. Null: none."""
     guidance: GuidanceRecipe | None = None
     """The guidance loss. Null: none."""
-    steps: int = Field(ge=1)
+    steps: Steps
     """Optimiser steps."""
-    images_per_batch: int = Field(32, ge=1)
+    images_per_batch: AtOnce = 32
     """Samples of a batch, all processes together."""
-    questions_per_image: int = Field(4, ge=1)
+    questions_per_image: AtOnce = 4
     """Conversations on each sample. They share its vision pass."""
-    gradient_accumulation_steps: int = Field(1, ge=1)
+    gradient_accumulation_steps: AtOnce = 1
     """Batches of a step."""
     group_by_length: bool = True
     """A batch holds long kinds (captions, conversations) or short ones: less padding."""
@@ -190,15 +190,15 @@ class StageRecipe(Strict):
     """Share of conversations read as plain text, without their pictures: keeps language."""
     optimizer: Literal["adamw", "muon"] = "adamw"
     """AdamW with betas 0.9 and 0.98, or [Muon](https://kellerjordan.github.io/posts/muon) for matrices of layers."""
-    learning_rate: float = Field(2e-3, gt=0)
+    learning_rate: Rate = 2e-3
     """Peak of the schedule. Updates of Muon are as large as those of AdamW usually are."""
-    module_learning_rates: dict[ModuleName, Rate] = {}
+    module_learning_rates: dict[ModuleName, Rate] = Field({})
     """Module → a learning rate of its own."""
     lr_scheduler: Literal["cosine", "linear", "constant_with_warmup", "warmup_stable_decay"] = "cosine"
     """Course of the learning rate. warmup_stable_decay falls in the last 30 % of the steps."""
     warmup_ratio: float = Field(0.05, ge=0, le=1)
     """Share of the steps."""
-    weight_decay: float = Field(0.01, ge=0)
+    weight_decay: Weight = 0.01
     """Of matrices. Norms, gates, embeddings and other vectors do not decay."""
     max_grad_norm: float = Field(1.0, gt=0)
     """Gradients are clipped to this norm."""
@@ -240,13 +240,13 @@ class EvaluationRecipe(Strict):
 
     benchmark: str = "scenes"
     """scenes, or the directory of a dataset in the project's Parquet schema."""
-    num_images: int = Field(600, ge=1)
+    num_images: Images = 600
     """Pictures to ask about, at most."""
     split: Literal["validation", "test"] = "test"
     """Of scenes: which range of seeds they are drawn from."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the test world."""
-    batch_size: int = Field(256, ge=1)
+    batch_size: AtOnce = 256
     """Questions at once. Scores do not depend on it."""
 
 
@@ -255,11 +255,11 @@ class Recipe(Strict):
 
     name: str = "run"
     """A name for people."""
-    seed: int = 0
+    seed: Seed = 0
     """Of scenes, new weights and the order of data."""
     model: ModelRecipe = ModelRecipe()
     """What the network is joined from."""
-    data: dict[str, Source] = {"scenes": ScenesSource()}
+    data: dict[str, Source] = Field({"scenes": ScenesSource()})
     """Name → source."""
     stages: tuple[StageRecipe, ...] = Field(min_length=1)
     """A list of stages, each with a name of its own."""
@@ -271,15 +271,15 @@ class Recipe(Strict):
     """Compile the decoder and the cross-attention by `torch.compile`: about a third less time for each step."""
     cache_features: bool = True
     """Keep the feature maps of a frozen vision model on disk."""
-    num_workers: int = Field(1, ge=0)
+    num_workers: int = Field(1, ge=0, le=1024)
     """Processes that draw, read and collate."""
-    save_steps: int = Field(500, ge=1)
+    save_steps: Steps = 500
     """Steps between checkpoints."""
-    snapshot_steps: int | None = Field(None, ge=1)
+    snapshot_steps: Steps | None = None
     """Keep the model every so many steps of a stage, in `snapshots/`, to be measured along the training."""
     cache_dir: Path | None = None
     """Where feature maps are kept. Null: inside the run, removed at its end. A directory may be shared by runs."""
-    max_length: int = Field(512, ge=8)
+    max_length: int = Field(512, ge=8, le=10**6)
     """Tokens of a conversation. What is longer is cut, and counted."""
 
     @model_validator(mode="after")
@@ -308,10 +308,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), seed: int | Non
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no recipe at {path}")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    content = read_yaml(path)
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds {type(content).__name__}, a recipe is a mapping with the key stages")
     if "arms" in content:
@@ -346,11 +343,8 @@ def apply_overrides(content: dict[str, Any], overrides: Sequence[str]) -> dict[s
 def _apply(content: dict[str, Any], override: str) -> None:
     key, equals, value = override.partition("=")
     if not equals or not key:
-        raise ValueError(f"--set {override!r} is not of the form key.path=value")
-    try:
-        parsed = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise ValueError(f"--set {override!r}: the value is not YAML: {' '.join(str(error).split())}") from error
+        raise ValueError(f"--set {override!r:.120} is not of the form key.path=value")
+    parsed = parse_yaml(value, f"--set {override!r:.120}: the value")
     parts = key.split(".")
     place: Any = content
     while parts:

@@ -31,19 +31,20 @@ from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
 from filelock import FileLock, Timeout
 from rich.console import Console
-from transformers import AutoTokenizer, set_seed
+from transformers import set_seed
 
 import agevlm
 from agevlm.checkpoints import choose_device, computes_in, load_model, resolve_model
 from agevlm.data.collate import Collator
 from agevlm.data.scenes import split_seed
-from agevlm.files import write_beside
+from agevlm.files import recover, write_beside
 from agevlm.modeling.joined import JoinedModel
 from agevlm.modeling.modeling_agevlm import AgeVlmForConditionalGeneration
 from agevlm.modeling.modeling_concat import ConcatVlmForConditionalGeneration
 from agevlm.modeling.processing_agevlm import AgeVlmProcessor
 from agevlm.modeling.versions import checkpoint_activations
 from agevlm.modeling.vision import load_backbone
+from agevlm.signals import put_off
 from agevlm.training.arithmetic import choose_arithmetic, frozen_in_bfloat16
 from agevlm.training.compiled import compile_layers, compiled_for
 from agevlm.training.dataset import SourceData, StageDataset
@@ -54,7 +55,14 @@ from agevlm.training.recipe import LabelsSource, Recipe, StageRecipe, dump_recip
 from agevlm.training.recipe import ParquetSource as ParquetRecipe
 from agevlm.training.sources import DrawnSource, ParquetSource, SceneSource, Source
 from agevlm.training.stages import describe, freeze_for_stage, merge_adapters, merged_weights
-from agevlm.training.trainer import StageTrainer, find_checkpoints, images_per_process, read_log, training_arguments
+from agevlm.training.trainer import (
+    Asked,
+    StageTrainer,
+    find_checkpoints,
+    images_per_process,
+    read_log,
+    training_arguments,
+)
 from agevlm.training.views import LabelledPictures, StoredPictures, ViewSource
 
 TRAIN_SPLIT = "train"
@@ -83,6 +91,7 @@ def train(
     the losses of a run that was never killed. Without it an `out` that holds a run is a ValueError; nothing there is
     touched. `dry_run` builds the model, prints what each stage would train, and stops. Launched in several processes,
     it is the same run: they divide the pictures of each batch. A batch that they cannot divide is a ValueError.
+    Ctrl-C and SIGTERM take effect behind the step in progress, when a checkpoint is written; a second one at once.
     """
     console = console or Console(stderr=True)
     if own is not None:
@@ -141,7 +150,7 @@ class Run:
         except Timeout as error:
             raise ValueError(f"{self.out} is being trained by another process: wait for it, or end it") from error
         if resume:
-            _recover(self.out)
+            recover(self.out, anybodys=True)
         for name, text in self.files.items():
             self._write(name, text)
 
@@ -185,7 +194,10 @@ class Run:
                     data = self._load_data(model, processor, cache, progress)
                 model.config.known_words = self._known_words(model, data)
                 for index in range(first, len(self.recipe.stages)):
-                    self._train_stage(index, model, processor, data, progress)
+                    with put_off() as asked:
+                        stopped = self._train_stage(index, model, processor, data, progress, asked)
+                    if stopped:  # another process was asked
+                        raise KeyboardInterrupt(f"stage {self.recipe.stages[index].name} was stopped")
         self.processes.wait_for_everyone()
         final = self.out / "model"
         if self.is_main:
@@ -232,8 +244,15 @@ class Run:
         return data
 
     def _train_stage(
-        self, index: int, model: Any, processor: Any, data: dict[str, SourceData], progress: RunProgress
-    ) -> None:
+        self,
+        index: int,
+        model: Any,
+        processor: Any,
+        data: dict[str, SourceData],
+        progress: RunProgress,
+        asked_to_stop: Asked,
+    ) -> bool:
+        """Train a stage to its end, or to a checkpoint where the process is asked to stop: then True."""
         stage, directory = self.recipe.stages[index], self.stage_directory(index)
         set_seed(self.recipe.seed + index)  # of adapters: the same whether the stage before ran in this process or not
         counts = freeze_for_stage(model, stage)
@@ -246,10 +265,13 @@ class Run:
         if self.is_main:
             progress.start_stage(index, int(checkpoints[-1].name.rsplit("-", 1)[1]) if checkpoints else 0)
         trainer = self._trainer(index, model, processor, data, progress)
+        trainer.asked_to_stop = asked_to_stop
         for note in trainer.train_dataset.notes:
             self.console.print(f"  {note}", highlight=False)
         with compiled_for(stage.steps), frozen_in_bfloat16(model.language_model, self.dtype):
             trainer.train(resume_from_checkpoint=resume_from)
+        if trainer.state.global_step < stage.steps:
+            return True
         if stage.gradient_checkpointing:
             checkpoint_activations(model, False)
         if stage.lora:
@@ -257,6 +279,7 @@ class Run:
         if self.is_main:
             self._record(index, counts)
             self._save(directory, model, processor)
+        return trainer.stopped
 
     def _trainer(
         self, index: int, model: Any, processor: Any, data: dict[str, SourceData], progress: RunProgress
@@ -365,8 +388,7 @@ def _join(recipe: Recipe) -> tuple[JoinedModel, AgeVlmProcessor]:
     settings = recipe.model
     torch.manual_seed(recipe.seed)
     language, vision = resolve_model(settings.language_model), resolve_model(settings.vision_model)
-    tokenizer = AutoTokenizer.from_pretrained(language)
-    processor = AgeVlmProcessor.from_backbones(tokenizer, vision)
+    processor = AgeVlmProcessor.from_backbones(language, vision)
     backbone = load_backbone(vision, settings.vision_stages)
     if settings.image_size:
         processor.image_processor.size = {"height": settings.image_size, "width": settings.image_size}
@@ -418,19 +440,6 @@ def check_out(out: Path, resume: bool) -> Path:
 def _is_leftover(path: Path) -> bool:
     """Whether a file may be there before a run: features, data made for it, what a kill left of a file in writing."""
     return path.name in ("cache", LOCK, DATA, PROBE) or (path.name.startswith(".") and path.suffix in (".part", ".old"))
-
-
-def _recover(directory: Path) -> None:
-    """Clear away what a kill left half-written; what it caught between two renames gets its name back."""
-    for leftover in directory.glob(".*.old"):
-        target = directory / leftover.name[1:].rsplit(".", 2)[0]
-        if not target.exists():
-            leftover.rename(target)
-    for leftover in (*directory.glob(".*.old"), *directory.glob(".*.part")):
-        if leftover.is_dir():
-            shutil.rmtree(leftover)
-        else:
-            leftover.unlink()
 
 
 def open_source(settings: Any, seed: int) -> Source:

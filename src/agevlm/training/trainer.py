@@ -11,8 +11,10 @@ import itertools
 import json
 import os
 import shutil
+import signal
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,18 +35,31 @@ BETAS = (0.9, 0.98)  # of AdamW
 DECAY_RATIO = 0.3  # of a stage's steps, in which a rate that is stable before falls to 0
 MAX_NAMED = 20  # samples named in an error
 OnStep = Callable[[dict[str, Any]], None]
+Asked = Callable[[], bool]  # whether the process was asked to stop
 
 
 class StageTrainer(Trainer):
-    """Trains one stage. `on_step` is given a record of every step; `files` are written beside every checkpoint."""
+    """Trains one stage. `on_step` is given a record of every step; `files` are written beside every checkpoint.
+
+    Where `asked_to_stop` says so in any process, training ends behind the step in progress with a checkpoint, and
+    `stopped` is True.
+    """
 
     def __init__(
-        self, *, args: TrainingArguments, stage: StageRecipe, on_step: OnStep, files: dict[str, str], **kwargs: Any
+        self,
+        *,
+        args: TrainingArguments,
+        stage: StageRecipe,
+        on_step: OnStep,
+        files: dict[str, str],
+        **kwargs: Any,
     ) -> None:
         args._n_gpu = min(args.n_gpu, 1)  # a process trains on one GPU: nn.DataParallel would make batches larger
         super().__init__(args=args, **kwargs)
         self.stage, self.on_step, self.files = stage, on_step, files
         self.loss_is_scaled_for_ga = True  # both losses are divided by counts over the whole accumulated batch
+        self.asked_to_stop: Asked = lambda: False
+        self.stopped = False
         self._num_guided = 0.0
         self._losses = [0.0, 0.0]  # language modelling and guidance of the step in progress
         self._counts: dict[str, Any] = {}  # of the step in progress, for the log
@@ -58,6 +73,12 @@ class StageTrainer(Trainer):
             groups, rate = parameter_groups(self.model, self.stage), self.stage.learning_rate
             self.optimizer = Muon(groups, lr=rate, betas=BETAS, arithmetic=arithmetic)
         return self.optimizer
+
+    def get_train_dataloader(self) -> Any:
+        """As any trainer's; a stop that all processes are told, as schedulers do, is for the main one to act on."""
+        loader = super().get_train_dataloader()
+        loader.worker_init_fn = partial(_start_worker, loader.worker_init_fn)
+        return loader
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
@@ -133,11 +154,12 @@ class StageTrainer(Trainer):
 
     def take_record(self) -> dict[str, Any]:
         """The losses and counts of the step that just ended; the guidance loss is None where nothing was guided."""
-        parts: list[Any] = [(*self._losses, self._counts)]
+        parts: list[Any] = [(*self._losses, self._counts, self.asked_to_stop())]
         if self.args.world_size > 1:
             parts = gather_object(parts)
         language, guidance = (sum(part[number] for part in parts) for number in (0, 1))
         self._losses = [0.0, 0.0]
+        self.stopped = any(part[3] for part in parts)  # all processes agree on the step
         weight = self.stage.guidance.weight if self.stage.guidance else 0.0
         return {
             "loss": language + weight * guidance,
@@ -186,6 +208,12 @@ def find_checkpoints(directory: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name.rsplit("-", 1)[1]))
 
 
+def _start_worker(start: Callable[[int], None] | None, number: int) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if start is not None:
+        start(number)
+
+
 class _Reporter(TrainerCallback):
     """Hands a record of every optimiser step to the trainer's `on_step`."""
 
@@ -204,6 +232,8 @@ class _Reporter(TrainerCallback):
     ) -> TrainerControl:
         record = {"step": state.global_step, **self.trainer.take_record(), "learning_rate": self.learning_rate}
         self.trainer.on_step(record)
+        if self.trainer.stopped and state.global_step < state.max_steps:
+            control.should_save = control.should_training_stop = True
         return control
 
 

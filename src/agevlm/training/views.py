@@ -98,7 +98,9 @@ class ViewSource(DrawnSource):
     """All views of some pictures, the pictures themselves first; without `augmentation` these alone."""
 
     def __init__(self, pictures: Pictures, augmentation: Augmentation | None, seed: int) -> None:
-        self.pictures, self.augmentation, self.seed = pictures, augmentation, seed
+        self.pictures, self.augmentation = pictures, augmentation
+        own = augmentation.seed if augmentation else None
+        self.seed = seed if own is None else own
 
     @property
     def vocabulary(self) -> tuple[str, ...]:

@@ -263,6 +263,10 @@ def _remember(model: Any, processor: Any, pictures: list[Any]) -> Any:
     return model.encode_images(pixels.to(model.device, model.dtype))
 
 
+def _remember_in_front(model: Any, processor: Any, pictures: list[Any]) -> Any:
+    return model.prefill_images(_remember(model, processor, pictures))
+
+
 def _layers_of_ours(model: Any) -> list[Any]:
     """The decoder's layers with the cross-attention layers where they come between."""
     decoder = iter(model.get_decoder().layers)
@@ -302,7 +306,7 @@ FAMILIES: tuple[Family, ...] = (
         remember=_remember,
         special_tokens=False,
     ),
-    Family(("agevlm_concat",), _ours, front=True, remember=_remember, special_tokens=False),
+    Family(("agevlm_concat",), _ours, front=True, remember=_remember_in_front, special_tokens=False),
 )
 
 

@@ -47,6 +47,12 @@ class Inputs:
         """T: the tokens of a row, padding and answer included."""
         return int(self.tensors["input_ids"].shape[1])
 
+    @property
+    def front_is_cached(self) -> bool:
+        """Whether what stands in front of the text is in the cache before an answer begins."""
+        memory = self.tensors.get("image_memory")
+        return getattr(memory, "prefilled", None) is not None and all(len(row) == 1 for row in self.pictures)
+
     def position_ids(self) -> Tensor:
         """(R, T): the place of each token in its row, not counting padding on the left."""
         return (self.tensors["attention_mask"].cumsum(-1) - 1).clamp(min=0)
@@ -70,27 +76,43 @@ class Inputs:
         return replace(self, tensors=tensors, num_answer=self.num_answer + longest)
 
     def tokens_of(self, tokenizer: Any, row: int, start: int, end: int) -> list[int]:
-        """Positions in row `row` of the tokens of `texts[row][start:end]`; [] where the processor changed that text.
+        """Positions in row `row` of the tokens of `texts[row][start:end]`; [] where the processor changed that text."""
+        return self.words_of(tokenizer, row, [(start, end)])[0]
+
+    def words_of(self, tokenizer: Any, row: int, spans: Sequence[tuple[int, int]]) -> list[list[int]]:
+        """`tokens_of` for several spans of one row.
 
         The text is tokenised once more and laid beside what the processor made of it: image tokens, separators and
         whatever else it put in between do not matter.
         """
         coded = tokenizer(self.texts[row], return_offsets_mapping=True, add_special_tokens=False)
-        wanted = set(tokens_of_span(coded["offset_mapping"], start, end))
         ids = self.tensors["input_ids"][row].tolist()
-        places = [place for place in range(len(ids)) if place == 0 or ids[place] != ids[place - 1]]  # runs fold to one
-        blocks = SequenceMatcher(None, coded["input_ids"], [ids[p] for p in places], autojunk=False)
-        found = {b.a + i: places[b.b + i] for b in blocks.get_matching_blocks() for i in range(b.size)}
-        return sorted(found[token] for token in wanted) if wanted <= found.keys() else []
+        found = _places(coded["input_ids"], ids[: len(ids) - self.num_answer])
+        words = [set(tokens_of_span(coded["offset_mapping"], start, end)) for start, end in spans]
+        return [sorted(found[token] for token in word) if word <= found.keys() else [] for word in words]
+
+
+def _places(text_ids: list[int], row_ids: list[int]) -> dict[int, int]:
+    """Which token of a row each token of its text has become, as far as they can be laid beside each other."""
+    start = len(row_ids) - len(text_ids)
+    if start >= 0 and row_ids[start:] == text_ids:
+        return dict(enumerate(range(start, len(row_ids))))
+    places = [p for p in range(len(row_ids)) if p == 0 or row_ids[p] != row_ids[p - 1]]  # runs fold to one
+    blocks = SequenceMatcher(None, text_ids, [row_ids[p] for p in places], autojunk=False)
+    return {b.a + i: places[b.b + i] for b in blocks.get_matching_blocks() for i in range(b.size)}
 
 
 @dataclass(frozen=True)
 class Kept:
-    """A picture for any number of rows; where `memory` is there, the model has encoded it already, as its `number`."""
+    """A picture for any number of rows; where `memory` is there, the model has encoded it already, as its `number`.
+
+    `states` (N, W) are then what its keys in cross-attention are made of.
+    """
 
     picture: Any
     memory: Any = None
     number: int = 0
+    states: Tensor | None = None
 
 
 def encode(

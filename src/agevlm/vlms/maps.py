@@ -63,14 +63,13 @@ def attention_maps(
     missing = [layer for layer in chosen if layer not in reading.rows]
     if missing or not chosen:
         raise ValueError(f"layers {missing} look at no picture: choose from {sorted(reading.rows)}")
+    weights_RKN = _mean(inputs, [reading.rows[layer] for layer in chosen], heads, of_pictures)
     found: list[list[WordMap | None]] = []
     for row, (asked, row_words) in enumerate(zip(positions, words, strict=True)):
-        columns = [column for picture in inputs.pictures[row] for column in picture.columns] + list(inputs.null_columns)
-        weights_KN = _mean([reading.rows[layer][row] for layer in chosen], heads, columns if of_pictures else None)
         place = {position: k for k, position in reversed(list(enumerate(asked)))}
         found.append(
             [
-                _word_map(inputs, row, weights_KN[[place[token] for token in tokens]].mean(0)) if tokens else None
+                _word_map(inputs, row, weights_RKN[row, [place[token] for token in tokens]].mean(0)) if tokens else None
                 for tokens in row_words
             ]
         )
@@ -78,20 +77,24 @@ def attention_maps(
 
 
 def _mean(
-    layers_HKN: Sequence[Tensor], heads: Sequence[int] | None, scaled_to: Sequence[int] | None
+    inputs: Inputs, layers_RHKN: Sequence[Tensor], heads: Sequence[int] | None, of_pictures: bool
 ) -> NDArray[np.float32]:
-    """The mean over layers and the chosen heads (K, N), each row scaled to its sum over some columns before."""
-    num_heads = layers_HKN[0].shape[0]
+    """The mean over layers and the chosen heads (R, K, N), each row before scaled to its sum on pictures and null."""
+    rows, num_heads, _, num_keys = layers_RHKN[0].shape
     wrong = [head for head in heads or () if not 0 <= head < num_heads]
     if wrong:
         raise ValueError(f"there is no head {wrong}: the model has {num_heads}, numbered from 0")
-    means_KN = []
-    for weights_HKN in layers_HKN:
-        chosen_HKN = weights_HKN if heads is None else weights_HKN[list(heads)]
-        if scaled_to is not None:
-            chosen_HKN = chosen_HKN / chosen_HKN[..., list(scaled_to)].sum(-1, keepdim=True).clamp(min=1e-9)
-        means_KN.append(chosen_HKN.mean(0))
-    return np.asarray(torch.stack(means_KN).mean(0).cpu().numpy(), dtype=np.float32)
+    seen_R1N1 = torch.zeros(rows, 1, num_keys, 1, device=layers_RHKN[0].device)
+    for row, pictures in enumerate(inputs.pictures):
+        for columns in (*(picture.columns for picture in pictures), np.array(inputs.null_columns, dtype=np.int64)):
+            seen_R1N1[row, 0, torch.as_tensor(columns)] = 1.0
+    means_RKN = []
+    for weights_RHKN in layers_RHKN:
+        chosen_RHKN = weights_RHKN if heads is None else weights_RHKN[:, list(heads)]
+        if of_pictures:
+            chosen_RHKN = chosen_RHKN / (chosen_RHKN @ seen_R1N1).clamp(min=1e-9)
+        means_RKN.append(chosen_RHKN.mean(1))
+    return np.asarray(torch.stack(means_RKN).mean(0).cpu().numpy(), dtype=np.float32)
 
 
 def _word_map(inputs: Inputs, row: int, weights_N: NDArray[np.float32]) -> WordMap:

@@ -12,13 +12,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 Size = tuple[int, int]  # height, width
+_KEPT = 64
 Box = tuple[float, float, float, float]  # top, left, bottom, right; may reach beyond the picture where it is padded
 
 
@@ -74,22 +75,12 @@ class SeenPicture:
     columns: NDArray[np.int64]
     views: tuple[View, ...] | None
 
-    @cached_property
+    @property
     def boxes(self) -> NDArray[np.float64]:
         """(n, 4) top, left, bottom, right of each token in the picture's pixels, within it; NaN for no pixels."""
-        if self.views is None:
-            raise ValueError(
-                "which pixels an image token stands for is not known for this family of models: "
-                "describe it in agevlm.vlms.families, or ask for occlusion maps"
-            )
-        boxes = np.concatenate([view.boxes() for view in self.views])
-        height, width = self.size
-        inside = boxes.clip(0, [height, width, height, width])
-        empty = (inside[:, 2] - inside[:, 0] <= 1e-9) | (inside[:, 3] - inside[:, 1] <= 1e-9)
-        inside[empty] = np.nan
-        return inside
+        return _boxes_within(self._known_views, self.size)
 
-    @cached_property
+    @property
     def grid(self) -> Size:
         """The even grid (h, w) over the picture whose cells are those of its finest view; of one whole view its own."""
         if self.views is None or np.isnan(self.boxes[:, 0]).all():
@@ -98,17 +89,46 @@ class SeenPicture:
         return max(1, round(self.size[0] / min(heights))), max(1, round(self.size[1] / min(widths)))
 
     def map(self, weights_n: NDArray[Any], grid: Size | None = None) -> NDArray[np.float32]:
-        """Weights of the tokens as a map (h, w) over the picture, by default on its own `grid`.
+        """Weights of the tokens (…, n) as maps (…, h, w) over the picture, by default on its own `grid`.
 
         A token's weight is spread evenly over its box, and views add up: the map sums to the weight of all tokens that
         stand for pixels.
         """
-        h, w = grid or self.grid
-        real = ~np.isnan(self.boxes[:, 0])
-        boxes, weights = self.boxes[real], np.asarray(weights_n, dtype=np.float64)[real]
-        shares_nh = _shares(boxes[:, 0], boxes[:, 2], self.size[0], h)
-        shares_nw = _shares(boxes[:, 1], boxes[:, 3], self.size[1], w)
-        return np.einsum("n,nh,nw->hw", weights, shares_nh, shares_nw, optimize=True).astype(np.float32)
+        real, shares_nh, shares_nw = _spread(self._known_views, self.size, grid or self.grid)
+        weights = np.asarray(weights_n, dtype=np.float64)[..., real]
+        return ((weights[..., None] * shares_nh).swapaxes(-1, -2) @ shares_nw).astype(np.float32)
+
+    @property
+    def _known_views(self) -> tuple[View, ...]:
+        if self.views is None:
+            raise ValueError(
+                "which pixels an image token stands for is not known for this family of models: "
+                "describe it in agevlm.vlms.families, or ask for occlusion maps"
+            )
+        return self.views
+
+
+@lru_cache(maxsize=_KEPT)  # pictures of a dataset come in few sizes, and each is asked about many times
+def _boxes_within(views: tuple[View, ...], size: Size) -> NDArray[np.float64]:
+    """The boxes of the tokens of `views`, cut to the picture."""
+    boxes = np.concatenate([view.boxes() for view in views])
+    height, width = size
+    inside = boxes.clip(0, [height, width, height, width])
+    empty = (inside[:, 2] - inside[:, 0] <= 1e-9) | (inside[:, 3] - inside[:, 1] <= 1e-9)
+    inside[empty] = np.nan
+    inside.flags.writeable = False
+    return inside
+
+
+@lru_cache(maxsize=_KEPT)
+def _spread(
+    views: tuple[View, ...], size: Size, grid: Size
+) -> tuple[NDArray[np.bool_], NDArray[np.float64], NDArray[np.float64]]:
+    """Which tokens (n,) stand for pixels, and of these which share lies in each row and in each column of `grid`."""
+    boxes = _boxes_within(views, size)
+    real = ~np.isnan(boxes[:, 0])
+    shares_nh = _shares(boxes[real, 0], boxes[real, 2], size[0], grid[0])
+    return real, shares_nh, _shares(boxes[real, 1], boxes[real, 3], size[1], grid[1])
 
 
 def _shares(start_n: NDArray[Any], end_n: NDArray[Any], length: float, cells: int) -> NDArray[np.float64]:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from agevlm.data.chat import RenderedChat, render_conversation
+from agevlm.data.literals import as_text
 from agevlm.data.schema import Message
 from agevlm.vlms.attention import AttentionUnreadableError, RowReader, reading
 from agevlm.vlms.families import family_of, known_types
@@ -132,8 +133,13 @@ class Vlm:
             )
         images = self.processor.image_token * messages[0].num_images
         start = plain.format(images=images, question="\0").index("\0")
-        text = plain.format(images=images, question=messages[0].content)
+        text = plain.format(images=images, question=as_text(self.processor, messages[0].content))
         return RenderedChat(text, [start], [start + len(messages[0].content)])
+
+    @property
+    def encodes_once(self) -> bool:
+        """Whether `keep` encodes a picture once for all questions about it."""
+        return self.family is not None and self.family.remember is not None
 
     @torch.inference_mode()
     def keep(self, pictures: Sequence[Any]) -> list[Kept]:
@@ -142,10 +148,14 @@ class Vlm:
         A model that can encode a picture once for many questions, as ours can, does it here; the others will encode it
         with each row.
         """
-        if not pictures or self.family is None or self.family.remember is None:
+        if not pictures or not self.encodes_once:
             return [Kept(picture) for picture in pictures]
-        memory = self.family.remember(self.model, self.processor, list(pictures))
-        return [Kept(picture, memory, number) for number, picture in enumerate(pictures)]
+        assert self.family is not None
+        assert self.family.remember is not None
+        with self._image_states() as image:
+            memory = self.family.remember(self.model, self.processor, list(pictures))
+        states = image.get("image", [None] * len(pictures))
+        return [Kept(picture, memory, number, states[number]) for number, picture in enumerate(pictures)]
 
     def encode(self, texts: Sequence[str], pictures: Sequence[Sequence[Any]]) -> Inputs:
         """Rows of text and their pictures (upright RGB, or kept) as tensors, with each picture's image tokens found."""
@@ -166,7 +176,9 @@ class Vlm:
     ) -> tuple[list[Answer], Reading]:
         """The greedy answer of each row, and what its first pass gave: rows as in `read`, logits of the first token."""
         tokenizer = self.processor.tokenizer
-        with self._reading(inputs, self._chosen(layers, positions is not None), positions, False) as reader:
+        num_front = 0 if inputs.front_is_cached else inputs.num_front
+        chosen = self._chosen(layers, positions is not None)
+        with self._reading(inputs, chosen, positions, num_front) as reader:
             written = self.model.generate(
                 **inputs.tensors,
                 max_new_tokens=max_new_tokens,
@@ -218,14 +230,22 @@ class Vlm:
 
     def answer_ids(self, text: str, answer: str) -> list[int]:
         """The tokens of `answer` behind `text`, tokenised together with it; by itself where the two melt together."""
+        return self.answer_tokens(text, answer)[0]
+
+    def answer_tokens(self, text: str, answer: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """As `answer_ids`, and the characters of `answer` that each token stands for."""
         tokenizer = self.processor.tokenizer
-        before, both = (tokenizer(part, add_special_tokens=False)["input_ids"] for part in (text, text + answer))
-        if both[: len(before)] == before and len(both) > len(before):
-            return list(both[len(before) :])
-        alone = tokenizer(answer, add_special_tokens=False)["input_ids"]
-        if not alone:
+        answer = as_text(self.processor, answer)
+        options = {"add_special_tokens": False, "return_offsets_mapping": True}
+        before, both = (tokenizer(part, **options) for part in (text, text + answer))
+        start = len(before["input_ids"])
+        if both["input_ids"][:start] == before["input_ids"] and len(both["input_ids"]) > start:
+            offsets = [(first - len(text), last - len(text)) for first, last in both["offset_mapping"][start:]]
+            return list(both["input_ids"][start:]), offsets
+        alone = tokenizer(answer, **options)
+        if not alone["input_ids"]:
             raise ValueError(f"the answer {answer!r} has no token")
-        return list(alone)
+        return list(alone["input_ids"]), list(alone["offset_mapping"])
 
     def log_probs(self, inputs: Inputs, answers: Sequence[str | Sequence[int]]) -> list[Tensor]:
         """For each row log P of each token of its answer, given all before it: one tensor (A,) a row, float32."""
@@ -260,7 +280,9 @@ class Vlm:
         """
         looking = self._chosen(layers, positions is not None or projections)
         with ExitStack() as stack:
-            reader = stack.enter_context(self._reading(inputs, looking, positions, projections))
+            reader = stack.enter_context(
+                self._reading(inputs, looking, positions, inputs.num_front, keep_states=projections)
+            )
             kept = stack.enter_context(_states_of(self.layers, states)) if states else {}
             split = stack.enter_context(self._projecting(looking)) if projections and not self._cross else None
             image = stack.enter_context(self._image_states())
@@ -290,10 +312,18 @@ class Vlm:
 
     @contextmanager
     def _reading(
-        self, inputs: Inputs, looking: Sequence[int], positions: Sequence[Sequence[int]] | None, projections: bool
+        self,
+        inputs: Inputs,
+        looking: Sequence[int],
+        positions: Sequence[Sequence[int]] | None,
+        num_front: int,
+        keep_states: bool = False,
     ) -> Iterator[RowReader]:
-        """Watch the layers that look, if rows of theirs or, in cross-attention, queries and keys are wanted."""
-        if positions is None and not (projections and self._cross):
+        """Watch the layers that look, if rows of theirs or, in cross-attention, queries and keys are wanted.
+
+        `num_front` queries stand in front of those of the text.
+        """
+        if positions is None and not (keep_states and self._cross):
             yield RowReader({}, torch.empty(0, 0))
             return
         rows = positions if positions is not None else [[]] * len(inputs.texts)
@@ -302,12 +332,12 @@ class Vlm:
         if self._cross:
             starts = torch.tensor(inputs.sees_from, device=asked.device)[:, None]
             asked = asked.masked_fill(asked < starts, -1)
-        asked = torch.where(asked >= 0, asked + inputs.num_front, asked)
+        asked = torch.where(asked >= 0, asked + num_front, asked)
         layer_of = {module: number for number in looking for module in self.layers[number].modules()}
         holder = self.family.holder(self.model) if self.family is not None else self.model.get_decoder()
         if not hasattr(holder, "set_attn_implementation"):
             raise AttentionUnreadableError(f"{type(holder).__name__} does not let its attention function be chosen")
-        with reading(RowReader(layer_of, asked, keep_states=projections and self._cross), holder) as reader:
+        with reading(RowReader(layer_of, asked, keep_states=keep_states and self._cross), holder) as reader:
             yield reader
 
     @contextmanager

@@ -16,13 +16,16 @@ from typing import Any
 
 from agevlm.data.augmentation import scaled_down
 from agevlm.data.formats.coco_export import OWN_COLOUR, OWN_ID
-from agevlm.data.formats.coco_masks import BrokenAnnotationError, rle_area, rle_box, segmentation_to_rle
+from agevlm.data.formats.coco_masks import BrokenAnnotationError, segmentation_to_rle
 from agevlm.data.formats.report import Report
 from agevlm.data.images import image_size, open_image, read_bytes
 from agevlm.data.language import check_kinds, make_conversations
+from agevlm.data.masks import check_mask, mask_box
 from agevlm.data.parquet import Record, Summary, write_parquet
 from agevlm.data.pope import Statistics, ask_pope, picture_rng
 from agevlm.data.schema import AnnotatedImage, ImageSource, Instance, Sample
+from agevlm.documents import first_broken_text, is_text, read_json
+from agevlm.files import inside
 
 _SKIP = "--skip-broken (skip_broken=True) leaves such things out and counts them"
 OTHER_SIZE = "pictures of another size than stated"
@@ -35,8 +38,13 @@ class CocoOptions:
 
     `num_per_image` conversations (captions and questions, weighed by `kinds`; see `language.py`) and POPE's questions
     on `pope_per_image` present and as many absent categories of each kind (0: none), of the first `limit` pictures.
+<<<<<<< HEAD
     With `embed_images=False` the dataset points to the files of the pictures and does not hold them. A picture with a
     side above `max_side` pixels is held smaller, and its masks with it; None: as it is.
+=======
+    With `embed_images=False` the dataset points to the files of the pictures and does not hold them. `allow_outside`
+    takes pictures from outside the directory of pictures, where the file names such.
+>>>>>>> main
     """
 
     seed: int = 0
@@ -47,7 +55,11 @@ class CocoOptions:
     skip_missing: bool = False
     skip_broken: bool = False
     embed_images: bool = True
+<<<<<<< HEAD
     max_side: int | None = None
+=======
+    allow_outside: bool = False
+>>>>>>> main
 
 
 def read_coco(
@@ -57,6 +69,7 @@ def read_coco(
     limit: int | None = None,
     skip_missing: bool = False,
     skip_broken: bool = False,
+    allow_outside: bool = False,
 ) -> tuple[list[AnnotatedImage], Report]:
     """The annotated pictures of a COCO instances file, in its order, and what became of it.
 
@@ -65,11 +78,12 @@ def read_coco(
     missing or leaves the picture. `limit` takes the first so many usable pictures.
 
     ValueErrors: no such file, not JSON, not a COCO instances file, nothing in it, one id twice. A picture missing on
-    disk is one, unless `skip_missing`. A picture that cannot be read or has another size than stated, an annotation of
+    disk is one, unless `skip_missing`. A picture outside of `images` (unless `allow_outside`), one that cannot be read
+    or has another size than stated, an annotation of
     an unknown picture or category, and a mask that is malformed, outside its picture or of another size is one, unless
     `skip_broken`. A picture with a broken annotation is then left out as a whole, for what it shows is not known.
     """
-    reader = _Reader(Path(instances), Path(images), skip_missing, skip_broken)
+    reader = _Reader(Path(instances), Path(images), skip_missing, skip_broken, allow_outside)
     annotated = reader.read(limit)
     return annotated, reader.report
 
@@ -91,6 +105,7 @@ def convert_coco(
             f"num_per_image and pope_per_image must be at least 0, got {options.num_per_image} and "
             f"{options.pope_per_image}"
         )
+<<<<<<< HEAD
     skips = {"skip_missing": options.skip_missing, "skip_broken": options.skip_broken}
     annotated, report = read_coco(instances, images, limit=options.limit, **skips)
     return report, write_annotated(annotated, report, out, options)
@@ -100,6 +115,16 @@ def write_annotated(
     annotated: Sequence[AnnotatedImage], report: Report, out: str | Path, options: CocoOptions
 ) -> Summary:
     """Write the dataset of annotated pictures, and count in `report`, which has the vocabulary, what became of them."""
+=======
+    annotated, report = read_coco(
+        instances,
+        images,
+        limit=options.limit,
+        skip_missing=options.skip_missing,
+        skip_broken=options.skip_broken,
+        allow_outside=options.allow_outside,
+    )
+>>>>>>> main
     records = _records(annotated, report, options)
     name = Path(out).name
     return write_parquet(out, records, name=name, vocabulary=report.vocabulary, embed_images=options.embed_images)
@@ -143,8 +168,11 @@ def _held(picture: AnnotatedImage, report: Report, options: CocoOptions) -> Anno
 class _Reader:
     """Reads one instances file: categories, then pictures, then annotations."""
 
-    def __init__(self, instances: Path, images: Path, skip_missing: bool, skip_broken: bool) -> None:
-        self.path, self.images, self.skip_missing, self.skip_broken = instances, images, skip_missing, skip_broken
+    def __init__(
+        self, instances: Path, images: Path, skip_missing: bool, skip_broken: bool, allow_outside: bool
+    ) -> None:
+        self.path, self.images, self.allow_outside = instances, images, allow_outside
+        self.skip_missing, self.skip_broken = skip_missing, skip_broken
         self.report = Report(str(instances))
         self.doubtful: set[Any] = set()  # ids of pictures with a broken annotation
 
@@ -154,7 +182,7 @@ class _Reader:
         content = load_instances(self.path)
         if not self.images.is_dir():
             raise ValueError(f"{self.images}: no such directory of pictures; give the one of {self.path.name}")
-        categories = self._categories(content["categories"])
+        categories = read_categories(content["categories"], self.path)
         self.report = Report(str(self.path), tuple(categories.values()))
         sources, listed = self._sources(content["images"], limit)
         instances = self._instances(content["annotations"], categories, sources, listed)
@@ -169,13 +197,6 @@ class _Reader:
         self.report.kept["crowds"] = sum(i.crowd for picture in annotated for i in picture.instances)
         return annotated
 
-    def _categories(self, entries: Sequence[Mapping[str, Any]]) -> dict[Any, str]:
-        categories = {_get(entry, "id", "category", self.path): entry for entry in entries}
-        names = {number: _get(entry, "name", "category", self.path) for number, entry in categories.items()}
-        if len(names) < len(entries) or len(set(names.values())) < len(entries):
-            raise ValueError(f"{self.path}: two categories share an id or a name; give each its own")
-        return names
-
     def _sources(
         self, entries: Sequence[Mapping[str, Any]], limit: int | None
     ) -> tuple[dict[Any, ImageSource], set[Any]]:
@@ -183,7 +204,7 @@ class _Reader:
         listed: set[Any] = set()
         sources: dict[Any, ImageSource] = {}
         for entry in entries:
-            number = _get(entry, "id", "image", self.path)
+            number = field_of(entry, "id", "image", self.path)
             if number in listed:
                 raise ValueError(f"{self.path}: two images have the id {number}; give each its own")
             listed.add(number)
@@ -197,9 +218,13 @@ class _Reader:
 
     def _source(self, entry: Mapping[str, Any], number: Any) -> ImageSource | None:
         name, height, width = (
-            _get(entry, key, f"image {number}", self.path) for key in ("file_name", "height", "width")
+            field_of(entry, key, f"image {number}", self.path) for key in ("file_name", "height", "width")
         )
-        path = self.images / name
+        try:
+            path = inside(self.images, name, self.allow_outside)
+        except ValueError as error:
+            self._broken("pictures outside their directory", f"{self.path}: image {number}: {error}")
+            return None
         source = ImageSource(str(entry.get(OWN_ID, number)), height, width, path=path)
         if not path.is_file():
             if not self.skip_missing:
@@ -229,7 +254,7 @@ class _Reader:
         instances: dict[Any, list[Instance]] = {number: [] for number in sources}
         seen: set[Any] = set()
         for entry in entries:
-            identity, image = (_get(entry, key, "annotation", self.path) for key in ("id", "image_id"))
+            identity, image = (field_of(entry, key, "annotation", self.path) for key in ("id", "image_id"))
             name = f"{self.path}: annotation {identity} of image {image}"
             if identity in seen:
                 self._broken("annotations of an id used before", f"{name} shares its id with another; give it its own")
@@ -271,24 +296,34 @@ def load_instances(path: Path) -> dict[str, Any]:
     """The content of an instances file, its three lists checked; anything else is a ValueError that names it."""
     if not path.is_file():
         raise ValueError(f"{path}: no such annotation file; give an instances_*.json of COCO")
-    try:
-        content = json.loads(path.read_bytes())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not valid JSON ({error}); give an instances_*.json of COCO") from error
+    content = read_json(path, "give an instances_*.json of COCO")
     for key in ("images", "annotations", "categories"):
         entries = content.get(key) if isinstance(content, dict) else None
         if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
             raise ValueError(f'{path}: has no list "{key}"; it is not a COCO instances file')
         if not entries:
             raise ValueError(f'{path}: its list "{key}" is empty; an empty dataset is of no use')
+    if (text := first_broken_text([content["images"], content["categories"]])) is not None:
+        raise ValueError(f"{path}: {text[:80]!r} has half a letter of Unicode; correct it")
     return content
 
 
-def _get(entry: Mapping[str, Any], key: str, what: str, path: Path) -> Any:
+def read_categories(entries: Sequence[Mapping[str, Any]], path: Path) -> dict[Any, str]:
+    """Id → name of the categories of an instances file. Two of one id or name, and one without a name: ValueError."""
+    categories = {field_of(entry, "id", "category", path): entry for entry in entries}
+    names = {number: field_of(entry, "name", "category", path) for number, entry in categories.items()}
+    if len(names) < len(entries) or len(set(names.values())) < len(entries):
+        raise ValueError(f"{path}: two categories share an id or a name; give each its own")
+    if nameless := [number for number, name in names.items() if not name.strip()]:
+        raise ValueError(f"{path}: category {nameless[0]} has an empty name; give it one")
+    return names
+
+
+def field_of(entry: Mapping[str, Any], key: str, what: str, path: Path) -> Any:
     """A field of an entry, of the type that COCO gives it."""
     value = entry.get(key)
     if not isinstance(value, _TYPES[key]) or isinstance(value, bool):
-        fault = "has no" if value is None else f"has the value {value!r} as"
+        fault = "has no" if value is None else f"has the value {value!r:.60} as"
         raise ValueError(f'{path}: {what} {fault} "{key}": {json.dumps(entry)[:120]}; it is not a COCO instances file')
     return value
 
@@ -307,17 +342,24 @@ def to_instance(
     """An annotation of a picture as an instance; `mended` counts what was. Else BrokenAnnotationError."""
     number = entry.get("category_id")
     if not isinstance(number, int | str) or number not in categories:
-        raise BrokenAnnotationError("unknown category", f"category {number} is none of the {len(categories)} listed")
+        raise BrokenAnnotationError(
+            "unknown category", f"category {number!r:.60} is none of the {len(categories)} listed"
+        )
+    colour = entry.get(OWN_COLOUR)
+    if colour is not None and not (isinstance(colour, str) and is_text(colour)):
+        raise BrokenAnnotationError("malformed colour", f"its {OWN_COLOUR} is {colour!r:.60}, and a word was expected")
     mask = segmentation_to_rle(entry.get("segmentation"), (source.height, source.width), mended)
-    box = _box(entry.get("bbox"), source) or rle_box(mask)
+    box = _box(entry.get("bbox"), source) or mask_box(mask)
     crowd = bool(entry.get("iscrowd", 0))
-    return Instance(categories[number], mask, box, rle_area(mask), colour=entry.get(OWN_COLOUR), crowd=crowd)
+    return Instance(categories[number], mask, box, float(check_mask(mask)), colour=colour, crowd=crowd)
 
 
 def _box(box: Any, source: ImageSource) -> tuple[float, float, float, float] | None:
     """A box of the file, or None where it is no box inside the picture."""
     if not isinstance(box, list) or len(box) != 4 or not all(isinstance(side, int | float) for side in box):
         return None
+    if not all(abs(side) < 1e9 for side in box):
+        return None
     x, y, width, height = (float(side) for side in box)
-    inside = x >= 0 and y >= 0 and x + width <= source.width and y + height <= source.height
-    return (x, y, width, height) if inside and width > 0 and height > 0 else None
+    fits = x >= 0 and y >= 0 and x + width <= source.width and y + height <= source.height
+    return (x, y, width, height) if fits and width > 0 and height > 0 else None

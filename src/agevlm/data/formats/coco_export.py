@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from agevlm.data.formats.coco_masks import rle_area, rle_box
 from agevlm.data.images import upright_bytes
+from agevlm.data.masks import check_mask, mask_box
 from agevlm.data.rows import Record
 from agevlm.data.schema import RLE, AnnotatedImage, Instance
 from agevlm.files import check_replaceable, write_beside
@@ -42,7 +42,7 @@ def _grounded(record: Record, number: int) -> Iterator[Instance]:
             if known.image == number:
                 found |= {(known.phrase.lower(), mask["counts"]): mask for mask in known.masks}
     for (phrase, _), mask in found.items():
-        yield Instance(phrase, mask, rle_box(mask), rle_area(mask))
+        yield Instance(phrase, mask, mask_box(mask), float(check_mask(mask)))
 
 
 def write_coco(

@@ -13,9 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
+from agevlm.data.masks import MaskError, check_mask
 from agevlm.data.schema import RLE
 
 _THIN = 2  # pixels: no wider is the box that stands for a polygon without pixels
+_FARTHEST = 1e9  # pixels: beyond it numbers are no places any more, and their products not finite
 _SLACK = 1.0  # pixels by which COCO's own polygons leave their pictures; clipped, but not worth counting
 
 
@@ -37,62 +39,37 @@ def segmentation_to_rle(segmentation: Any, size: tuple[int, int], notes: Counter
     if isinstance(segmentation, Mapping):
         rle = _check_rle(segmentation, size)
     elif isinstance(segmentation, Sequence) and segmentation and not isinstance(segmentation, str):
-        rle = _draw(segmentation, size, notes)
+        rle = _text_code(_draw(segmentation, size, notes))
     else:
         raise BrokenAnnotationError("no mask", "it has no segmentation; boxes alone ground nothing")
-    if not coco_mask.area(rle):
+    if not check_mask(rle):
         raise BrokenAnnotationError("empty mask", "its mask covers no pixel")
-    return RLE(size=[int(side) for side in rle["size"]], counts=rle["counts"].decode("ascii"))
+    return rle
 
 
-def rle_area(rle: RLE) -> float:
-    """The number of pixels that a mask covers."""
-    return float(coco_mask.area(_coded(rle)))
-
-
-def rle_box(rle: RLE) -> tuple[float, float, float, float]:
-    """(x, y, width, height) of the box around a mask."""
-    x, y, width, height = coco_mask.toBbox(_coded(rle)).tolist()
-    return x, y, width, height
-
-
-def _coded(rle: RLE) -> dict[str, Any]:
-    return {"size": rle["size"], "counts": rle["counts"].encode("ascii")}
-
-
-def _check_rle(segmentation: Mapping[str, Any], size: tuple[int, int]) -> dict[str, Any]:
+def _check_rle(segmentation: Mapping[str, Any], size: tuple[int, int]) -> RLE:
     stated, counts = segmentation.get("size"), segmentation.get("counts")
     if stated != list(size):
         raise BrokenAnnotationError(
-            "mask of another size", f"its RLE has the size {stated}, the picture [height, width] is {list(size)}"
+            "mask of another size",
+            f"its RLE has the size {str(stated)[:60]}, the picture [height, width] is {list(size)}",
         )
-    runs = counts if isinstance(counts, list) else _runs(counts)
-    whole = all(isinstance(run, int) and run >= 0 for run in runs)
-    if not whole or sum(runs) != size[0] * size[1]:
-        raise BrokenAnnotationError("malformed mask", f"the runs of its RLE do not add up to {size[0]} × {size[1]}")
     if isinstance(counts, list):
-        return coco_mask.frPyObjects({"size": list(size), "counts": counts}, *size)
-    return {"size": list(size), "counts": str(counts).encode("ascii")}
+        num_pixels = size[0] * size[1]
+        whole = all(isinstance(run, int) and 0 <= run <= num_pixels for run in counts)
+        if not whole or sum(counts) != num_pixels:
+            raise BrokenAnnotationError("malformed mask", f"the runs of its RLE do not add up to {size[0]} × {size[1]}")
+        return _text_code(coco_mask.frPyObjects({"size": list(size), "counts": counts}, *size))
+    rle = RLE(size=list(size), counts=counts)  # type: ignore[typeddict-item]
+    try:
+        check_mask(rle, size)
+    except MaskError as error:
+        raise BrokenAnnotationError("malformed mask", f"its RLE is {error}") from error
+    return rle
 
 
-def _runs(counts: Any) -> list[int]:
-    """The run lengths in a compressed RLE: five bits a character, low bits first, from the third on as differences.
-
-    pycocotools does not check them: a cut string would silently give another mask.
-    """
-    if not isinstance(counts, str) or not all("0" <= character < "p" for character in counts):
-        raise BrokenAnnotationError("malformed mask", "the counts of its RLE are no list and no string of COCO's code")
-    runs: list[int] = []
-    value = shift = 0
-    for character in counts:
-        bits = ord(character) - 48
-        value |= (bits & 0x1F) << shift
-        shift += 5
-        if not bits & 0x20:  # the last character of this run
-            value -= (bits & 0x10) << (shift - 4)  # its sign
-            runs.append(value + runs[-2] if len(runs) > 2 else value)
-            value = shift = 0
-    return runs if not shift else [*runs, -1]
+def _text_code(code: Mapping[str, Any]) -> RLE:
+    return RLE(size=[int(side) for side in code["size"]], counts=code["counts"].decode("ascii"))
 
 
 def _draw(polygons: Sequence[Any], size: tuple[int, int], notes: Counter[str]) -> dict[str, Any]:
@@ -133,9 +110,10 @@ def _points(polygon: Any) -> NDArray[np.float64]:
     """The (x, y) rows of a flat list of coordinates."""
     try:
         flat = np.asarray(polygon, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise BrokenAnnotationError("malformed polygon", f"its polygon is no list of numbers ({error})") from error
-    if flat.ndim != 1 or len(flat) % 2 or not np.isfinite(flat).all():
+    except (TypeError, ValueError, OverflowError) as error:
+        fault = f"its polygon is no list of numbers ({str(error)[:100]})"
+        raise BrokenAnnotationError("malformed polygon", fault) from error
+    if flat.ndim != 1 or len(flat) % 2 or not (np.abs(flat) <= _FARTHEST).all():
         raise BrokenAnnotationError(
             "malformed polygon", "its polygon is no flat list [x1, y1, x2, y2, …] of finite numbers"
         )

@@ -11,7 +11,6 @@ silence: what cannot be used is an error that names it, or, where the caller all
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -20,14 +19,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from agevlm.data.formats.report import Report
 from agevlm.data.images import image_size
 from agevlm.data.language import CAPTION_REQUESTS, CONVERSATION
-from agevlm.data.parquet import Record, Summary, write_parquet
+from agevlm.data.parquet import DAMAGED, Record, Summary, write_parquet
 from agevlm.data.schema import Conversation, ImageSource, Message, Role, Sample
+from agevlm.documents import is_text, parse_json, read_json
+from agevlm.files import inside
 
 Format = Literal["llava", "messages", "captions", "folder"]
 _PLACEHOLDER = re.compile(r"[ \t]*\n?<image>\n?[ \t]*")
@@ -50,6 +50,7 @@ class DialogueOptions:
     skip_missing: bool = False
     skip_broken: bool = False
     embed_images: bool = True
+    allow_outside: bool = False  # pictures from outside their directory, where the source names such
 
 
 @dataclass
@@ -57,7 +58,7 @@ class _Entry:
     """A sample as it was found: pictures by file name or bytes, and turns with the number of pictures before them."""
 
     id: str
-    images: list[Path | bytes]
+    images: list[str | bytes]
     turns: list[tuple[str, str, int]]
     kind: str = CONVERSATION
     notes: list[str] = field(default_factory=list)  # what was mended
@@ -82,8 +83,8 @@ def convert_dialogues(
 
     `images` is the directory that names of pictures start from, by default that of `source`. Samples without a picture
     are counted and left out. An id that was there before gets a number. A picture that is missing is a ValueError
-    unless `skip_missing`; one that cannot be read, an entry without an answer, with a role nobody knows or with another
-    number of pictures than placeholders is one unless `skip_broken`.
+    unless `skip_missing`; one outside of `images` (unless `allow_outside`) or that cannot be read, an entry without an
+    answer, with a role nobody knows or with another number of pictures than placeholders is one unless `skip_broken`.
     """
     options, source = options or DialogueOptions(), Path(source)
     if not source.exists():
@@ -110,16 +111,18 @@ def _records(
             continue
         try:
             entry = read()
+            if not is_text(entry.id):
+                raise _UnusableError("ids with half a letter", f"sample {entry.id!r:.60} has half a letter in its id")
             ids[entry.id] += 1
             if ids[entry.id] > 1:
                 entry.notes.append("ids used before")
                 entry.id = f"{entry.id}#{ids[entry.id]}"
-            sample = _sample(entry, root)
+            sample = _sample(entry, root, options.allow_outside)
         except _UnusableError as error:
             skips = options.skip_missing if error.reason == "pictures missing on disk" else options.skip_broken
             if not (skips or error.expected):
                 flag = "--skip-missing" if error.reason == "pictures missing on disk" else "--skip-broken"
-                raise ValueError(f"{error}; {flag} leaves such samples out and counts them") from error
+                raise ValueError(f"{report.source}: {error}; {flag} leaves such samples out and counts them") from error
             report.left_out[error.reason] += 1
             continue
         report.mended.update(entry.notes)
@@ -127,7 +130,7 @@ def _records(
         yield Record(sample)
 
 
-def _sample(entry: _Entry, root: Path) -> Sample:
+def _sample(entry: _Entry, root: Path, allow_outside: bool) -> Sample:
     name = f"sample {entry.id}"
     shown = sum(number for _, _, number in entry.turns)
     if not entry.images:
@@ -139,26 +142,36 @@ def _sample(entry: _Entry, root: Path) -> Sample:
         )
     messages = []
     for role, content, number in entry.turns:
+        if not is_text(content):
+            raise _UnusableError("texts with half a letter", f"{name} has half a letter of Unicode in its text")
         if role not in _ROLES:
-            raise _UnusableError("roles nobody knows", f"{name} has a turn of {role!r}; known are {', '.join(_ROLES)}")
+            raise _UnusableError(
+                "roles nobody knows", f"{name} has a turn of {role!r:.60}; known are {', '.join(_ROLES)}"
+            )
         messages.append(Message(_ROLES[role], content, number))
     if not any(message.role == "assistant" and message.content.strip() for message in messages):
         raise _UnusableError("samples without an answer", f"{name} has no answer of the assistant to learn from")
-    images = tuple(_image(image, root, f"{entry.id}/{place}") for place, image in enumerate(entry.images))
+    images = tuple(
+        _image(image, root, f"{entry.id}/{place}", allow_outside) for place, image in enumerate(entry.images)
+    )
     return Sample(entry.id, images, (Conversation(f"{entry.id}/0", entry.kind, tuple(messages)),))
 
 
-def _image(image: Path | bytes, root: Path, identity: str) -> ImageSource:
-    if isinstance(image, Path):
-        image = root / image
-        if not image.is_file():
-            raise _UnusableError("pictures missing on disk", f"{image}: no such picture; check --images")
+def _image(image: str | bytes, root: Path, identity: str, allow_outside: bool) -> ImageSource:
+    file: Path | None = None
+    if isinstance(image, str):
+        try:
+            file = inside(root, image, allow_outside)
+        except ValueError as error:
+            raise _UnusableError("pictures outside their directory", str(error)) from error
+        if not file.is_file():
+            raise _UnusableError("pictures missing on disk", f"{file}: no such picture; check --images")
+    data = image if isinstance(image, bytes) else None
     try:
-        height, width = image_size(image)
+        height, width = image_size(file or image)
     except ValueError as error:
         raise _UnusableError("pictures that cannot be read", str(error)) from error
-    held = {"data": image} if isinstance(image, bytes) else {"path": image}
-    return ImageSource(identity, height, width, **held)  # type: ignore[arg-type]
+    return ImageSource(identity, height, width, path=file, data=data)
 
 
 # ----------------------------------------------------------------------------------------------------------- formats
@@ -176,7 +189,10 @@ def _llava_entry(entry: Any, number: int) -> _Entry:
         raise _UnusableError("samples without conversations", f"entry {number} has no list `conversations`")
     found = _Entry(name, _pictures(entry, f"entry {number}"), [])
     for turn in said:
-        found.turns.append((str(turn.get("from")), *_without_placeholders(str(turn.get("value") or ""))))
+        value = turn.get("value") or ""
+        if not isinstance(value, str):
+            raise _UnusableError("messages without text", f"entry {number} has a message of {value!r:.60}")
+        found.turns.append((str(turn.get("from")), *_without_placeholders(value)))
     return _with_leading_picture(found)
 
 
@@ -194,7 +210,7 @@ def _messages_entry(row: Any, number: int) -> _Entry:
         content, shown = message.get("content"), 0
         if not isinstance(content, str):
             if not isinstance(content, list | None):
-                raise _UnusableError("messages without text", f"row {number} has a message of {content!r}")
+                raise _UnusableError("messages without text", f"row {number} has a message of {content!r:.60}")
             parts = [part for part in content or [] if isinstance(part, Mapping)]
             shown = sum(part.get("type") == "image" for part in parts)
             content = "\n".join(str(part.get("text") or "") for part in parts if part.get("type") == "text")
@@ -203,25 +219,25 @@ def _messages_entry(row: Any, number: int) -> _Entry:
     return _with_leading_picture(found)
 
 
-def _pictures(entry: Mapping[str, Any], name: str) -> list[Path | bytes]:
+def _pictures(entry: Mapping[str, Any], name: str) -> list[str | bytes]:
     """What an entry has under `images` or `image`: a picture or a list of them."""
     images: Any = next((entry[key] for key in ("images", "image") if entry.get(key)), [])
     return [_picture(image, name) for image in (images if isinstance(images, list) else [images])]
 
 
-def _picture(image: Any, name: str) -> Path | bytes:
+def _picture(image: Any, name: str) -> str | bytes:
     """A picture of an entry: a path, or Hugging Face's {bytes, path}."""
     if isinstance(image, Mapping):
         image = image.get("bytes") or image.get("path")
     if isinstance(image, bytes):
         return image
     if isinstance(image, str) and image:
-        return Path(image)
+        return image
     raise _UnusableError("pictures that cannot be read", f"{name} has a picture that is neither file nor bytes")
 
 
 def _read_captions(source: Path) -> Iterator[Callable[[], _Entry]]:
-    content = _json(source)
+    content = read_json(source)
     if not isinstance(content, Mapping) or not all(
         isinstance(content.get(key), list) for key in ("images", "annotations")
     ):
@@ -229,13 +245,20 @@ def _read_captions(source: Path) -> Iterator[Callable[[], _Entry]]:
     captions: dict[Any, list[str]] = {}
     for annotation in content["annotations"]:
         if isinstance(annotation, Mapping) and isinstance(annotation.get("caption"), str):
-            captions.setdefault(annotation.get("image_id"), []).append(annotation["caption"].strip())
+            number = _hashable(annotation.get("image_id"), source)
+            captions.setdefault(number, []).append(annotation["caption"].strip())
     for image in content["images"]:
         if not isinstance(image, Mapping):
-            raise ValueError(f"{source}: its list `images` holds {image!r}; it is not a COCO captions file")
-        for number, caption in enumerate(captions.get(image.get("id"), [""])):
+            raise ValueError(f"{source}: its list `images` holds {image!r:.60}; it is not a COCO captions file")
+        for number, caption in enumerate(captions.get(_hashable(image.get("id"), source), [""])):
             name = f"{image.get('id')}" + (f".{number}" if number else "")
             yield partial(_caption, name, image.get("file_name"), caption)
+
+
+def _hashable(number: Any, source: Path) -> Any:
+    if isinstance(number, list | dict):
+        raise ValueError(f"{source}: has the image id {number!r:.60}; it is not a COCO captions file")
+    return number
 
 
 def _read_folder(source: Path) -> Iterator[Callable[[], _Entry]]:
@@ -245,7 +268,7 @@ def _read_folder(source: Path) -> Iterator[Callable[[], _Entry]]:
         for row in _rows(source / "metadata.jsonl"):
             if not isinstance(row, Mapping):
                 raise ValueError(
-                    f"{source / 'metadata.jsonl'}: holds {row!r}; each line has a `file_name` and a `text`"
+                    f"{source / 'metadata.jsonl'}: holds {row!r:.60}; each line has a `file_name` and a `text`"
                 )
             text = next((str(row[key]) for key in ("text", "caption") if row.get(key)), "")
             name = row.get("file_name")
@@ -267,8 +290,8 @@ def _beside_caption(name: str, picture: Path) -> _Entry:
 def _caption(identity: str, file_name: Any, caption: str) -> _Entry:
     if not isinstance(file_name, str):
         raise _UnusableError("pictures without a file name", f"picture {identity} has no `file_name`")
-    request = CAPTION_REQUESTS[sum(identity.encode()) % len(CAPTION_REQUESTS)]
-    return _Entry(identity, [Path(file_name)], [("user", request, 1), ("assistant", caption.strip(), 0)], "caption")
+    request = CAPTION_REQUESTS[sum(identity.encode("utf-8", "surrogatepass")) % len(CAPTION_REQUESTS)]
+    return _Entry(identity, [file_name], [("user", request, 1), ("assistant", caption.strip(), 0)], "caption")
 
 
 _READERS: dict[Format, Callable[[Path], Iterator[Callable[[], _Entry]]]] = {
@@ -296,15 +319,8 @@ def _with_leading_picture(entry: _Entry) -> _Entry:
     return entry
 
 
-def _json(source: Path) -> Any:
-    try:
-        return json.loads(source.read_bytes())
-    except (json.JSONDecodeError, UnicodeDecodeError, IsADirectoryError) as error:
-        raise ValueError(f"{source}: not valid JSON ({error})") from error
-
-
 def _json_list(source: Path) -> list[Any]:
-    content = _json(source)
+    content = read_json(source)
     if not isinstance(content, list):
         raise ValueError(f"{source}: holds a {type(content).__name__}; a list of samples was expected")
     return content
@@ -317,13 +333,10 @@ def _rows(source: Path) -> Iterator[Any]:
         try:
             for batch in pq.ParquetFile(source).iter_batches(batch_size=64):
                 yield from batch.to_pylist()
-        except (OSError, pa.ArrowException) as error:
+        except DAMAGED as error:
             raise ValueError(f"{source}: the Parquet file cannot be read ({error})") from error
     else:
         with source.open("rb") as lines:
             for number, line in enumerate(lines, 1):
                 if line.strip():
-                    try:
-                        yield json.loads(line)
-                    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-                        raise ValueError(f"{source}, line {number}: not valid JSON ({error})") from error
+                    yield parse_json(line, f"{source}, line {number}")

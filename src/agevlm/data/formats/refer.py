@@ -7,19 +7,20 @@ what there is to see, grounded in the thing's mask.
 
 from __future__ import annotations
 
-import json
 import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from agevlm.data.formats.coco import OTHER_SIZE, load_instances, other_size, to_instance
+from agevlm.data.formats.coco import OTHER_SIZE, field_of, load_instances, other_size, read_categories, to_instance
 from agevlm.data.formats.coco_masks import BrokenAnnotationError
 from agevlm.data.formats.report import Report
 from agevlm.data.images import image_size
 from agevlm.data.language import CAPTION_REQUESTS, corner_of
 from agevlm.data.parquet import Record, Summary, write_parquet
 from agevlm.data.schema import Conversation, Grounding, ImageSource, Instance, Message, Sample
+from agevlm.documents import is_text, read_json
+from agevlm.files import inside
 
 
 def convert_refer(
@@ -32,34 +33,42 @@ def convert_refer(
     skip_missing: bool = False,
     skip_broken: bool = False,
     embed_images: bool = True,
+    allow_outside: bool = False,
 ) -> tuple[Report, Summary]:
     """Write the dataset of a file of referring expressions and its COCO instances: `agevlm data refer`.
 
     One sample for each picture; `split` takes the expressions of that split alone. A picture that is not there is a
-    ValueError unless `skip_missing`; one of another size than stated, and an expression without text or of an
-    annotation that is not there, broken or of another picture is one unless `skip_broken`.
+    ValueError unless `skip_missing`; one outside of `images` (unless `allow_outside`), one of another size than stated,
+    and an expression that is malformed, without text or of an annotation that is not there, broken or of another
+    picture is one unless `skip_broken`.
     """
-    content = load_instances(Path(instances))
-    reader = _Reader(Path(instances), content, Path(images), skip_missing, skip_broken)
+    reader = _Reader(Path(refs), Path(instances), Path(images))
+    reader.skip_missing, reader.skip_broken, reader.allow_outside = skip_missing, skip_broken, allow_outside
     records = reader.records(_chosen(_load(Path(refs)), split, Path(refs)))
     summary = write_parquet(out, records, vocabulary=tuple(reader.categories.values()), embed_images=embed_images)
     return reader.report, summary
 
 
 class _Reader:
-    def __init__(
-        self, path: Path, content: Mapping[str, Any], images: Path, skip_missing: bool, skip_broken: bool
-    ) -> None:
-        self.report = Report(str(path))
-        self.images, self.skip_missing, self.skip_broken = images, skip_missing, skip_broken
-        self.listed = {entry.get("id"): entry for entry in content["images"]}
-        self.annotations = {entry.get("id"): entry for entry in content["annotations"]}
-        self.categories = {entry.get("id"): str(entry.get("name")) for entry in content["categories"]}
+    """The instances that expressions refer to, their pictures, and what becomes of both."""
+
+    skip_missing = skip_broken = allow_outside = False
+
+    def __init__(self, refs: Path, instances: Path, images: Path) -> None:
+        content = load_instances(instances)
+        self.refs, self.instances, self.images = refs, instances, images
+        self.report = Report(str(instances))
+        self.listed = {field_of(entry, "id", "image", instances): entry for entry in content["images"]}
+        self.annotations = {field_of(entry, "id", "annotation", instances): entry for entry in content["annotations"]}
+        self.categories = read_categories(content["categories"], instances)
 
     def records(self, refs: Sequence[Mapping[str, Any]]) -> Iterator[Record]:
         by_picture: dict[Any, list[Mapping[str, Any]]] = {}
         for ref in refs:
-            by_picture.setdefault(ref.get("image_id"), []).append(ref)
+            if fault := _fault(ref):
+                self._leave("expressions that are malformed", f"expression {_told(ref.get('ref_id'))}: {fault}")
+                continue
+            by_picture.setdefault(ref["image_id"], []).append(ref)
         for number, own in by_picture.items():
             source = self._source(number)
             if source is None:
@@ -72,20 +81,24 @@ class _Reader:
     def _source(self, number: Any) -> ImageSource | None:
         entry = self.listed.get(number)
         if entry is None or not isinstance(entry.get("file_name"), str):
-            self._leave("pictures that the instances do not list", f"picture {number} is not listed", broken=True)
+            self._leave("pictures that the instances do not list", f"picture {number} is not listed")
             return None
-        path = self.images / entry["file_name"]
+        try:
+            path = inside(self.images, entry["file_name"], self.allow_outside)
+        except ValueError as error:
+            self._leave("pictures outside their directory", f"picture {number}: {error}")
+            return None
         if not path.is_file():
-            self._leave("pictures missing on disk", f"{path}: no such picture", broken=False)
+            self._leave("pictures missing on disk", f"{path}: no such picture", missing=True)
             return None
         try:
             height, width = image_size(path)
         except ValueError as error:
-            self._leave("pictures that cannot be read", str(error), broken=True)
+            self._leave("pictures that cannot be read", str(error))
             return None
         stated = (entry.get("height"), entry.get("width"))
         if stated != (height, width):
-            self._leave(OTHER_SIZE, other_size(path, (height, width), stated), broken=True)
+            self._leave(OTHER_SIZE, other_size(path, (height, width), stated))
             return None
         return ImageSource(str(number), height, width, path=path)
 
@@ -93,30 +106,47 @@ class _Reader:
         name = f"expression {ref.get('ref_id')} of picture {source.id}"
         annotation = self.annotations.get(ref.get("ann_id"))
         if annotation is None:
-            self._leave("expressions of no annotation", f"{name}: no annotation {ref.get('ann_id')}", broken=True)
+            self._leave("expressions of no annotation", f"{name}: no annotation {ref.get('ann_id')}")
             return
         if annotation.get("image_id") != ref.get("image_id"):
             detail = f"{name}: annotation {ref.get('ann_id')} is of picture {annotation.get('image_id')}"
-            self._leave("expressions of another picture's annotation", detail, broken=True)
+            self._leave("expressions of another picture's annotation", detail)
             return
         try:
             thing = to_instance(annotation, self.categories, source, self.report.mended)
         except BrokenAnnotationError as error:
-            self._leave(f"annotations: {error.reason}", f"{name}: {error}", broken=True)
+            self._leave(f"annotations: {error.reason}", f"{name}: {error}")
             return
-        for number, sentence in enumerate(ref.get("sentences") or ()):
+        for number, sentence in enumerate(ref["sentences"]):
             text = " ".join(str(sentence.get("sent") or sentence.get("raw") or "").split()).rstrip(".")
-            if text:
-                yield _conversation(f"{source.id}/{ref.get('ref_id')}.{number}", text, thing, source)
+            if not text:
+                self._leave("expressions without text", f"{name}: sentence {number} is empty")
+            elif not is_text(text):
+                self._leave("expressions with half a letter", f"{name}: sentence {number} has half a letter of Unicode")
             else:
-                self._leave("expressions without text", f"{name}: sentence {number} is empty", broken=True)
+                yield _conversation(f"{source.id}/{ref.get('ref_id')}.{number}", text, thing, source)
 
-    def _leave(self, reason: str, detail: str, *, broken: bool) -> None:
+    def _leave(self, reason: str, detail: str, *, missing: bool = False) -> None:
         """Count what is left out, or refuse to."""
-        if not (self.skip_broken if broken else self.skip_missing):
-            flag = "--skip-broken" if broken else "--skip-missing"
-            raise ValueError(f"{detail}; {flag} leaves such things out and counts them")
+        if not (self.skip_missing if missing else self.skip_broken):
+            flag = "--skip-missing" if missing else "--skip-broken"
+            raise ValueError(f"{self.refs}: {detail}; {flag} leaves such things out and counts them")
         self.report.left_out[reason] += 1
+
+
+def _fault(ref: Mapping[str, Any]) -> str | None:
+    """What keeps an expression from being read, or None."""
+    for key in ("ref_id", "image_id", "ann_id"):
+        if not isinstance(ref.get(key), int | str) or not is_text(str(ref[key])):
+            return f"its {key} is {_told(ref.get(key))}, and a number was expected"
+    sentences = ref.get("sentences")
+    if not isinstance(sentences, Sequence) or not all(isinstance(sentence, Mapping) for sentence in sentences):
+        return f"its sentences are {_told(sentences)}, and a list of mappings with `sent` was expected"
+    return None
+
+
+def _told(value: Any) -> str:
+    return f"{value!r:.60}"
 
 
 def _conversation(identity: str, text: str, thing: Instance, source: ImageSource) -> Conversation:
@@ -146,14 +176,16 @@ class _PlainUnpickler(pickle.Unpickler):
 def _load(path: Path) -> list[Mapping[str, Any]]:
     if not path.is_file():
         raise ValueError(f"{path}: no such file of referring expressions; give a refs(…).p, or the same as JSON")
-    try:
-        if path.suffix == ".json":
-            content = json.loads(path.read_bytes())
-        else:
+    if path.suffix == ".json":
+        content = read_json(path)
+    else:
+        try:
             with path.open("rb") as stream:
                 content = _PlainUnpickler(stream, encoding="utf-8").load()
-    except (pickle.UnpicklingError, ValueError, EOFError, IndexError, KeyError, AttributeError) as error:
-        raise ValueError(f"{path}: referring expressions cannot be read from it ({error})") from error
+        except OSError:
+            raise
+        except Exception as error:  # a damaged pickle makes its reader raise anything
+            raise ValueError(f"{path}: referring expressions cannot be read from it ({error})") from error
     if not isinstance(content, list) or not all(isinstance(ref, Mapping) for ref in content):
         raise ValueError(f"{path}: holds no list of referring expressions")
     return content

@@ -10,7 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from agevlm.documents import Strict
 
 GROUPS: dict[str, tuple[tuple[str, str], tuple[str, str]]] = {
     "harbour": (("fish", "boat"), ("anchor", "umbrella")),
@@ -36,12 +38,10 @@ COLOURS: dict[str, tuple[int, int, int]] = {
 TRIES = 12  # places tried for a thing before it is given up
 
 
-class WorldSpec(BaseModel):
+class WorldSpec(Strict):
     """The parameters of the embedded world. Lengths are shares of the picture's side."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
-    image_size: int = Field(96, ge=96)
+    image_size: int = Field(96, ge=96, le=4096)
     """Height and width in pixels."""
     co_occurrence: float = Field(0.8, ge=0, le=1)
     """Probability that a thing brings its partner."""

@@ -12,9 +12,9 @@ import yaml
 from pydantic import Field
 
 from agevlm.data.scenes import WorldSpec
+from agevlm.documents import Strict
 from agevlm.files import write_beside
 from agevlm.training.foundation import Progress
-from agevlm.training.recipe import Strict
 from agevlm.training.teachers.detector import DetectorSpec, train_detector
 from agevlm.training.teachers.pool import draw_pool
 from agevlm.training.teachers.segmenter import SegmenterSpec, train_segmenter

@@ -26,10 +26,10 @@ from transformers import (
 
 from agevlm.checkpoints import resolve_model
 from agevlm.data.scenes import CATEGORIES
+from agevlm.documents import Strict
 from agevlm.modeling.vision import load_backbone
 from agevlm.training.arithmetic import autocast, choose_arithmetic
 from agevlm.training.foundation import Progress, endless_order, make_optimizer, optimise
-from agevlm.training.recipe import Strict
 from agevlm.training.teachers.pool import Pool, boxes_of, normalised
 
 # Shapes: B pictures, N cells or queries, Q queries, W words asked, K things of a picture (padded).

@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import SamConfig, SamImageProcessorPil, SamModel, SamProcessor
 
+from agevlm.documents import Strict
 from agevlm.training.arithmetic import autocast, choose_arithmetic
 from agevlm.training.foundation import Progress, endless_order, make_optimizer, optimise
-from agevlm.training.recipe import Strict
 from agevlm.training.teachers.pool import Pool, boxes_of, normalised
 
 # Shapes: B pictures, K things asked of a picture, M a mask's side.

@@ -1,0 +1,99 @@
+"""`agevlm serve` and `agevlm chat`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from agevlm.cli.options import Device, DType, Model
+from agevlm.cli.show import quiet_transformers
+
+_LIMITS = "Limits"
+
+
+def serve(
+    models: Annotated[
+        list[str],
+        typer.Argument(metavar="MODEL...", help="Models: tiny, a directory, or a hub id. Two stand side by side."),
+    ],
+    host: Annotated[str, typer.Option(help="The address to listen on; 0.0.0.0 for every network.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="The port to listen on; 0 takes a free one.")] = 8000,
+    api_key: Annotated[
+        str | None, typer.Option(envvar="AGEVLM_API_KEY", help="A key that clients must send; none by default.")
+    ] = None,
+    allow_remote: Annotated[
+        list[str] | None,
+        typer.Option(metavar="HOST", help="Fetch pictures from this host by https; may be repeated."),
+    ] = None,
+    max_running: Annotated[
+        int, typer.Option(min=1, help="Answers written at the same time.", rich_help_panel=_LIMITS)
+    ] = 32,
+    max_waiting: Annotated[
+        int, typer.Option(min=1, help="Requests that may wait; more get status 429.", rich_help_panel=_LIMITS)
+    ] = 128,
+    max_tokens: Annotated[
+        int, typer.Option(min=1, help="The longest answer, in tokens.", rich_help_panel=_LIMITS)
+    ] = 1024,
+    max_seconds: Annotated[
+        float, typer.Option(min=1, help="The longest that a request may take.", rich_help_panel=_LIMITS)
+    ] = 120.0,
+    memory_mb: Annotated[
+        int, typer.Option(min=1, help="What is kept of pictures for further questions.", rich_help_panel=_LIMITS)
+    ] = 1000,
+    grace: Annotated[float, typer.Option(min=0, help="Seconds that running answers have to finish at the end.")] = 30.0,
+    device: Device = "auto",
+    dtype: DType = "auto",
+) -> None:
+    """Serve models to OpenAI clients, and a page that shows where they look.
+
+    The API of OpenAI for chat under /v1, and at / a page to ask about pictures and see the heat map of each word. Needs
+    the extra `serve`: pip install 'agevlm[serve]'.
+    """
+    quiet_transformers()
+    try:
+        from agevlm.serve import server
+    except ImportError as error:
+        raise ValueError(f"serving needs the extra `serve` ({error}): pip install 'agevlm[serve]'") from error
+    from agevlm.checkpoints import load_vlm
+    from agevlm.serve.limits import Limits
+
+    if len(set(models)) != len(models):
+        raise ValueError(f"a model is named twice in {' '.join(models)}: name each once")
+    limits = Limits(
+        max_running=max_running,
+        max_waiting=max_waiting,
+        max_tokens=max_tokens,
+        default_tokens=min(max_tokens, Limits.default_tokens),
+        max_request_s=max_seconds,
+        memory_bytes=1_000_000 * memory_mb,
+    )
+    settings = server.Settings(host, port, api_key or None, tuple(allow_remote or ()), limits, grace)
+    listening = server.listen(host, port)
+    loaded = [(name, *load_vlm(name, device, dtype)) for name in models]
+    shown = f"[{host}]" if ":" in host else host
+    typer.echo(f"{', '.join(models)} at http://{shown}:{listening.getsockname()[1]} (API under /v1); Ctrl-C ends it")
+    if host not in ("127.0.0.1", "localhost", "::1") and api_key is None:
+        typer.echo("everybody who reaches this address can use it: set --api-key", err=True)
+    server.run(loaded, settings, listening)
+
+
+def chat(
+    model: Model,
+    picture: Annotated[Path | None, typer.Argument(help="A picture file to talk about.")] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="The longest answer, in tokens.")] = 256,
+    maps: Annotated[bool, typer.Option(help="Draw where the model looked at each object word.")] = True,
+    device: Device = "auto",
+    dtype: DType = "auto",
+) -> None:
+    """Talk with a model about a picture, in the terminal.
+
+    Answers come word by word; then the words that are things, each with its heat map. A line that begins with a slash
+    is a command: /look WORD, /picture FILE, /new, /help, /quit.
+    """
+    from agevlm.api import load_model
+    from agevlm.serve.terminal import talk
+
+    quiet_transformers()
+    talk(*load_model(model, device, dtype), picture=picture, max_tokens=max_tokens, maps=maps)

@@ -1,0 +1,232 @@
+"""What the parts of a diagnosis found, as figures with intervals over pictures, and as a verdict. Pure functions."""
+
+# Shapes: K draws, I pictures, Q questions, B bins.
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from agevlm.analysis.similarity import Similarity
+from agevlm.diagnosis.asking import Answers, Condition, Record
+from agevlm.diagnosis.heads import HeadReading
+from agevlm.evaluation.detection import NUM_BINS
+from agevlm.evaluation.run_figures import Figure, Floats, Ranks, Share, divide, figure_of, reference_is_yes
+from agevlm.evaluation.scores import POPE_SPLITS
+from agevlm.evaluation.statistics import Estimate, difference, estimate
+
+DETECTORS = {
+    "null_mass": "null token",
+    "entropy": "attention entropy",
+    "logit_lens": "logit lens",
+    "p_no": "probability of no",
+}
+"""Numbers of a word that may tell that it is made up, higher for what is not there."""
+
+_ANSWER_FIGURES = ("accuracy", "false_yes_ratio", "yes_ratio", "auroc")
+
+
+@dataclass(frozen=True)
+class Examination:
+    """All that was found of one model; of a part that could not be made, the reason in a sentence."""
+
+    name: str
+    answers: Answers
+    similarity: Similarity | str
+    heads: HeadReading | str
+    lens: Mapping[tuple[str, str], float] | str
+
+    @property
+    def left_out(self) -> dict[str, str]:
+        """Part → why it is missing."""
+        parts = {"matching pictures": self.similarity, "where it looks": self.heads, "logit lens": self.lens}
+        missing = {name: part for name, part in parts.items() if isinstance(part, str)}
+        if self.answers.note:
+            missing["attention of words"] = self.answers.note
+        return missing
+
+
+@dataclass(frozen=True, eq=False)
+class CalibrationError(Figure):
+    """Expected calibration error: how far P(yes) is from the share of yes, mean over questions, in bins of P(yes)."""
+
+    probabilities: ArrayLike
+    positive: ArrayLike
+
+    @cached_property
+    def _sums_3IB(self) -> Floats:
+        p_Q, y_Q = (np.asarray(part, dtype=np.float64) for part in (self.probabilities, self.positive))
+        place_Q = self._image_of_Q * NUM_BINS + np.clip((p_Q * NUM_BINS).astype(int), 0, NUM_BINS - 1)
+        sums = [np.bincount(place_Q, part, self.num_images * NUM_BINS) for part in (np.ones_like(p_Q), p_Q, y_Q)]
+        return np.stack(sums).reshape(3, self.num_images, NUM_BINS)
+
+    def drawn(self, counts_KI: Floats) -> Floats:
+        """The error with pictures counted so often."""
+        number_KB, p_KB, y_KB = (counts_KI @ part for part in self._sums_3IB)
+        return divide(np.abs(p_KB - y_KB).sum(1), number_KB.sum(1))
+
+
+def splits_of(records: list[Record]) -> list[str]:
+    """The POPE splits that were asked, easiest first."""
+    asked = {record["kind"].partition(".")[2] for record in records}
+    return [split for split in POPE_SPLITS if split in asked] or sorted(asked)
+
+
+def distinct(records: list[Record]) -> list[Record]:
+    """Each question about each picture once."""
+    return list({(record["image"], record["question"]): record for record in reversed(records)}.values())[::-1]
+
+
+def figures_of(exam: Examination) -> dict[str, Figure]:
+    """All figures of a model by their dotted names."""
+    found: dict[str, Figure] = {}
+    for condition, records in exam.answers.records.items():
+        found |= dict(_answer_figures(condition, records))
+    once = distinct(exam.answers.records["picture"])
+    found["calibration.error"] = CalibrationError(*_asked(once), *_p_and_truth(once))
+    if isinstance(exam.similarity, Similarity):
+        found |= dict(_similarity_figures(exam.similarity))
+    if isinstance(exam.heads, HeadReading):
+        found |= dict(_head_figures(exam.heads))
+    for name, scores in detector_scores(exam).items():
+        absent = [not reference_is_yes(record) for record in once]
+        found[f"made_up.{name}.auroc"] = Ranks(*_asked(once), scores, absent)
+    return found
+
+
+def _answer_figures(condition: Condition, records: list[Record]) -> Iterator[tuple[str, Figure]]:
+    for split in splits_of(records):
+        asked = [record for record in records if record["kind"] == f"pope.{split}"]
+        for name in _ANSWER_FIGURES:
+            yield f"answers.{condition}.{split}.{name}", figure_of(asked, f"pope.{split}.{name}")
+        for name, there in (("p_yes_present", True), ("p_yes_absent", False)):
+            some = [record for record in asked if reference_is_yes(record) is there]
+            if some:
+                share = Share(*_asked(some), _p_and_truth(some)[0], np.ones(len(some)))
+                yield f"answers.{condition}.{split}.{name}", share
+
+
+def _asked(records: list[Record]) -> tuple[list[str], list[str]]:
+    return [record["id"] for record in records], [record["image"] for record in records]
+
+
+def _p_and_truth(records: list[Record]) -> tuple[list[float], list[bool]]:
+    return [float(record["p_yes"]) for record in records], [reference_is_yes(record) for record in records]
+
+
+def _similarity_figures(found: Similarity) -> Iterator[tuple[str, Figure]]:
+    texts = [sample.id for sample in found.pairs.samples]
+    ids = [f"{text}/{kind}" for kind in ("matching", "mismatched") for text in texts]
+    for measure in found.scores:
+        scores = found.headline(measure)
+        positive = np.repeat([True, False], len(texts))
+        values = np.concatenate([scores.matching, scores.mismatched])
+        yield f"similarity.{measure}.auroc", Ranks(ids, texts * 2, values, positive)
+
+
+def _head_figures(heads: HeadReading) -> Iterator[tuple[str, Figure]]:
+    """Of the pictures that heads were not ranked on."""
+    told = ~heads.is_ranking
+    if not told.any():
+        return
+    ids, images = (
+        [value for value, is_told in zip(of, told, strict=True) if is_told] for of in (heads.ids, heads.images)
+    )
+    layer, head = heads.ranked()[0]
+    ones = np.ones(len(ids))
+    for name in heads.mean:
+        yield f"looking.mean.{name}", Share(ids, images, heads.mean[name][told], ones)
+        yield f"looking.best_head.{name}", Share(ids, images, heads.heads[name][told, layer, head], ones)
+    yield "looking.chance.mass", Share(ids, images, heads.area[told], ones)
+    yield "looking.chance.pointing", Share(ids, images, heads.touched[told], ones)
+
+
+def detector_scores(exam: Examination) -> dict[str, list[float]]:
+    """Detector → its numbers at the distinct questions; only of those that all questions have."""
+    once = distinct(exam.answers.records["picture"])
+    if len({reference_is_yes(record) for record in once}) < 2:
+        return {}
+    found = {name: [_score(exam, record, name) for record in once] for name in DETECTORS}
+    return {name: [s for s in scores if s is not None] for name, scores in found.items() if None not in scores}
+
+
+def _score(exam: Examination, record: Record, name: str) -> float | None:
+    if name == "p_no":
+        return 1 - float(record["p_yes"])
+    word = record["words"][0] if record["words"] else None
+    if name != "logit_lens":
+        return None if word is None else word[name]
+    if isinstance(exam.lens, str) or word is None:
+        return None
+    confidence = exam.lens.get((record["image"], word["phrase"]))
+    return None if confidence is None else 1 - confidence
+
+
+def estimates_of(figures: Mapping[str, Figure]) -> dict[str, Estimate]:
+    """Every figure with its 95 % interval over pictures; those that nothing can be said of are left out."""
+    return {n: estimate({0: f}, bounds=(0.0, 1.0)) for n, f in figures.items() if np.isfinite(f.value)}
+
+
+def differences_of(one: Mapping[str, Figure], two: Mapping[str, Figure]) -> dict[str, Estimate]:
+    """First minus second, paired over pictures, of the figures that both have of the same questions."""
+    found = {}
+    for name in one.keys() & two.keys():
+        alike = sorted(one[name].ids) == sorted(two[name].ids)
+        if alike and np.isfinite(one[name].value) and np.isfinite(two[name].value):
+            found[name] = difference({0: one[name]}, {0: two[name]})
+    return {name: found[name] for name in one if name in found}
+
+
+def verdict(exam: Examination, found: Mapping[str, Estimate]) -> list[str]:
+    """Three sentences: whether it answers from the picture, whether it looks, whether what is made up shows."""
+    split = splits_of(exam.answers.records["picture"])[-1]
+    return [_on_the_prior(split, found), _on_looking(exam, found), _on_made_up(found)]
+
+
+def _on_the_prior(split: str, found: Mapping[str, Estimate]) -> str:
+    seen, other = (found[f"answers.{condition}.{split}.accuracy"].mean for condition in ("picture", "other"))
+    gap = seen - other
+    how = "answers from the picture" if gap >= 0.25 else "answers in part from the picture" if gap >= 0.1 else None
+    how = how or "answers from the question alone"
+    with_it = f"{seen:.0%} of the {split} questions are right with it, {other:.0%} with another picture in its place"
+    return f"It {how}: {with_it}."
+
+
+def _on_looking(exam: Examination, found: Mapping[str, Estimate]) -> str:
+    if not isinstance(exam.heads, HeadReading) or "looking.mean.mass" not in found:
+        return "Where it looks is not measured."
+    names = ("looking.best_head.mass", "looking.mean.mass", "looking.chance.mass")
+    best, mean, chance = (found[name].mean for name in names)
+    place, head = exam.heads.ranked()[0]
+    how = "looks at what it is asked about" if best >= 5 * chance else "hardly looks at what it is asked about"
+    how = "does not look at what it is asked about" if best < 2 * chance else how
+    return (
+        f"It {how}: {best:.0%} of the attention of its best head (layer {exam.heads.layers[place]}, head {head}) lies "
+        f"in the mask, {mean:.0%} of the mean of all heads, and {chance:.0%} would by chance."
+    )
+
+
+def _on_made_up(found: Mapping[str, Estimate]) -> str:
+    scores = {name: found[f"made_up.{name}.auroc"].mean for name in DETECTORS if f"made_up.{name}.auroc" in found}
+    if not scores:
+        return "Whether what is made up shows is not measured."
+    best = max(scores, key=lambda name: scores[name])
+    how = "shows" if scores[best] >= 0.9 else "shows in part" if scores[best] >= 0.7 else "does not show"
+    return f"That a thing is not there {how}, most in its {DETECTORS[best]} (AUROC {scores[best]:.2f})."
+
+
+def reliability_of(exam: Examination) -> dict[str, list[Any]]:
+    """P(yes) in bins: mean probability and share of things that are there, of each bin with questions."""
+    p_Q, y_Q = map(np.asarray, _p_and_truth(distinct(exam.answers.records["picture"])))
+    bin_Q = np.clip((p_Q * NUM_BINS).astype(int), 0, NUM_BINS - 1)
+    full = [b for b in range(NUM_BINS) if (bin_Q == b).any()]
+    return {
+        "probability": [float(p_Q[bin_Q == b].mean()) for b in full],
+        "present": [float(y_Q[bin_Q == b].mean()) for b in full],
+        "num_questions": [int((bin_Q == b).sum()) for b in full],
+    }

@@ -1,0 +1,398 @@
+"""The runner of all official benchmarks: asks a model what is not answered yet, and scores. It knows none by name.
+
+Under `accelerate launch` every process asks about its own share of the pictures; the main one gathers and scores.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from agevlm.data.images import ImageError, open_image
+from agevlm.evaluation.official.benchmark import Benchmark, Marked, Protocol, Question
+from agevlm.evaluation.official.files import open_source
+from agevlm.evaluation.official.measures import records
+from agevlm.evaluation.official.store import AnswerStore
+from agevlm.evaluation.official.table import BENCHMARKS, find_benchmark
+from agevlm.evaluation.results import provenance
+from agevlm.files import write_beside
+
+if TYPE_CHECKING:
+    from agevlm.vlms import Kept, Vlm
+
+IMAGES_AT_ONCE = 16
+DEFAULT_BATCH_SIZE = 16
+NUM_NAMED = 10  # missing pictures that metrics.json names; the rest stand in predictions.jsonl
+
+Progress = Callable[[str, int, int], None]  # what is asked, prompts done, prompts in all
+Metrics = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to measure. `protocol` None: the first of the benchmark. `images`: where picture files lie, if not under the
+    data. `num_images` asks about the first so many pictures only.
+    """
+
+    protocol: str | None = None
+    images: str | Path | None = None
+    num_images: int | None = None
+    batch_size: int = DEFAULT_BATCH_SIZE
+    device: str = "auto"
+    dtype: str = "auto"
+
+
+@dataclass(frozen=True)
+class Ask:
+    """A prompt about a picture, once for all questions that share both; `key` stays the same from run to run."""
+
+    key: str
+    prompt: str
+    question: Question
+
+
+@dataclass
+class Plan:
+    """What is to be asked, by picture, and which ask answers which question."""
+
+    asks: dict[str, list[Ask]] = field(default_factory=dict)
+    key_of: dict[str, str] = field(default_factory=dict)
+    missing: list[Question] = field(default_factory=list)
+
+    @property
+    def num_asks(self) -> int:
+        """Prompts in all."""
+        return sum(map(len, self.asks.values()))
+
+
+def evaluate_official(
+    model: str | Path,
+    benchmark: str,
+    data: str | Path,
+    out: str | Path,
+    settings: Settings = Settings(),
+    *,
+    progress: Progress | None = None,
+) -> Metrics | None:
+    """Ask the model called `model` a benchmark's questions, write answers and figures to `out`; None but in the main
+    process.
+
+    A call that was killed goes on where it stopped. Questions whose picture is missing or damaged are not asked, and
+    counted. Errors, as ValueErrors: an unknown benchmark or protocol, data of another schema or that cannot be had, no
+    picture at all, an `out` of another run, and those of `checkpoints.load_vlm`.
+    """
+    from accelerate import PartialState
+
+    found = find_benchmark(benchmark)
+    protocol = found.protocol(settings.protocol)
+    if settings.batch_size < 1:
+        raise ValueError(f"batch_size is the number of prompts asked at once, got {settings.batch_size}")
+    source = open_source(data, settings.images)
+    reading = found.read(source)
+    questions = [question for question in reading.questions if protocol.keep(question)]
+    plan = plan_of(questions, protocol, settings.num_images)
+    if not plan.asks:
+        raise ValueError(
+            f"no picture of the {len(questions)} questions of {found.title} is at hand: {plan.missing[0].unit} and "
+            f"{len({q.unit for q in plan.missing}) - 1} more are missing: name their directory with --images"
+        )
+    state = PartialState(cpu=settings.device == "cpu")
+    store = AnswerStore(out)
+    if state.is_main_process:
+        store.begin(_identity(model, found, protocol, plan, settings))
+    state.wait_for_everyone()
+    done = store.answers()
+    state.wait_for_everyone()  # all have read what is answered before any answers more
+    own = list(plan.asks.values())[state.process_index :: state.num_processes]
+    todo = [left for asks in own if (left := [ask for ask in asks if ask.key not in done])]
+    if todo:
+        device = str(state.device) if settings.device == "auto" and state.num_processes > 1 else settings.device
+        vlm = _load(model, device, settings.dtype)
+        answered = _answer(vlm, todo, protocol, settings.batch_size, found.yes_no)
+        total, count = sum(map(len, todo)), 0
+        for batch in answered:
+            store.append(state.process_index, batch)
+            count += len(batch)
+            if progress:
+                progress(found.name, count, total)
+    state.wait_for_everyone()
+    if not state.is_main_process:
+        return None
+    facts = {
+        "model": str(model),
+        "data": str(data),
+        "data_revision": source.revision,
+        "left_out": list(reading.left_out),
+    }
+    return _finish(found, protocol, plan, questions, store, facts)
+
+
+def check_needs_data(benchmark: str) -> None:
+    """A benchmark of this room that is asked for without data, and is no directory either, is a ValueError."""
+    if benchmark in BENCHMARKS and not Path(benchmark).is_dir():
+        known = BENCHMARKS[benchmark]
+        named = f", such as {known.hub[0]}" if known.hub else ""
+        raise ValueError(f"{benchmark} needs --data: a directory with {known.data}, or a hub id to fetch{named}")
+
+
+def plan_of(questions: Sequence[Question], protocol: Protocol, num_images: int | None = None) -> Plan:
+    """Group questions by picture and prompt; with `num_images` only those about the first pictures that are there."""
+    plan = Plan()
+    keys: dict[str, str] = {}
+    for question in questions:
+        picture = question.picture
+        if picture is not None and picture.read is None:
+            plan.missing.append(question)
+            continue
+        name = "" if picture is None else picture.name
+        if name not in plan.asks and num_images is not None and len(plan.asks) >= num_images:
+            continue
+        prompt = protocol.prompt(question)
+        key = hashlib.sha256(json.dumps([name, prompt]).encode()).hexdigest()[:20]
+        plan.key_of[question.id] = key
+        asks = plan.asks.setdefault(name, [])
+        if key not in keys:
+            keys[key] = question.id
+            asks.append(Ask(key, prompt, question))
+    return plan
+
+
+def _load(model: str | Path, device: str, dtype: str) -> Vlm:
+    from agevlm.checkpoints import load_vlm
+    from agevlm.vlms import Vlm
+
+    return Vlm(*load_vlm(model, device, dtype))
+
+
+def _answer(
+    vlm: Vlm, todo: Sequence[Sequence[Ask]], protocol: Protocol, batch_size: int, yes_no: bool
+) -> Iterator[list[dict[str, Any]]]:
+    """Records of answers, a batch at a time; pictures that cannot be read have a record that says so."""
+    for start in range(0, len(todo), IMAGES_AT_ONCE):
+        asks, kept, damaged = _opened(vlm, todo[start : start + IMAGES_AT_ONCE])
+        if damaged:
+            yield damaged
+        order = sorted(asks, key=lambda ask: (ask.question.picture is None, len(ask.prompt)))
+        for batch in _batches(order, batch_size):
+            yield _ask_batch(vlm, batch, kept, protocol, yes_no)
+
+
+def _opened(vlm: Vlm, block: Sequence[Sequence[Ask]]) -> tuple[list[Ask], dict[str, Kept], list[dict[str, Any]]]:
+    """The asks whose pictures can be read, these pictures kept by name, and a record for each ask of the others."""
+    pictures: dict[str, Any] = {}
+    asks: list[Ask] = []
+    damaged: list[dict[str, Any]] = []
+    for group in block:
+        picture = group[0].question.picture
+        try:
+            if picture is not None:
+                assert picture.read is not None
+                pictures[picture.name] = open_image(picture.read())
+            asks += group
+        except ImageError as error:
+            damaged += [{"key": ask.key, "answer": None, "problem": error.kind} for ask in group]
+    return asks, dict(zip(pictures, vlm.keep(list(pictures.values())), strict=True)), damaged
+
+
+def _batches(asks: Sequence[Ask], batch_size: int) -> Iterator[list[Ask]]:
+    """Asks that go together: all with a picture, or all without one."""
+    for pictured in (True, False):
+        chosen = [ask for ask in asks if (ask.question.picture is not None) == pictured]
+        for start in range(0, len(chosen), batch_size):
+            yield chosen[start : start + batch_size]
+
+
+def _ask_batch(
+    vlm: Vlm, asks: Sequence[Ask], kept: Mapping[str, Kept], protocol: Protocol, yes_no: bool
+) -> list[dict[str, Any]]:
+    shown = [[kept[ask.question.picture.name]] if ask.question.picture else [] for ask in asks]
+    inputs = vlm.encode([vlm.prompt(ask.prompt, len(row)) for ask, row in zip(asks, shown, strict=True)], shown)
+    answers, reading = vlm.ask(inputs, max_new_tokens=protocol.max_new_tokens)
+    found: list[dict[str, Any]] = []
+    for ask, answer in zip(asks, answers, strict=True):
+        found.append({"key": ask.key, "answer": _until(answer.text, protocol.stop)})
+    if yes_no:
+        for record, shares in zip(found, vlm.yes_no(inputs, reading.logits[:, -1]), strict=True):
+            record["p_yes"] = shares.p_yes
+    return found
+
+
+def _until(text: str, stop: Sequence[str]) -> str:
+    """The text before the first of `stop`."""
+    for end in stop:
+        text = text.split(end)[0]
+    return text.strip()
+
+
+def _identity(
+    model: str | Path, benchmark: Benchmark, protocol: Protocol, plan: Plan, settings: Settings
+) -> dict[str, Any]:
+    """What must be the same for answers to be gone on with."""
+    asked = sorted(ask.key for asks in plan.asks.values() for ask in asks)
+    return {
+        "model": _fingerprint(model),
+        "benchmark": benchmark.name,
+        "protocol": protocol.name,
+        "dtype": settings.dtype,
+        "questions": hashlib.sha256("".join(asked).encode()).hexdigest()[:20],
+    }
+
+
+def _fingerprint(model: str | Path) -> str:
+    """A model's name, and for a directory its configuration and the size and age of its weights."""
+    from agevlm.checkpoints import resolve_model
+
+    directory = Path(resolve_model(model))
+    if not directory.is_dir():
+        return str(model)
+    weights = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in sorted(directory.glob("*.safetensors"))]
+    config = directory / "config.json"
+    facts = repr((config.read_text(encoding="utf-8") if config.is_file() else "", weights))
+    return f"{model} ({hashlib.sha256(facts.encode()).hexdigest()[:12]})"
+
+
+def _finish(
+    benchmark: Benchmark,
+    protocol: Protocol,
+    plan: Plan,
+    questions: Sequence[Question],
+    store: AnswerStore,
+    facts: Mapping[str, Any],
+) -> Metrics:
+    """Score what was answered and write predictions and figures."""
+    answers = store.gather()
+    marks: list[Marked] = []
+    left: list[tuple[Question, str]] = [(question, "missing picture") for question in plan.missing]
+    for question in questions:
+        if question.id in plan.key_of:
+            record = answers[plan.key_of[question.id]]
+            if record["answer"] is None:
+                left.append((question, record["problem"]))
+            else:
+                marks.append(protocol.mark(question, record["answer"]))
+    if not marks:
+        raise ValueError(f"none of the pictures of {benchmark.title} can be read ({left[0][1]}): see {store.out}")
+    metrics: Metrics = {
+        **records(protocol.figures(marks)),
+        "missing": _missing(left, len(marks)),
+        "provenance": provenance(
+            benchmark=benchmark.name,
+            protocol=protocol.name,
+            rule=protocol.rule,
+            headline=list(protocol.headline),
+            source=benchmark.source,
+            num_questions=len(marks),
+            num_images=len({mark.question.unit for mark in marks}),
+            num_prompts=plan.num_asks,
+            **facts,
+        ),
+    }
+    _write(store.out, metrics, marks, left, {q.id: answers[key] for q in questions if (key := plan.key_of.get(q.id))})
+    return metrics
+
+
+def _missing(left: Sequence[tuple[Question, str]], num_asked: int) -> Metrics:
+    names = list(dict.fromkeys(q.picture.name for q, _ in left if q.picture is not None))
+    return {
+        "num_questions": len(left),
+        "num_questions_in_all": len(left) + num_asked,
+        "num_pictures": len(names),
+        "pictures": names[:NUM_NAMED],
+    }
+
+
+def _write(
+    out: Path,
+    metrics: Metrics,
+    marks: Sequence[Marked],
+    left: Sequence[tuple[Question, str]],
+    answers: Mapping[str, Mapping[str, Any]],
+) -> None:
+    with write_beside(out / "predictions.jsonl") as beside, beside.open("w", encoding="utf-8") as file:
+        for record in (*_predictions(marks, answers), *_left_out(left)):
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+    with write_beside(out / "metrics.json") as beside:
+        beside.write_text(json.dumps(metrics, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    with write_beside(out / "metrics.md") as beside:
+        beside.write_text(official_table(metrics), encoding="utf-8")
+
+
+def _predictions(marks: Sequence[Marked], answers: Mapping[str, Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    for mark in marks:
+        question = mark.question
+        yield {
+            "id": question.id,
+            "image": question.picture.name if question.picture else None,
+            **question.facts,
+            "question": question.text,
+            "answer": mark.answer,
+            "reference": question.answer,
+            "parsed": mark.parsed,
+            "correct": mark.correct,
+            "unparsed": mark.unparsed,
+            "p_yes": answers[question.id].get("p_yes"),
+        }
+
+
+def _left_out(left: Sequence[tuple[Question, str]]) -> Iterator[dict[str, Any]]:
+    for question, problem in left:
+        name = question.picture.name if question.picture else None
+        yield {"id": question.id, "image": name, **question.facts, "question": question.text, "problem": problem}
+
+
+def official_table(metrics: Metrics) -> str:
+    """The figures as Markdown: one table, a row a section, and what made them."""
+    facts, missing = metrics["provenance"], metrics["missing"]
+    lines = [f"# {facts['benchmark']}, protocol {facts['protocol']}", "", facts["rule"] + ".", ""]
+    if missing["num_questions"]:
+        lines += [
+            f"{missing['num_questions']} of {missing['num_questions_in_all']} questions were not asked: "
+            f"{missing['num_pictures']} pictures are missing. These figures are of the rest.",
+            "",
+        ]
+    for title, columns, rows in tables_of(metrics):
+        lines += [f"| {title} | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+        lines += [f"| {name} | " + " | ".join(cells) + " |" for name, cells in rows] + [""]
+    return "\n".join([*lines, "```json", json.dumps(facts, indent=2), "```", ""])
+
+
+def verdict(metrics: Metrics) -> str:
+    """The figures that others quote, in a line, and how many questions they are of."""
+    facts, missing = metrics["provenance"], metrics["missing"]
+    quoted = []
+    for name in facts["headline"]:
+        section, _, figure = name.rpartition(".")
+        quoted.append(f"{name} {_cell(metrics[section], figure)}")
+    asked, wanted = facts["num_questions"], missing["num_questions_in_all"]
+    line = f"{facts['benchmark']}, protocol {facts['protocol']}: {'; '.join(quoted)}; {asked} of {wanted} questions"
+    if missing["num_questions"]:
+        named = ", ".join(missing["pictures"][:3])
+        line += f" ({missing['num_pictures']} pictures missing: {named}{', …' if missing['num_pictures'] > 3 else ''})"
+    return line
+
+
+def tables_of(metrics: Metrics, intervals: bool = True) -> list[tuple[str, list[str], list[tuple[str, list[str]]]]]:
+    """The sections as tables, those of the same figures together: title, columns, and rows of cells."""
+    groups: dict[tuple[str, ...], list[tuple[str, list[str]]]] = {}
+    for name, section in metrics.items():
+        if name in ("missing", "provenance"):
+            continue
+        columns = tuple(column for column in section if not column.endswith("_interval"))
+        groups.setdefault(columns, []).append((name, [_cell(section, column, intervals) for column in columns]))
+    return [("part", list(columns), rows) for columns, rows in groups.items()]
+
+
+def _cell(section: Mapping[str, Any], column: str, interval: bool = True) -> str:
+    value = section[column]
+    if value is None:
+        return "–"
+    if isinstance(value, int):
+        return str(value)
+    if not interval:
+        return f"{value:.3f}"
+    low, high = section[f"{column}_interval"]
+    return f"{value:.3f} ({low:.3f} to {high:.3f})"

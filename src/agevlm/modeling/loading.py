@@ -1,0 +1,68 @@
+"""Weights that are whole or refused: `from_pretrained` of transformers, which by itself makes up what is missing.
+
+Nothing here knows where checkpoints lie or what they are called.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from os import PathLike
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import PreTrainedModel
+
+_MAX_NAMED = 3  # tensors named in an error
+_AGAIN = "copy or train the checkpoint again"
+
+
+def load_whole(kind: Any, source: str | PathLike[str], *, may_lack: str | None = None, **options: Any) -> Any:
+    """The model of a checkpoint by `kind.from_pretrained`, with every weight that it needs, each a finite number.
+
+    Weights with `may_lack` in their names may be missing, and start as new ones do. A checkpoint whose weights are
+    missing, of other shapes than its configuration says, not finite or not to be read is a ValueError that names it and
+    the weights.
+    """
+    with reading(source, "weights"):
+        model, found = kind.from_pretrained(source, output_loading_info=True, **options)
+    missing = sorted(name for name in found["missing_keys"] if may_lack is None or may_lack not in name)
+    if missing:
+        raise ValueError(f"{source} lacks the weights {_named(missing)}: {_AGAIN}")
+    if broken := not_finite(model):
+        raise ValueError(f"the weights {_named(broken)} in {source} are not finite: {_AGAIN}")
+    return model
+
+
+def not_finite(model: PreTrainedModel) -> list[str]:
+    """The names of weights with a NaN or an infinity: one pass over the memory of each, and no copy."""
+    return [name for name, weight in model.named_parameters() if not math.isfinite(_spread(weight.detach()))]
+
+
+def _spread(weight: torch.Tensor) -> float:
+    """A number that is finite where all of a tensor are: its least and its greatest, which a NaN becomes as well."""
+    if weight.device.type == "meta" or not weight.is_floating_point() or not weight.numel():
+        return 0.0
+    least, greatest = torch.aminmax(weight)
+    return float(least.float()) * 0.0 + float(greatest.float())
+
+
+@contextmanager
+def reading(source: str | PathLike[str], what: str) -> Iterator[None]:
+    """Whatever reading a part of a checkpoint raises becomes a ValueError that names both, a full memory excepted."""
+    try:
+        yield
+    except MemoryError:
+        raise
+    except SafetensorError as error:
+        raise ValueError(f"the {what} in {source} cannot be read ({error}): {_AGAIN}") from error
+    except Exception as error:  # a damaged file makes transformers, tokenizers and json raise anything
+        fault = f"{type(error).__name__}: {' '.join(str(error).split()):.300}"
+        raise ValueError(f"the {what} in {source} cannot be read ({fault}): {_AGAIN}") from error
+
+
+def _named(names: list[str]) -> str:
+    more = len(names) - _MAX_NAMED
+    return ", ".join(names[:_MAX_NAMED]) + (f" and {more} more" if more > 0 else "")

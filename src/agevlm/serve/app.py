@@ -1,0 +1,189 @@
+"""The routes: FastAPI on one side, `Service` on the other. Nothing is decided here but which goes where."""
+
+from __future__ import annotations
+
+import asyncio
+import pathlib
+import time
+from collections.abc import AsyncIterator, Awaitable
+from typing import Annotated, Any, TypeVar
+
+from fastapi import FastAPI, Path, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from starlette.exceptions import HTTPException
+from starlette.staticfiles import StaticFiles
+
+from agevlm import __version__
+from agevlm.serve.errors import ApiError, bad_request
+from agevlm.serve.examples import NUM_EXAMPLES, example
+from agevlm.serve.protocol import AnswersRequest, ChatRequest, ErrorReply, LookRequest
+from agevlm.serve.service import Service
+
+PAGE = pathlib.Path(__file__).parent / "page"
+Value = TypeVar("Value")
+_REFUSALS: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorReply} for status in (400, 401, 404, 408, 413, 429, 500, 503, 504)
+}
+
+
+class GoneError(Exception):
+    """The client went away before its answer was there."""
+
+
+def build_app(service: Service) -> FastAPI:
+    """The application; `guard.Guard` belongs around it."""
+    app = FastAPI(title="agevlm", version=__version__, docs_url=None, redoc_url=None)
+    _handle_errors(app)
+    _add_api(app, service)
+    _add_extensions(app, service)
+    _add_state(app, service)
+    _add_examples(app)
+    app.mount("/", StaticFiles(directory=PAGE, html=True))
+    return app
+
+
+def _add_api(app: FastAPI, service: Service) -> None:
+    @app.post("/v1/chat/completions", responses=_REFUSALS)
+    async def chat_completions(request: ChatRequest, http: Request) -> Response:
+        """Continue a conversation about pictures."""
+        arrived = time.monotonic()
+        if request.stream:
+            return EventStream(await _unless_gone(http, service.stream(request, arrived)))
+        return JSONResponse(await _unless_gone(http, service.chat(request, arrived)))
+
+    @app.get("/v1/models", responses={401: {"model": ErrorReply}})
+    async def models() -> dict[str, Any]:
+        """The models that are served."""
+        return {"object": "list", "data": [service.described(name) for name in service.engines]}
+
+    @app.get("/v1/models/{name:path}", responses=_REFUSALS)
+    async def model(name: str) -> dict[str, Any]:
+        """One model that is served."""
+        service.engine(name)
+        return service.described(name)
+
+
+def _add_extensions(app: FastAPI, service: Service) -> None:
+    @app.post(
+        "/v1/looks",
+        responses={**_REFUSALS, 200: {"content": {"image/png": {}, "application/json": {}}}},
+    )
+    async def looks(request: LookRequest, http: Request) -> Response:
+        """Where the model looks (extension): a PNG of one word, or the maps of all."""
+        found = await _unless_gone(http, service.look(request, time.monotonic()))
+        return JSONResponse(found) if isinstance(found, dict) else Response(found, media_type="image/png")
+
+    @app.post("/v1/answers", responses=_REFUSALS)
+    async def answers(request: AnswersRequest, http: Request) -> JSONResponse:
+        """How probable each of the given answers is (extension)."""
+        return JSONResponse(await _unless_gone(http, service.answers(request)))
+
+
+def _add_state(app: FastAPI, service: Service) -> None:
+    @app.get("/health", responses={503: {"model": ErrorReply}})
+    async def health() -> dict[str, Any]:
+        """Whether the server answers requests."""
+        service.check_health()
+        return {"status": "ok", "models": list(service.engines)}
+
+    @app.get("/metrics", responses={200: {"content": {"text/plain": {}}}})
+    async def metrics() -> Response:
+        """Counters in Prometheus' text format."""
+        return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+def _add_examples(app: FastAPI) -> None:
+    @app.get("/examples")
+    async def all_examples() -> list[dict[str, Any]]:
+        """Pictures to begin with, drawn by the package."""
+        drawn = await asyncio.to_thread(lambda: [example(number) for number in range(NUM_EXAMPLES)])
+        return [
+            {"url": f"/examples/{number}.png", "title": one.title, "questions": one.questions}
+            for number, one in enumerate(drawn)
+        ]
+
+    @app.get("/examples/{number}.png", responses={200: {"content": {"image/png": {}}}, 404: {"model": ErrorReply}})
+    async def example_picture(number: Annotated[int, Path(ge=0, lt=NUM_EXAMPLES)]) -> Response:
+        """One of them."""
+        return Response((await asyncio.to_thread(example, number)).png, media_type="image/png")
+
+
+def _handle_errors(app: FastAPI) -> None:
+    @app.exception_handler(ApiError)
+    async def ours(_: Request, error: ApiError) -> JSONResponse:
+        return JSONResponse(error.body, error.status, error.headers)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+        return JSONResponse(_explained(error).body, 400)
+
+    @app.exception_handler(HTTPException)
+    async def http(request: Request, error: HTTPException) -> JSONResponse:
+        message = {404: f"there is nothing at {request.url.path}", 405: f"{request.method} is not for this path"}
+        found = ApiError(error.status_code, message.get(error.status_code, str(error.detail)))
+        return JSONResponse(found.body, error.status_code, dict(error.headers or {}))
+
+    @app.exception_handler(GoneError)
+    async def gone(_: Request, __: GoneError) -> Response:
+        return Response(status_code=499)
+
+
+def _explained(error: RequestValidationError) -> ApiError:
+    """The first thing that is wrong with a body, as one sentence."""
+    first = error.errors()[0]
+    place = [str(part) for part in first["loc"] if part != "body"]
+    if first["type"] == "json_invalid":
+        return bad_request(f"the body is not JSON: {first.get('ctx', {}).get('error', first['msg'])}")
+    name = ".".join(place) or None
+    if first["type"] == "extra_forbidden":
+        return bad_request(f"{name} is not supported here: leave it out", name, "unsupported_parameter")
+    return bad_request(f"{name or 'the body'}: {first['msg']}", name)
+
+
+async def _unless_gone(http: Request, work: Awaitable[Value]) -> Value:
+    """What `work` gives; it is cancelled when the client goes away."""
+    task: asyncio.Task[Value] = asyncio.ensure_future(work)  # type: ignore[assignment]
+    gone = asyncio.ensure_future(_gone(http.receive))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise GoneError
+        return task.result()
+    finally:
+        for waiting in (task, gone):
+            waiting.cancel()
+
+
+async def _gone(receive: Any) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+class EventStream(Response):
+    """Server-sent events; the source is closed as soon as the client goes away."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, source: AsyncIterator[bytes]) -> None:
+        super().__init__(headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
+        del self.headers["content-length"]
+        self._source = source
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Send until the source ends or the client goes."""
+        pump = asyncio.ensure_future(self._pump(send))
+        gone = asyncio.ensure_future(_gone(receive))
+        try:
+            await asyncio.wait({pump, gone}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for waiting in (pump, gone):
+                waiting.cancel()
+            await asyncio.gather(pump, gone, return_exceptions=True)
+            await self._source.aclose()  # type: ignore[attr-defined]
+
+    async def _pump(self, send: Any) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        async for piece in self._source:
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})

@@ -1,0 +1,318 @@
+"""The scheduler: which request runs when. One thread a model does all that the model does; another one sees pictures.
+
+Between two steps the engine lets finished rows go, lets newcomers in, and does one job (a look, a scoring). Pictures
+are encoded in their own thread meanwhile, so that rows that run do not wait for vision; a picture that is remembered
+waits for nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from agevlm.serve.asks import Ask, Begun, Failed, Writing
+from agevlm.serve.decoding import Decoder, Rows
+from agevlm.serve.errors import ApiError, StoppingError, TooBusyError
+from agevlm.serve.limits import Limits
+from agevlm.serve.looking import words_seen
+from agevlm.serve.memories import Lru, Seen, Shown
+from agevlm.serve.metrics import Silent
+from agevlm.serve.pictures import Encoded, decoded
+from agevlm.serve.whole import write_whole
+from agevlm.vlms import Vlm
+
+_MAX_READ_TOKENS = 4096  # of the prompts that are read at once, padding included: rows that run wait for it
+_log = logging.getLogger("agevlm.serve")
+
+
+class Engine:
+    """One model, asked by many. `close` ends it; until then its threads wait for work."""
+
+    def __init__(self, name: str, model: Any, processor: Any, limits: Limits, metrics: Silent | None = None) -> None:
+        self.name, self.limits, self.vlm = name, limits, Vlm(model, processor)
+        self.metrics = metrics or Silent()
+        self.memories: Lru[Seen] = Lru(limits.memory_bytes, lambda seen: seen.num_bytes)
+        self.remembers = model.config.model_type == "agevlm"
+        pad = processor.tokenizer.pad_token_id
+        self._decoder = Decoder(model, 0 if pad is None else pad) if self.remembers else None
+        self._work: queue.SimpleQueue[Ask | _Job | None] = queue.SimpleQueue()
+        self._asks: deque[Ask] = deque()
+        self._jobs: deque[_Job] = deque()
+        self._rows: Rows | None = None
+        self._writing: list[Writing] = []
+        self._next: list[int] = []
+        self._num_open = 0
+        self._lock = threading.Lock()
+        self._idle = threading.Condition(self._lock)
+        self._stopping = self._ended = False
+        self._eyes = ThreadPoolExecutor(1, thread_name_prefix=f"see {name}")
+        self._thread = threading.Thread(target=self._run, name=f"write {name}", daemon=True)
+        self._thread.start()
+
+    # What other threads call.
+
+    @property
+    def num_running(self) -> int:
+        """The answers that are being written."""
+        return len(self._writing)
+
+    @property
+    def num_waiting(self) -> int:
+        """The requests that are taken and have no place yet."""
+        return max(0, self._num_open - len({id(writing.ask) for writing in self._writing}))
+
+    @property
+    def stopping(self) -> bool:
+        """Whether nothing new is taken."""
+        return self._stopping
+
+    @contextmanager
+    def place(self) -> Iterator[None]:
+        """Count as a request while the body runs. TooBusyError (429) or StoppingError (503) where none is taken."""
+        with self._lock:
+            if self._stopping:
+                raise StoppingError
+            if self.num_waiting >= self.limits.max_waiting:
+                raise TooBusyError(self.num_waiting)
+            self._num_open += 1
+        try:
+            yield
+        finally:
+            with self._idle:
+                self._num_open -= 1
+                self._idle.notify_all()
+
+    def see(self, pictures: Sequence[Encoded]) -> Future[list[Seen]]:
+        """What the model keeps of pictures; done at once where all are remembered."""
+        found = [self.memories.get(picture.key) for picture in pictures]
+        self.metrics.saw(self.name, found)
+        if all(one is not None for one in found):
+            done: Future[list[Seen]] = Future()
+            done.set_result([one for one in found if one is not None])
+            return done
+        return self._eyes.submit(self._see, pictures, found)
+
+    def submit(self, ask: Ask) -> None:
+        """Have an ask answered; all that comes of it goes to `ask.tell`."""
+        self._work.put(ask)
+
+    def call(self, function: Callable[[], Any]) -> Future[Any]:
+        """Run a function that uses the model, between two steps."""
+        job = _Job(function)
+        self._work.put(job)
+        return job.future
+
+    def stop(self) -> None:
+        """Take nothing new from now on."""
+        self._stopping = True
+
+    def close(self, grace_s: float = 0.0) -> bool:
+        """Take nothing new, let what runs finish for at most `grace_s`, and end. Whether all has finished."""
+        with self._idle:
+            self._stopping = True
+            finished = self._idle.wait_for(lambda: self._num_open == 0, timeout=grace_s)
+        self._ended = True
+        self._work.put(None)
+        self._thread.join(timeout=10)
+        self._eyes.shutdown(wait=False, cancel_futures=True)
+        return finished
+
+    # The thread that sees.
+
+    @torch.inference_mode()
+    def _see(self, pictures: Sequence[Encoded], found: Sequence[Seen | None]) -> list[Seen]:
+        seen = []
+        for picture, one in zip(pictures, found, strict=True):
+            one = one or self.memories.get(picture.key)
+            if one is None:
+                one = self._look_at(decoded(picture, self.limits))
+                self.memories.put(picture.key, one)
+            seen.append(one)
+        return seen
+
+    def _look_at(self, picture: Any) -> Seen:
+        if not self.remembers:
+            return Seen(picture)
+        (kept,) = self.vlm.keep([picture])
+        return Seen(Shown(*picture.size), kept.memory)
+
+    # The thread that writes.
+
+    @torch.inference_mode()
+    def _run(self) -> None:
+        while not self._ended:
+            self._collect()
+            try:
+                self._do_one_job()
+                self._let_in()
+                self._step()
+            except Exception as error:
+                _log.exception("%s: a step failed; the answers in it are given up", self.name)
+                self._give_up(error)
+        self._give_up(StoppingError())
+
+    def _collect(self) -> None:
+        """Take over what has come; wait for something where there is nothing to do."""
+        wait = not (self._writing or self._asks or self._jobs)
+        while not self._ended:
+            try:
+                item = self._work.get(block=wait)
+            except queue.Empty:
+                return
+            wait = False
+            if isinstance(item, Ask):
+                self._asks.append(item)
+            elif item is not None:
+                self._jobs.append(item)
+
+    def _do_one_job(self) -> None:
+        if self._jobs:
+            self._jobs.popleft().run()
+
+    def _let_in(self) -> None:
+        """Read the prompts of as many newcomers as there are places, and let them begin."""
+        newcomers: list[Ask] = []
+        places, longest = self.limits.max_running - len(self._writing), 0
+        while self._asks:
+            ask = self._asks[0]
+            if self._dropped(ask):
+                self._asks.popleft()
+                continue
+            longest = max(longest, len(ask.ids))
+            if ask.num_choices > places or (newcomers and longest * (len(newcomers) + 1) > _MAX_READ_TOKENS):
+                break
+            places -= ask.num_choices
+            newcomers.append(self._asks.popleft())
+            if self._decoder is None:
+                break
+        if newcomers and self._decoder is None:
+            self._write_whole(newcomers[0])
+        elif newcomers:
+            self._begin(newcomers)
+
+    def _dropped(self, ask: Ask) -> bool:
+        """Whether nobody waits for an ask any more; one that is late is told so."""
+        if ask.late and not ask.cancelled:
+            ask.cancelled = True
+            ask.tell(Failed(_late(self.limits)))
+        return ask.cancelled
+
+    def _begin(self, asks: Sequence[Ask]) -> None:
+        assert self._decoder is not None
+        try:
+            rows, logits = self._decoder.read(
+                [ask.ids for ask in asks], [[one.memory for one in ask.seen] for ask in asks]
+            )
+        except Exception as error:
+            for ask in asks:
+                ask.tell(Failed(error))
+            raise
+        numbers, writing = [], []
+        for number, ask in enumerate(asks):
+            ask.tell(Begun(len(ask.ids)))
+            for choice in range(ask.num_choices):
+                numbers.append(number)
+                writing.append(Writing(ask, choice, self.vlm.processor.tokenizer, self.vlm.end_ids))
+        going, tokens = self._take(writing, logits[numbers])
+        if going:
+            fresh = rows.select([numbers[place] for place in going])
+            self._rows = fresh if self._rows is None else self._rows.joined(fresh)
+            self._writing += [writing[place] for place in going]
+            self._next += tokens
+
+    def _step(self) -> None:
+        """One token more for each row; rows that are finished or no longer wanted leave."""
+        wanted = [place for place, writing in enumerate(self._writing) if not self._dropped(writing.ask)]
+        self._keep(wanted)
+        if not self._writing:
+            return
+        assert self._decoder is not None
+        assert self._rows is not None
+        self._rows, logits = self._decoder.step(self._rows, self._next)
+        going, self._next = self._take(self._writing, logits)
+        self.metrics.stepped(self.name, len(self._writing))
+        self._keep(going, tokens_too=False)
+
+    def _keep(self, places: Sequence[int], tokens_too: bool = True) -> None:
+        if len(places) == len(self._writing):
+            return
+        self._writing = [self._writing[place] for place in places]
+        if tokens_too:
+            self._next = [self._next[place] for place in places]
+        self._rows = self._rows.select(places) if places and self._rows is not None else None
+
+    def _take(self, writing: Sequence[Writing], logits_RV: Any) -> tuple[list[int], list[int]]:
+        """Give each row its next token: the places of those that go on, and their tokens."""
+        if self.vlm.image_token_id < logits_RV.shape[-1]:
+            logits_RV[:, self.vlm.image_token_id] = -float("inf")
+        likeliest = logits_RV.argmax(-1).tolist()
+        going, tokens = [], []
+        for place, one in enumerate(writing):
+            token = likeliest[place] if one.plain else one.choose(logits_RV[place])
+            if one.take(token):
+                going.append(place)
+                tokens.append(token)
+            else:
+                self._complete(one)
+        return going, tokens
+
+    def _complete(self, writing: Writing) -> None:
+        ask = writing.ask
+        self.metrics.wrote(self.name, len(writing.ids))
+        try:
+            words = None
+            if ask.looks is not None:
+                words = words_seen(self.vlm, ask.conversation, ask.seen, writing.ids, ask.looks, writing.text)
+            writing.complete(words)
+        except ApiError as error:
+            ask.cancelled = True
+            ask.tell(Failed(error))
+
+    def _write_whole(self, ask: Ask) -> None:
+        """An answer of a model without memories: all of it before anything else runs."""
+        try:
+            for writing in write_whole(self.vlm, ask, lambda: self._dropped(ask)):
+                self._complete(writing)
+        except ValueError as error:  # too long a row, pictures that a processor refuses
+            ask.tell(Failed(ApiError(400, str(error), param="messages")))
+        except Exception as error:
+            ask.tell(Failed(error))
+            raise
+
+    def _give_up(self, error: Exception) -> None:
+        for ask in {id(writing.ask): writing.ask for writing in self._writing}.values():
+            ask.tell(Failed(error))
+        self._writing, self._next, self._rows = [], [], None
+        if self._ended:
+            for ask in self._asks:
+                ask.tell(Failed(error))
+            for job in self._jobs:
+                job.future.cancel()
+
+
+class _Job:
+    """A function to be run by the engine's thread, and the future of what it gives."""
+
+    def __init__(self, function: Callable[[], Any]) -> None:
+        self._function = function
+        self.future: Future[Any] = Future()
+
+    def run(self) -> None:
+        if not self.future.set_running_or_notify_cancel():
+            return
+        try:
+            self.future.set_result(self._function())
+        except Exception as error:
+            self.future.set_exception(error)
+
+
+def _late(limits: Limits) -> ApiError:
+    return ApiError(504, f"the answer took longer than the {limits.max_request_s:g} seconds it may take here")

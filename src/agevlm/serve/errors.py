@@ -1,0 +1,60 @@
+"""Errors that a client sees, in OpenAI's form: a status, and one sentence that says what to change."""
+
+from __future__ import annotations
+
+from typing import Any
+
+_KINDS = {
+    401: "authentication_error",
+    404: "not_found_error",
+    408: "timeout_error",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
+
+
+class ApiError(Exception):
+    """A request that is answered with `status` and a sentence; `param` names the field that is wrong."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        retry_s: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.message, self.param, self.code, self.retry_s = status, message, param, code, retry_s
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """What is sent: `{"error": {"message", "type", "param", "code"}}`."""
+        kind = _KINDS.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
+        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """`Retry-After` where it is worth trying again."""
+        return {} if self.retry_s is None else {"Retry-After": str(self.retry_s)}
+
+
+class TooBusyError(ApiError):
+    """So many requests wait that one more would not be answered in time."""
+
+    def __init__(self, waiting: int) -> None:
+        super().__init__(429, f"{waiting} requests are waiting already: try again in a moment", retry_s=1)
+
+
+class StoppingError(ApiError):
+    """The server finishes what it has begun and takes nothing new."""
+
+    def __init__(self) -> None:
+        super().__init__(503, "the server is shutting down: ask another one, or try again later", retry_s=5)
+
+
+def bad_request(message: str, param: str | None = None, code: str | None = None) -> ApiError:
+    """A request that cannot be answered as it stands."""
+    return ApiError(400, message, param=param, code=code)

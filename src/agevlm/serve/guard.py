@@ -1,0 +1,121 @@
+"""The layer around the routes that holds clients to the limits: key, size and time of bodies, clients that stall.
+
+Plain ASGI, so that it counts bytes as they come and sees a client go away while its answer is written.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import json
+import time
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+from agevlm.serve.errors import ApiError
+from agevlm.serve.limits import Limits
+from agevlm.serve.metrics import Metrics
+
+Message = MutableMapping[str, Any]
+App = Callable[[Any, Any, Any], Awaitable[None]]
+
+# Nothing but what the server itself sends is loaded, run or asked; no other page may frame this one.
+_HEADERS = (
+    (
+        b"content-security-policy",
+        b"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
+        b"manifest-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    ),
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cross-origin-opener-policy", b"same-origin"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+)
+
+
+class Guard:
+    """Around an ASGI application: refuses by itself, else passes on and watches."""
+
+    def __init__(self, app: App, limits: Limits, metrics: Metrics, key: str | None = None) -> None:
+        self.app, self.limits, self.metrics = app, limits, metrics
+        self._key = None if key is None else key.encode()
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """One request."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        call = _Call(self, scope, receive, send)
+        try:
+            self._check_key(scope)
+            self._check_length(scope)
+            await self.app(scope, call.receive, call.send)
+        except ApiError as error:
+            await call.refuse(error)
+        finally:
+            route = getattr(scope.get("route"), "path", "other")
+            self.metrics.answered(route, call.status, time.monotonic() - call.began)
+
+    def _check_key(self, scope: Any) -> None:
+        if self._key is None or not scope["path"].startswith(("/v1/", "/metrics")):
+            return
+        given = dict(scope["headers"]).get(b"authorization", b"")
+        kind, _, key = given.partition(b" ")
+        if kind.lower() != b"bearer" or not hmac.compare_digest(key.strip(), self._key):
+            raise ApiError(
+                401, "this server wants an API key: send it as Authorization: Bearer KEY", code="invalid_api_key"
+            )
+
+    def _check_length(self, scope: Any) -> None:
+        length = dict(scope["headers"]).get(b"content-length", b"0")
+        if length.isdigit() and int(length) > self.limits.max_body_bytes:
+            raise _too_large(self.limits)
+
+
+class _Call:
+    """One request on its way: bytes counted, times kept."""
+
+    def __init__(self, guard: Guard, scope: Any, receive: Any, send: Any) -> None:
+        self._guard, self._scope, self._receive, self._send = guard, scope, receive, send
+        self.began = time.monotonic()
+        self.status = 499  # a client that went away before anything was sent
+        self._num_bytes, self._uploading = 0, True
+
+    async def receive(self) -> Message:
+        """The next piece of the body; ApiError 413 for too many bytes, 408 for too slow ones."""
+        limits = self._guard.limits
+        if not self._uploading:
+            return await self._receive()
+        left = limits.max_upload_s - (time.monotonic() - self.began)
+        try:
+            message: Message = await asyncio.wait_for(self._receive(), max(left, 0.001))
+        except TimeoutError as error:
+            raise ApiError(408, f"the request did not arrive within {limits.max_upload_s:g} seconds") from error
+        self._num_bytes += len(message.get("body", b""))
+        if self._num_bytes > limits.max_body_bytes:
+            raise _too_large(limits)
+        self._uploading = bool(message.get("more_body"))
+        return message
+
+    async def send(self, message: Message) -> None:
+        """Send a piece; a client that leaves it unread for too long is dropped."""
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            message = {**message, "headers": [*message.get("headers", ()), *_HEADERS]}
+        await asyncio.wait_for(self._send(message), self._guard.limits.max_stall_s)
+
+    async def refuse(self, error: ApiError) -> None:
+        """Answer with an error, unless an answer has begun. The connection ends where a body is left unread."""
+        if self.status != 499:
+            raise error
+        body = json.dumps(error.body).encode()
+        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+        headers += [(name.lower().encode(), value.encode()) for name, value in error.headers.items()]
+        if self._uploading:
+            headers.append((b"connection", b"close"))
+        await self.send({"type": "http.response.start", "status": error.status, "headers": headers})
+        await self.send({"type": "http.response.body", "body": body})
+
+
+def _too_large(limits: Limits) -> ApiError:
+    return ApiError(413, f"the request has more than {limits.max_body_bytes:,} bytes: send smaller or fewer pictures")

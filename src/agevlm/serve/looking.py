@@ -1,0 +1,164 @@
+"""Where a model looked at the words of a conversation and its answer, overlays of that, and how probable answers are.
+
+All of it is one further pass of the model over a finished text, with the memories of its pictures.
+"""
+
+# Shapes: h, w the grid of a picture; H, W its pixels.
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from agevlm.analysis.attention import decode_with_offsets, object_words
+from agevlm.data.chat import tokens_of_span
+from agevlm.serve.conversations import Conversation
+from agevlm.serve.errors import bad_request
+from agevlm.serve.memories import Seen
+from agevlm.vlms import AttentionUnreadableError, Inputs, Kept, Vlm, attention_maps
+
+_ROWS_AT_ONCE = 16  # given answers in one pass
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Layers that look and heads whose mean a map is, numbered from 0; None for all."""
+
+    layers: tuple[int, ...] | None = None
+    heads: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class SeenWord:
+    """An object word, and where the model looked at it.
+
+    `text[start:end]` of the last question or of the answer (`where`) is the word as written. `maps` are (h, w), one a
+    picture: shares of attention which, with `made_up`, sum to 1. `made_up` is the share that went to no place of any
+    picture but to the null token: near 1 for things that are not there. None where the model has no null token.
+    """
+
+    word: str
+    start: int
+    end: int
+    where: Literal["question", "answer"]
+    maps: tuple[NDArray[np.float32], ...]
+    made_up: float | None
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A given answer: log P of its text and its end, and its share of the probability of all that were given."""
+
+    answer: str
+    log_prob: float
+    share: float
+    num_tokens: int
+
+    @property
+    def probability(self) -> float:
+        """P that the model, drawing at temperature 1, answers exactly this."""
+        return math.exp(self.log_prob)
+
+
+def encoded(vlm: Vlm, conversation: Conversation, seen: Sequence[Seen], num_rows: int = 1) -> Inputs:
+    """A conversation as the model's inputs, `num_rows` times, its pictures remembered where the model can."""
+    memories = [one.memory for one in seen]
+    if memories and all(memory is not None for memory in memories):
+        joined = type(memories[0]).cat(memories)
+        kept = [Kept(one.picture, joined, number) for number, one in enumerate(seen)]
+    else:
+        kept = [Kept(one.picture) for one in seen]
+    return vlm.encode([conversation.chat.text] * num_rows, [kept] * num_rows)
+
+
+def words_seen(
+    vlm: Vlm,
+    conversation: Conversation,
+    seen: Sequence[Seen],
+    ids: Sequence[int],
+    chosen: Chosen,
+    shown: str | None = None,
+) -> tuple[SeenWord, ...]:
+    """Where the model looks at each object word of the last message and of the answer `ids` (of which `shown` is told).
+
+    ApiError 400 for a conversation without pictures, for layers and heads that are not there, and for a model whose
+    attention cannot be read.
+    """
+    if not seen:
+        raise bad_request("there is no picture in the conversation to look at", "attention")
+    if vlm.note is not None:
+        raise bad_request(vlm.note, "attention")
+    tokenizer = vlm.processor.tokenizer
+    inputs = encoded(vlm, conversation, seen)
+    answer, offsets = decode_with_offsets(tokenizer, ids)
+    answer = answer if shown is None else answer[: len(shown)]
+    answered, at = inputs.answered([ids], vlm.family), conversation.chat.content_starts[-1]
+    found: list[tuple[tuple[int, int, str], Literal["question", "answer"], list[int]]] = []
+    for span in object_words(conversation.messages[-1].content):
+        found.append((span, "question", answered.tokens_of(tokenizer, 0, at + span[0], at + span[1])))
+    for span in object_words(answer):
+        found.append((span, "answer", [inputs.text_len + token for token in tokens_of_span(offsets, *span[:2])]))
+    found = [word for word in found if word[2]]
+    maps = _maps(vlm, answered, [tokens for _, _, tokens in found], chosen) if found else []
+    return tuple(
+        SeenWord(word, start, end, where, seen_word.maps, seen_word.null_mass)
+        for ((start, end, word), where, _), seen_word in zip(found, maps, strict=True)
+    )
+
+
+def _maps(vlm: Vlm, inputs: Inputs, words: Sequence[Sequence[int]], chosen: Chosen) -> list[Any]:
+    """The map of each word (its positions). ApiError 400 where there is none such."""
+    looking = list(vlm.looking)
+    wrong = [number for number in chosen.layers or () if number >= len(looking)]
+    if wrong:
+        raise bad_request(f"there is no layer {wrong} that looks: the model has {len(looking)}, from 0", "layers")
+    layers = looking if chosen.layers is None else [looking[number] for number in chosen.layers]
+    positions = sorted({token for tokens in words for token in tokens})
+    try:
+        reading = vlm.read(inputs, positions=[positions], layers=layers)
+        heads = None if chosen.heads is None else list(chosen.heads)
+        (maps,) = attention_maps(inputs, reading, [positions], [words], heads=heads, of_pictures=True)
+    except AttentionUnreadableError as error:
+        raise bad_request(str(error), "attention") from error
+    except ValueError as error:  # heads that the model does not have
+        raise bad_request(str(error), "heads") from error
+    return list(maps)
+
+
+def scored(vlm: Vlm, conversation: Conversation, seen: Sequence[Seen], answers: Sequence[str]) -> list[Scored]:
+    """How probable each answer is: exactly this text, with the end of the answer behind it."""
+    text, end = conversation.chat.text, end_id(vlm)
+    ids = [[*vlm.answer_ids(text, answer), end] for answer in answers]
+    log_probs: list[float] = []
+    for start in range(0, len(ids), _ROWS_AT_ONCE):
+        batch = ids[start : start + _ROWS_AT_ONCE]
+        inputs = encoded(vlm, conversation, seen, len(batch))
+        log_probs += [float(row.sum()) for row in vlm.log_probs(inputs, batch)]
+    top = max(log_probs)
+    total = sum(math.exp(value - top) for value in log_probs)
+    return [
+        Scored(answer, value, math.exp(value - top) / total, len(row) - 1)
+        for answer, value, row in zip(answers, log_probs, ids, strict=True)
+    ]
+
+
+def end_id(vlm: Vlm) -> int:
+    """The token that ends an answer; the tokenizer's own where there are several."""
+    own = vlm.processor.tokenizer.eos_token_id
+    return int(own) if own in vlm.end_ids else min(vlm.end_ids)
+
+
+def overlay_png(picture: Image.Image, attention: NDArray[np.float32]) -> bytes:
+    """The picture under a map, as a PNG in its own pixels; small pictures are enlarged by a whole factor."""
+    from agevlm.analysis.figures import enlarge, overlay
+
+    buffer = io.BytesIO()
+    Image.fromarray(overlay(enlarge(picture), attention)).save(buffer, "PNG")
+    return buffer.getvalue()

@@ -1,0 +1,72 @@
+// What the server is asked, and nothing about how it looks on the page.
+
+let key = sessionStorage.getItem("key") ?? "";
+let askForKey = async () => "";
+
+// `ask` is called when the server wants a key, and gives one.
+export function onKeyWanted(ask) {
+  askForKey = ask;
+}
+
+async function call(path, body, signal) {
+  for (;;) {
+    const headers = key ? { Authorization: `Bearer ${key}` } : {};
+    if (body) headers["Content-Type"] = "application/json";
+    const options = { method: body ? "POST" : "GET", headers, signal, body: body && JSON.stringify(body) };
+    const reply = await fetch(path, options).catch((error) => {
+      if (error.name === "AbortError") throw error;
+      throw new Error("The server does not answer. Is it still running?");
+    });
+    if (reply.ok) return reply;
+    const message = await reply.json().then((found) => found.error.message).catch(() => reply.statusText);
+    if (reply.status !== 401) throw new Error(sentence(message));
+    key = await askForKey();
+    if (!key) throw new Error(sentence(message));
+    sessionStorage.setItem("key", key);
+  }
+}
+
+function sentence(text) {
+  return text.charAt(0).toUpperCase() + text.slice(1) + (/[.!?]$/.test(text) ? "" : ".");
+}
+
+export async function models() {
+  return (await (await call("v1/models")).json()).data;
+}
+
+export async function examples() {
+  return (await call("examples")).json();
+}
+
+// Streams an answer: `onText(text so far)`; gives {text, words, finish}.
+export async function answer(request, onText, signal) {
+  const body = { ...request, stream: true };
+  const reply = await call("v1/chat/completions", body, signal);
+  const reader = reply.body.pipeThrough(new TextDecoderStream()).getReader();
+  const found = { text: "", words: [], finish: null };
+  let rest = "";
+  for (;;) {
+    const { done, value } = await reader.read();
+    if (done) break;
+    const events = (rest + value).split("\n\n");
+    rest = events.pop();
+    for (const event of events) {
+      const data = event.replace(/^data: /, "");
+      if (data === "[DONE]") continue;
+      const chunk = JSON.parse(data);
+      if (chunk.error) throw new Error(sentence(chunk.error.message));
+      const choice = chunk.choices[0];
+      if (!choice) continue;
+      if (choice.delta.content) onText((found.text += choice.delta.content));
+      if (choice.finish_reason) found.finish = choice.finish_reason;
+      if (choice.attention) found.words = choice.attention;
+    }
+  }
+  if (!found.finish) throw new Error("The answer broke off.");
+  return found;
+}
+
+// The maps of the words of an answer already given, for some layers and heads.
+export async function looks(request) {
+  return (await (await call("v1/looks", { ...request, format: "json" })).json()).words;
+}

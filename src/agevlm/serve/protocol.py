@@ -1,0 +1,141 @@
+"""What goes over the wire: requests as pydantic models, and the shapes of the answers. OpenAI's names throughout.
+
+What is not OpenAI's is marked as an extension: `attention`, and the bodies of `/v1/looks` and `/v1/answers`. A setting
+that has no effect here is refused unless it asks for nothing, so that no answer is other than was asked.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Finish = Literal["stop", "length"]
+MAX_STOPS, MAX_TOP_LOGPROBS = 4, 20
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class _Loose(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+
+
+class ImageUrl(_Loose):
+    """A picture: a data URL (`data:image/png;base64,…`), or a URL of a host that the server was allowed to ask."""
+
+    url: str
+    detail: Literal["auto", "low", "high", "original"] = "auto"  # pictures are seen at the model's own size
+
+
+class TextPart(_Loose):
+    """A piece of text."""
+
+    type: Literal["text"]
+    text: str
+
+
+class ImagePart(_Loose):
+    """A picture."""
+
+    type: Literal["image_url"]
+    image_url: ImageUrl
+
+
+Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
+
+
+class ChatMessage(_Loose):
+    """One turn. Pictures stand in front of the text of their message; pieces of text are joined by line breaks."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[Part]
+
+
+class Attention(_Strict):
+    """Which layers that look at pictures, and which heads, a map is the mean of; numbers from 0, all by default."""
+
+    layers: list[Annotated[int, Field(ge=0, lt=1000)]] | None = Field(None, min_length=1, max_length=256)
+    heads: list[Annotated[int, Field(ge=0, lt=1000)]] | None = Field(None, min_length=1, max_length=256)
+
+
+class StreamOptions(_Loose):
+    """Whether a last chunk of a stream tells the usage."""
+
+    include_usage: bool = False
+
+
+class TextFormat(_Loose):
+    """The only form of answers: text."""
+
+    type: Literal["text"]
+
+
+class Asking(_Strict):
+    """What all requests about a conversation have."""
+
+    model: str = Field(max_length=500)
+    messages: list[ChatMessage] = Field(min_length=1, max_length=1000)
+
+
+class ChatRequest(Asking):
+    """`/v1/chat/completions`. Without a temperature answers are greedy, as they are measured."""
+
+    temperature: float = Field(0.0, ge=0, le=2)
+    top_p: float = Field(1.0, gt=0, le=1)
+    n: int = Field(1, ge=1)
+    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
+    max_tokens: int | None = Field(None, ge=1)
+    max_completion_tokens: int | None = Field(None, ge=1)
+    stop: str | list[str] | None = None
+    logprobs: bool | None = False
+    top_logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
+    stream: bool | None = False
+    stream_options: StreamOptions | None = None
+    attention: bool | Attention = Field(False, description="Extension: a map for each object word.")
+
+    frequency_penalty: Literal[0] | None = None
+    presence_penalty: Literal[0] | None = None
+    logit_bias: dict[str, float] | None = Field(None, max_length=0)
+    tools: list[Any] | None = Field(None, max_length=0)
+    response_format: TextFormat | None = None
+    user: str | None = None
+    metadata: dict[str, Any] | None = None
+    store: bool | None = None
+    service_tier: str | None = None
+
+
+class LookRequest(Asking):
+    """`/v1/looks`: where the model looks at each object word of a question and its answer (extension).
+
+    The `answer` is the model's own unless it is given. `format` is a PNG of one word over the picture, or the maps.
+    """
+
+    answer: str | None = None
+    word: str | None = Field(None, max_length=500, description="Which word the PNG shows; the first by default.")
+    layers: list[Annotated[int, Field(ge=0, lt=1000)]] | None = Field(None, min_length=1, max_length=256)
+    heads: list[Annotated[int, Field(ge=0, lt=1000)]] | None = Field(None, min_length=1, max_length=256)
+    max_tokens: int | None = Field(None, ge=1)
+    format: Literal["png", "json"] = "png"
+
+
+class AnswersRequest(Asking):
+    """`/v1/answers`: how probable each of the given answers is (extension)."""
+
+    answers: list[Annotated[str, Field(min_length=1)]] = Field(min_length=1)
+
+
+class ErrorBody(BaseModel):
+    """What is wrong, as OpenAI says it."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorReply(BaseModel):
+    """Every answer with a status from 400 on."""
+
+    error: ErrorBody

@@ -1,0 +1,86 @@
+"""The answers of the API as JSON objects: completions, their chunks, words with their maps. No model is asked here."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from agevlm.serve.looking import Scored, SeenWord
+from agevlm.serve.sampling import TokenLogProb
+
+
+@dataclass(frozen=True)
+class Head:
+    """What all chunks of one completion share."""
+
+    model: str
+    tokenizer: Any
+    id: str = field(default_factory=lambda: f"chatcmpl-{secrets.token_hex(12)}")
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    def completion(self, choices: Sequence[dict[str, Any]], usage: dict[str, int]) -> dict[str, Any]:
+        """A whole completion."""
+        return {**self._start("chat.completion"), "choices": list(choices), "usage": usage}
+
+    def chunk(self, choices: Sequence[dict[str, Any]], usage: dict[str, int] | None = None) -> dict[str, Any]:
+        """A chunk of a stream."""
+        chunk = {**self._start("chat.completion.chunk"), "choices": list(choices)}
+        return chunk if usage is None else {**chunk, "usage": usage}
+
+    def _start(self, kind: str) -> dict[str, Any]:
+        return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
+
+    def log_probs(self, said: Sequence[TokenLogProb]) -> dict[str, Any]:
+        """Log-probabilities as OpenAI writes them."""
+        return {
+            "content": [
+                {
+                    **self._token(one.token, one.log_prob),
+                    "top_logprobs": [self._token(token, value) for token, value in one.top],
+                }
+                for one in said
+            ],
+            "refusal": None,
+        }
+
+    def _token(self, token: int, log_prob: float) -> dict[str, Any]:
+        text = self.tokenizer.decode([token], clean_up_tokenization_spaces=False)
+        return {"token": text, "logprob": log_prob, "bytes": list(text.encode("utf-8", "replace"))}
+
+
+def usage(prompt: int, answers: int) -> dict[str, int]:
+    """Tokens of the prompt, counted once, and of all answers."""
+    return {"prompt_tokens": prompt, "completion_tokens": answers, "total_tokens": prompt + answers}
+
+
+def words(seen: Sequence[SeenWord]) -> list[dict[str, Any]]:
+    """The extension `attention`: object words and their maps, one a picture, row by row."""
+    return [
+        {
+            "word": one.word,
+            "where": one.where,
+            "start": one.start,
+            "end": one.end,
+            "made_up": None if one.made_up is None else round(one.made_up, 5),
+            "maps": [[[round(float(cell), 5) for cell in row] for row in grid] for grid in one.maps],
+        }
+        for one in seen
+    ]
+
+
+def scores(model: str, scored: Sequence[Scored]) -> dict[str, Any]:
+    """The reply of `/v1/answers`."""
+    answers = [
+        {
+            "answer": one.answer,
+            "probability": one.probability,
+            "share": one.share,
+            "logprob": one.log_prob,
+            "num_tokens": one.num_tokens,
+        }
+        for one in scored
+    ]
+    return {"object": "answers", "model": model, "answers": answers}

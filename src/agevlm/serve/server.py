@@ -1,0 +1,119 @@
+"""A server on a socket: models loaded, the port taken, signals heeded.
+
+SIGTERM and SIGINT refuse what comes and finish what runs, within a grace; a second one ends at once.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import uvicorn
+
+from agevlm.serve.app import build_app
+from agevlm.serve.engine import Engine
+from agevlm.serve.guard import Guard
+from agevlm.serve.limits import Limits
+from agevlm.serve.metrics import Metrics
+from agevlm.serve.service import Service
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Where a server listens, and whom and what it lets in."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    key: str | None = None
+    allow_remote: Sequence[str] = ()
+    limits: Limits = field(default_factory=Limits)
+    grace_s: float = 30.0
+
+
+class Server(uvicorn.Server):
+    """uvicorn, whose engines take nothing new from the first signal on."""
+
+    def __init__(self, config: uvicorn.Config, engines: Sequence[Engine]) -> None:
+        super().__init__(config)
+        self._engines = engines
+
+    def handle_exit(self, sig: int, frame: Any) -> None:
+        """The first signal: finish what runs."""
+        for engine in self._engines:
+            engine.stop()
+        super().handle_exit(sig, frame)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens there; port 0 takes a free one. ValueError where that is not to be had."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except socket.gaierror as error:
+        raise ValueError(
+            f"there is no address of the host {host!r}: use 127.0.0.1, or an address of this machine"
+        ) from error
+    listening = socket.socket(family, kind, protocol)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind(address)
+        listening.listen(2048)
+    except OSError as error:
+        listening.close()
+        if error.errno == errno.EADDRINUSE:
+            raise ValueError(f"port {port} of {host} is in use: choose another with --port") from error
+        raise ValueError(f"cannot listen on {host}, port {port}: {error.strerror}") from error
+    return listening
+
+
+def build(models: Sequence[tuple[str, Any, Any]], settings: Settings) -> tuple[Server, list[Engine]]:
+    """A server of loaded models, each (name, model, processor); `server.run(sockets=[…])` runs it."""
+    metrics = Metrics()
+    engines = {name: Engine(name, model, processor, settings.limits, metrics) for name, model, processor in models}
+    service = Service(engines, settings.limits, metrics)
+    app = Guard(build_app(service), settings.limits, metrics, settings.key)
+    config = uvicorn.Config(
+        app,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=int(settings.grace_s),
+        timeout_keep_alive=15,
+        lifespan="off",
+    )
+    return Server(config, list(engines.values())), list(engines.values())
+
+
+def run(models: Sequence[tuple[str, Any, Any]], settings: Settings, listening: socket.socket) -> None:
+    """Serve until a signal; then finish what runs, for at most `grace_s`."""
+    server, engines = build(models, settings)
+    try:
+        server.run(sockets=[listening])
+    finally:
+        for engine in engines:
+            engine.close(grace_s=1.0)
+
+
+@contextmanager
+def in_background(models: Sequence[tuple[str, Any, Any]], settings: Settings | None = None) -> Any:
+    """A server in a thread of this process while the body runs: gives its base URL and its engines."""
+    import threading
+    import time
+
+    settings = settings or Settings(port=0)
+    listening = listen(settings.host, settings.port)
+    server, engines = build(models, settings)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.005)
+    try:
+        yield f"http://{settings.host}:{listening.getsockname()[1]}", engines
+    finally:
+        server.should_exit = True
+        thread.join(timeout=settings.grace_s + 5)
+        for engine in engines:
+            engine.close()

@@ -1,0 +1,402 @@
+"""Between the wire and the engines: a checked request becomes an ask, and what the engine tells becomes replies.
+
+Speaks asyncio; knows neither FastAPI nor tensors.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import json
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from agevlm.serve import replies
+from agevlm.serve.asks import Ask, Begun, Done, Event, Failed, Piece
+from agevlm.serve.conversations import Conversation, gather, written
+from agevlm.serve.engine import Engine
+from agevlm.serve.errors import ApiError, StoppingError, bad_request
+from agevlm.serve.limits import Limits
+from agevlm.serve.looking import Chosen, SeenWord, overlay_png, scored, words_seen
+from agevlm.serve.memories import Seen
+from agevlm.serve.metrics import Metrics
+from agevlm.serve.pictures import Encoded, decoded, from_data_url
+from agevlm.serve.protocol import MAX_STOPS, AnswersRequest, Asking, Attention, ChatRequest, LookRequest
+from agevlm.serve.sampling import Sampling
+
+_SHORT_TEXT_LEN = 4000  # characters that are tokenised in passing; more go to a thread
+_log = logging.getLogger("agevlm.serve")
+
+
+@dataclass
+class Choice:
+    """One choice of a completion while it comes."""
+
+    text: str = ""
+    log_probs: list[Any] = field(default_factory=list)
+    done: Done | None = None
+
+
+class Service:
+    """All models of a server. `fetch` gets a picture from a URL that is no data URL."""
+
+    def __init__(
+        self,
+        engines: Mapping[str, Engine],
+        limits: Limits,
+        metrics: Metrics,
+        fetch: Callable[[str], Awaitable[bytes]] | None = None,
+    ) -> None:
+        self.engines, self.limits, self.metrics, self._fetch = dict(engines), limits, metrics, fetch
+        self.started = int(time.time())
+        # A tokenizer of its own for the requests' side: the engine's thread uses the other one.
+        self._tokenizers = {name: copy.deepcopy(e.vlm.processor.tokenizer) for name, e in self.engines.items()}
+        self._tokenizing = asyncio.Lock()
+        for engine in self.engines.values():
+            self._follow(engine)
+
+    def _follow(self, engine: Engine) -> None:
+        follow, name = self.metrics.follow, engine.name
+        follow("running", "Answers being written.", name, lambda: engine.num_running)
+        follow("waiting", "Requests that have no place yet.", name, lambda: engine.num_waiting)
+        follow("memory_bytes", "Bytes kept of pictures.", name, lambda: engine.memories.num_bytes)
+        follow("memory_pictures", "Pictures kept.", name, lambda: len(engine.memories))
+
+    def engine(self, name: str) -> Engine:
+        """The engine of a model. ApiError 404 where there is none of that name."""
+        if name not in self.engines:
+            known = ", ".join(self.engines)
+            raise ApiError(
+                404, f"there is no model {name!r} here: choose from {known}", param="model", code="model_not_found"
+            )
+        return self.engines[name]
+
+    def described(self, name: str) -> dict[str, Any]:
+        """A model as `/v1/models` lists it; with what the page needs to know beside OpenAI's fields."""
+        vlm = self.engines[name].vlm
+        text = vlm.model.config.get_text_config()
+        about = {
+            "context": getattr(text, "max_position_embeddings", None),
+            "num_layers": len(list(vlm.looking)) if vlm.note is None else 0,
+            "num_heads": _num_heads(vlm),
+            "made_up": vlm.family is not None and bool(vlm.family.null_token(vlm.model)),
+        }
+        return {"id": name, "object": "model", "created": self.started, "owned_by": "agevlm", "looks": about}
+
+    def check_health(self) -> None:
+        """ApiError 503 while the server stops."""
+        if any(engine.stopping for engine in self.engines.values()):
+            raise StoppingError
+
+    # A completion.
+
+    async def chat(self, request: ChatRequest, arrived: float) -> dict[str, Any]:
+        """A whole completion."""
+        engine = self.engine(request.model)
+        with engine.place():
+            reply = await self._begin(engine, request, arrived)
+            choices = [Choice() for _ in range(request.n)]
+            prompt_len = 0
+            async with reply:
+                async for event in reply.events():
+                    if isinstance(event, Begun):
+                        prompt_len = event.num_tokens
+                    elif isinstance(event, Piece):
+                        choices[event.choice].text += event.text
+                        choices[event.choice].log_probs += event.log_probs
+                    elif isinstance(event, Done):
+                        choices[event.choice].done = event
+        head = replies.Head(request.model, self._tokenizers[request.model])
+        total = sum(len(choice.done.ids) for choice in choices if choice.done)
+        return head.completion(
+            [self._choice(request, head, number, choice) for number, choice in enumerate(choices)],
+            replies.usage(prompt_len, total),
+        )
+
+    def _choice(self, request: ChatRequest, head: replies.Head, number: int, choice: Choice) -> dict[str, Any]:
+        assert choice.done is not None
+        shown: dict[str, Any] = {
+            "index": number,
+            "message": {"role": "assistant", "content": choice.text, "refusal": None},
+            "logprobs": head.log_probs(choice.log_probs) if request.logprobs else None,
+            "finish_reason": choice.done.finish,
+        }
+        if choice.done.words is not None:
+            shown["attention"] = replies.words(choice.done.words)
+        return shown
+
+    async def stream(self, request: ChatRequest, arrived: float) -> AsyncIterator[bytes]:
+        """The chunks of a streamed completion, as server-sent events. Errors before the first token are raised."""
+        engine = self.engine(request.model)
+        place = engine.place()
+        place.__enter__()
+        try:
+            reply = await self._begin(engine, request, arrived)
+            events = reply.events()
+            first = await anext(events)
+        except BaseException:
+            place.__exit__(None, None, None)
+            raise
+        assert isinstance(first, Begun)
+        return self._chunks(request, reply, events, first.num_tokens, place, arrived)
+
+    async def _chunks(
+        self,
+        request: ChatRequest,
+        reply: _Reply,
+        events: AsyncIterator[Event],
+        prompt_len: int,
+        place: Any,
+        arrived: float,
+    ) -> AsyncIterator[bytes]:
+        head = replies.Head(request.model, self._tokenizers[request.model])
+        total, begun = 0, False
+        try:
+            async with reply:
+                for number in range(request.n):
+                    yield _sse(head.chunk([_delta(number, {"role": "assistant", "content": ""})]))
+                async for event in events:
+                    if isinstance(event, Piece):
+                        if not begun:
+                            self.metrics.first_token(time.monotonic() - arrived)
+                            begun = True
+                        said = head.log_probs(event.log_probs) if request.logprobs else None
+                        yield _sse(head.chunk([_delta(event.choice, {"content": event.text}, said)]))
+                    elif isinstance(event, Done):
+                        total += len(event.ids)
+                        yield _sse(head.chunk([_last(event)]))
+                if request.stream_options is not None and request.stream_options.include_usage:
+                    yield _sse(head.chunk([], replies.usage(prompt_len, total)))
+                yield b"data: [DONE]\n\n"
+        except ApiError as error:
+            yield _sse(error.body)
+        finally:
+            place.__exit__(None, None, None)
+
+    async def _begin(self, engine: Engine, request: ChatRequest, arrived: float) -> _Reply:
+        """Check what a model alone can tell, see the pictures, and hand the ask over."""
+        self._check(engine, request)
+        looks = self._chosen(request.attention)
+        conversation, ids, max_tokens = await self._prompt(engine, request, _wanted(request))
+        if looks is not None and not conversation.pictures:
+            raise bad_request("attention is asked for, and there is no picture to look at", "attention")
+        seen = await asyncio.wrap_future(engine.see(conversation.pictures))
+        reply = _Reply(request.n)
+        num_top = (request.top_logprobs or 0) if request.logprobs else None
+        reply.ask = Ask(
+            conversation,
+            ids,
+            seen,
+            reply.tell,
+            max_tokens,
+            Sampling(request.temperature, request.top_p, request.seed, num_top),
+            request.n,
+            _stops(request),
+            bool(request.stream),
+            looks,
+            arrived + self.limits.max_request_s,
+        )
+        engine.submit(reply.ask)
+        return reply
+
+    def _check(self, engine: Engine, request: ChatRequest) -> None:
+        if request.n > min(self.limits.max_choices, self.limits.max_running):
+            raise bad_request(f"n is {request.n}; the limit here is {self.limits.max_choices}", "n")
+        if request.top_logprobs is not None and not request.logprobs:
+            raise bad_request("top_logprobs needs logprobs to be true", "top_logprobs")
+
+    @staticmethod
+    def _chosen(attention: bool | Attention) -> Chosen | None:
+        if attention is False:
+            return None
+        return Chosen() if attention is True else _numbers(attention.layers, attention.heads)
+
+    # The extensions.
+
+    async def look(self, request: LookRequest, arrived: float) -> bytes | dict[str, Any]:
+        """Where the model looks: the PNG of one word over the picture, or all maps."""
+        engine = self.engine(request.model)
+        with engine.place():
+            answer = request.answer
+            ids: Sequence[int] = ()
+            conversation, prompt, max_tokens = await self._prompt(engine, request, request.max_tokens)
+            seen = await asyncio.wrap_future(engine.see(conversation.pictures))
+            if answer is None:
+                answer, ids = await self._own_answer(conversation, prompt, seen, engine, max_tokens, arrived)
+            elif answer.strip():
+                ids = await self._call(engine, lambda: engine.vlm.answer_ids(conversation.chat.text, answer))
+            chosen = _numbers(request.layers, request.heads)
+            seen_words = await self._call(engine, lambda: words_seen(engine.vlm, conversation, seen, ids, chosen))
+            if request.format == "json":
+                return {"object": "looks", "model": request.model, "answer": answer, "words": replies.words(seen_words)}
+            word = _the_word(seen_words, request.word)
+            picture = await asyncio.to_thread(decoded, conversation.pictures[-1], self.limits)
+            return await asyncio.to_thread(overlay_png, picture, word.maps[-1])
+
+    async def _own_answer(
+        self,
+        conversation: Conversation,
+        prompt: Sequence[int],
+        seen: Sequence[Seen],
+        engine: Engine,
+        max_tokens: int,
+        arrived: float,
+    ) -> tuple[str, tuple[int, ...]]:
+        reply, text = _Reply(1), ""
+        ids: tuple[int, ...] = ()
+        reply.ask = Ask(
+            conversation, prompt, seen, reply.tell, max_tokens, deadline=arrived + self.limits.max_request_s
+        )
+        engine.submit(reply.ask)
+        async with reply:
+            async for event in reply.events():
+                if isinstance(event, Piece):
+                    text += event.text
+                elif isinstance(event, Done):
+                    ids = event.ids
+        return text, ids
+
+    async def answers(self, request: AnswersRequest) -> dict[str, Any]:
+        """How probable each given answer is."""
+        engine = self.engine(request.model)
+        if len(request.answers) > self.limits.max_answers:
+            raise bad_request(
+                f"{len(request.answers)} answers are given, the limit is {self.limits.max_answers}", "answers"
+            )
+        with engine.place():
+            conversation, _, _ = await self._prompt(engine, request, 1)
+            seen = await asyncio.wrap_future(engine.see(conversation.pictures))
+            found = await self._call(engine, lambda: scored(engine.vlm, conversation, seen, request.answers))
+        return replies.scores(request.model, found)
+
+    @staticmethod
+    async def _call(engine: Engine, function: Callable[[], Any]) -> Any:
+        """Run a function in the engine's thread; what is wrong with the request is the client's error."""
+        try:
+            return await asyncio.wrap_future(engine.call(function))
+        except ValueError as error:
+            raise bad_request(str(error)) from error
+
+    # The prompt.
+
+    async def _prompt(
+        self, engine: Engine, request: Asking, max_tokens: int | None
+    ) -> tuple[Conversation, list[int], int]:
+        """The conversation, its tokens (none for a model that counts them itself), and the longest answer."""
+        messages, pictures = await gather(request.messages, self.limits, self._get)
+        num_characters = sum(len(message.content) for message in messages)
+        if num_characters > _SHORT_TEXT_LEN:
+            async with self._tokenizing:
+                return await asyncio.to_thread(self._tokenised, engine, messages, pictures, max_tokens)
+        return self._tokenised(engine, messages, pictures, max_tokens)
+
+    def _tokenised(self, engine: Engine, messages: Any, pictures: Any, max_tokens: int | None) -> Any:
+        if max_tokens is not None and max_tokens > self.limits.max_tokens:
+            raise bad_request(f"max_tokens is {max_tokens}; the limit here is {self.limits.max_tokens}", "max_tokens")
+        conversation = written(engine.vlm, messages, pictures)
+        wanted = max_tokens or self.limits.default_tokens
+        ids: list[int] = []
+        if engine.remembers:
+            ids = self._tokenizers[engine.name](conversation.chat.text, add_special_tokens=False)["input_ids"]
+        context = getattr(engine.vlm.model.config.get_text_config(), "max_position_embeddings", None)
+        if context is not None and ids:
+            room = context - len(ids)
+            if room < (max_tokens or 1):
+                raise bad_request(
+                    f"the conversation has {len(ids)} tokens and its answer may have {max_tokens or 1}; the context "
+                    f"of this model takes {context} in all: shorten one of them",
+                    "messages",
+                    "context_length_exceeded",
+                )
+            wanted = min(wanted, room)
+        return conversation, ids, wanted
+
+    async def _get(self, url: str) -> Encoded:
+        if url[:5].lower() == "data:" or self._fetch is None:
+            return from_data_url(url, self.limits)
+        from agevlm.serve.pictures import encoded
+
+        return encoded(await self._fetch(url), self.limits)
+
+
+class _Reply:
+    """The events of one ask, brought from the engine's thread to the event loop."""
+
+    ask: Ask
+
+    def __init__(self, num_choices: int) -> None:
+        self._left = num_choices
+        self._loop = asyncio.get_running_loop()
+        self._events: asyncio.Queue[Event] = asyncio.Queue()
+
+    def tell(self, event: Event) -> None:
+        """Called by the engine's thread."""
+        try:
+            self._loop.call_soon_threadsafe(self._events.put_nowait, event)
+        except RuntimeError:  # the loop is closed: nobody waits
+            self.ask.cancelled = True
+
+    async def events(self) -> AsyncIterator[Event]:
+        """All events up to the last choice's end; a failure is raised, ours as status 500."""
+        while self._left:
+            event = await self._events.get()
+            if isinstance(event, Failed):
+                if isinstance(event.error, ApiError):
+                    raise event.error
+                _log.error("an answer failed", exc_info=event.error)
+                raise ApiError(500, "the model failed on this request; the server's log says why") from event.error
+            self._left -= isinstance(event, Done)
+            yield event
+
+    async def __aenter__(self) -> _Reply:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.ask.cancelled = True
+
+
+def _num_heads(vlm: Any) -> int:
+    config = vlm.model.config
+    own = getattr(config, "cross_attention_heads", None)
+    return int(own if own is not None else config.get_text_config().num_attention_heads)
+
+
+def _wanted(request: ChatRequest) -> int | None:
+    return request.max_completion_tokens if request.max_completion_tokens is not None else request.max_tokens
+
+
+def _stops(request: ChatRequest) -> list[str]:
+    stops = [request.stop] if isinstance(request.stop, str) else list(request.stop or [])
+    if len(stops) > MAX_STOPS or any(not stop or len(stop) > 1000 for stop in stops):
+        raise bad_request(f"stop is one to {MAX_STOPS} texts of up to 1000 characters, none empty", "stop")
+    return stops
+
+
+def _numbers(layers: Sequence[int] | None, heads: Sequence[int] | None) -> Chosen:
+    return Chosen(None if layers is None else tuple(layers), None if heads is None else tuple(heads))
+
+
+def _the_word(words: Sequence[SeenWord], wanted: str | None) -> SeenWord:
+    if not words:
+        raise bad_request("neither the question nor the answer has an object word to show", "messages")
+    found = [word for word in words if wanted is None or word.word == wanted.lower()]
+    if not found:
+        known = ", ".join(dict.fromkeys(word.word for word in words))
+        raise bad_request(f"there is no word {wanted!r} in question or answer: choose from {known}", "word")
+    return found[0]
+
+
+def _delta(number: int, delta: dict[str, Any], log_probs: dict[str, Any] | None = None) -> dict[str, Any]:
+    return {"index": number, "delta": delta, "logprobs": log_probs, "finish_reason": None}
+
+
+def _last(done: Done) -> dict[str, Any]:
+    choice: dict[str, Any] = {"index": done.choice, "delta": {}, "logprobs": None, "finish_reason": done.finish}
+    return choice if done.words is None else {**choice, "attention": replies.words(done.words)}
+
+
+def _sse(value: dict[str, Any]) -> bytes:
+    return b"data: " + json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"

@@ -1,0 +1,345 @@
+"""The runner of official benchmarks on tiny random models: every benchmark, killed, gone on with, in two processes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from launching import launch_command
+from tiny_models import make_model, make_processor
+from typer.testing import CliRunner
+
+import agevlm
+from agevlm.cli import app
+from agevlm.evaluation.official import run
+from agevlm.evaluation.official.run import Settings, evaluate_official
+from agevlm.evaluation.official.store import AnswerStore
+from agevlm.evaluation.official.table import BENCHMARKS
+
+from . import made
+
+RUNNER = CliRunner()
+
+
+@pytest.fixture(scope="module")
+def ours(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("ours")
+    make_model().save_pretrained(directory)
+    make_processor().save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture
+def pope(tmp_path: Path) -> Path:
+    (tmp_path / "pope").mkdir()
+    return made.pope(tmp_path / "pope")
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def save_llava(directory: Path) -> Path:
+    """A tiny random LLaVA of transformers' own classes."""
+    import torch
+    import transformers
+    from tiny_models import WORDS, make_tokenizer
+
+    tokenizer = make_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    tokenizer.image_token = "<image>"
+    config = transformers.LlavaConfig(
+        text_config=transformers.LlamaConfig(
+            vocab_size=len(WORDS) + 8,
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            eos_token_id=2,
+            pad_token_id=0,
+        ),
+        vision_config=transformers.CLIPVisionConfig(
+            hidden_size=16,
+            intermediate_size=16,
+            num_attention_heads=2,
+            num_hidden_layers=1,
+            patch_size=8,
+            image_size=32,
+        ),
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+    )
+    torch.manual_seed(0)
+    transformers.LlavaForConditionalGeneration(config).save_pretrained(directory)
+    pixels = transformers.CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    processor = transformers.LlavaProcessor(
+        pixels, tokenizer, patch_size=8, vision_feature_select_strategy="default", num_additional_image_tokens=1
+    )
+    processor.chat_template = (
+        "{% for m in messages %}{% for part in m['content'] %}{% if part['type'] == 'image' %}<image>{% else %}"
+        "{{ part['text'] }}{% endif %}{% endfor %}{% endfor %}{% if add_generation_prompt %} assistant :{% endif %}"
+    )
+    processor.save_pretrained(directory)
+    return directory
+
+
+def short(name: str, protocol: str) -> Any:
+    """A protocol with short answers: a random model does not end them."""
+    from dataclasses import replace
+
+    benchmark = BENCHMARKS[name]
+    chosen = replace(benchmark.protocol(protocol), max_new_tokens=3)
+    return replace(benchmark, protocols=(chosen,))
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_every_benchmark_runs(name: str, ours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    protocol = BENCHMARKS[name].protocols[0].name
+    monkeypatch.setattr(run, "find_benchmark", lambda name: short(name, protocol))
+    (tmp_path / "data").mkdir()
+    data = made.ALL[name](tmp_path / "data")
+    metrics = evaluate_official(ours, name, data, tmp_path / "out", Settings(device="cpu", batch_size=3))
+    assert metrics is not None
+    assert metrics["missing"]["num_questions"] == 0
+    assert metrics["provenance"]["protocol"] == protocol
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text()) == metrics
+    predictions = lines(tmp_path / "out" / "predictions.jsonl")
+    assert len(predictions) == metrics["provenance"]["num_questions"] > 0
+    assert all((record["p_yes"] is not None) == BENCHMARKS[name].yes_no for record in predictions)
+    assert run.verdict(metrics).startswith(f"{name}, protocol {protocol}: ")
+    assert "| part |" in (tmp_path / "out" / "metrics.md").read_text()
+
+
+def test_a_model_of_transformers_is_measured_as_ours_is(tmp_path: Path) -> None:
+    data = made.hallusionbench(_folder(tmp_path / "data"))
+    found = agevlm.evaluate(
+        save_llava(tmp_path / "llava"), "hallusionbench", out=tmp_path / "out", data=data, protocol="rule-based"
+    )
+    assert found is not None
+    assert found["overall"]["num_questions"] == 7
+    assert {record["image"] is None for record in lines(tmp_path / "out" / "predictions.jsonl")} == {True, False}
+
+
+def _folder(path: Path) -> Path:
+    path.mkdir()
+    return path
+
+
+def test_parquet_and_json_lines_give_the_same_answers(ours: Path, pope: Path, tmp_path: Path) -> None:
+    parquet = made.pope_parquet(_folder(tmp_path / "parquet"))
+    settings = Settings(device="cpu")
+    one, other = (
+        evaluate_official(ours, "pope", data, tmp_path / f"out-{number}", settings)
+        for number, data in enumerate((pope, parquet))
+    )
+    assert one is not None
+    assert other is not None
+    for split in ("random", "popular", "adversarial", "mean"):
+        assert one[split] == other[split]
+
+
+def test_batches_do_not_matter_and_a_prompt_of_several_splits_is_asked_once(
+    ours: Path, pope: Path, tmp_path: Path
+) -> None:
+    shown: list[tuple[str, int, int]] = []
+    for batch_size in (1, 16):
+        evaluate_official(
+            ours,
+            "pope",
+            pope,
+            tmp_path / str(batch_size),
+            Settings(device="cpu", batch_size=batch_size),
+            progress=lambda *step: shown.append(step),
+        )
+    one, other = (lines(tmp_path / str(size) / "predictions.jsonl") for size in (1, 16))
+    assert [r["answer"] for r in one] == [r["answer"] for r in other]
+    assert [r["p_yes"] for r in one] == pytest.approx([r["p_yes"] for r in other], abs=1e-4)
+    assert len(one) == 12
+    assert shown[-1] == ("pope", 6, 6)
+
+
+def test_a_killed_run_goes_on(ours: Path, pope: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = Settings(device="cpu", batch_size=2)
+    whole = evaluate_official(ours, "pope", pope, tmp_path / "whole", settings)
+    asked: list[int] = []
+    plain = run._ask_batch
+
+    def killed(*args: Any) -> Any:
+        asked.append(len(args[1]))
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+        return plain(*args)
+
+    monkeypatch.setattr(run, "_ask_batch", killed)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_official(ours, "pope", pope, tmp_path / "out", settings)
+    part = tmp_path / "out" / "answers-0.jsonl"
+    assert len(lines(part)) == 4
+    with part.open("a") as file:
+        file.write('{"key": "half a li')  # as a machine that goes out leaves it
+    asked.clear()
+    monkeypatch.setattr(run, "_ask_batch", lambda *args: asked.append(len(args[1])) or plain(*args))
+    again = evaluate_official(ours, "pope", pope, tmp_path / "out", settings)
+    assert sum(asked) == 2
+    assert whole is not None
+    assert again is not None
+    assert again["mean"] == whole["mean"]
+    assert not part.exists()
+    asked.clear()
+    evaluate_official(ours, "pope", pope, tmp_path / "out", settings)
+    assert asked == []  # all is answered
+
+
+def test_another_run_in_the_same_directory_is_refused(ours: Path, pope: Path, tmp_path: Path) -> None:
+    evaluate_official(ours, "pope", pope, tmp_path / "out", Settings(device="cpu"))
+    with pytest.raises(ValueError, match="its protocol is 'official', and this one's is 'lmms-eval'"):
+        evaluate_official(ours, "pope", pope, tmp_path / "out", Settings(device="cpu", protocol="lmms-eval"))
+    other = tmp_path / "other"
+    shutil.copytree(ours, other)
+    (other / "config.json").write_text((other / "config.json").read_text() + "\n")
+    with pytest.raises(ValueError, match="holds another run: its model is"):
+        evaluate_official(other, "pope", pope, tmp_path / "out", Settings(device="cpu"))
+    (tmp_path / "strange").mkdir()
+    (tmp_path / "strange" / "answers.jsonl").write_text("{}\n")
+    with pytest.raises(ValueError, match="answers of which nothing is known"):
+        evaluate_official(ours, "pope", pope, tmp_path / "strange", Settings(device="cpu"))
+
+
+@pytest.mark.slow
+def test_two_processes_answer_what_one_does(ours: Path, pope: Path, tmp_path: Path) -> None:
+    arguments = ("evaluate", str(ours), "--benchmark", "pope", "--data", str(pope), "--device", "cpu", "--out")
+    done = subprocess.run(
+        launch_command(2, *arguments, str(tmp_path / "two")), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("pope, protocol official:") == 1
+    one = evaluate_official(ours, "pope", pope, tmp_path / "one", Settings(device="cpu"))
+    two = json.loads((tmp_path / "two" / "metrics.json").read_text())
+    assert one is not None
+    assert two["mean"] == one["mean"]
+    first, second = (lines(tmp_path / name / "predictions.jsonl") for name in ("one", "two"))
+    assert [r["answer"] for r in first] == [r["answer"] for r in second]
+    assert sorted(path.name for path in (tmp_path / "two").iterdir()) == [
+        "answers.jsonl",
+        "metrics.json",
+        "metrics.md",
+        "predictions.jsonl",
+        "run.json",
+    ]
+
+
+def test_answers_of_two_processes_become_one_file(tmp_path: Path) -> None:
+    store = AnswerStore(tmp_path / "out")
+    store.begin({"model": "m"})
+    store.append(0, [{"key": "a", "answer": "one\u2028line"}])
+    store.append(1, [{"key": "b", "answer": "two\nlines"}])
+    assert store.gather() == {
+        "a": {"key": "a", "answer": "one\u2028line"},
+        "b": {"key": "b", "answer": "two\nlines"},
+    }
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["answers.jsonl", "run.json"]
+
+
+def test_missing_and_damaged_pictures_are_counted_and_named(ours: Path, pope: Path, tmp_path: Path) -> None:
+    (pope / "val2014" / "1.jpg").unlink()
+    metrics = evaluate_official(ours, "pope", pope, tmp_path / "out", Settings(device="cpu"))
+    assert metrics is not None
+    assert metrics["missing"] == {
+        "num_questions": 6,
+        "num_questions_in_all": 12,
+        "num_pictures": 1,
+        "pictures": ["1.jpg"],
+    }
+    assert metrics["mean"]["num_questions"] == 6
+    assert "6 of 12 questions (1 pictures missing: 1.jpg)" in run.verdict(metrics)
+    assert "6 of 12 questions were not asked" in (tmp_path / "out" / "metrics.md").read_text()
+    left = [record for record in lines(tmp_path / "out" / "predictions.jsonl") if "problem" in record]
+    assert {record["problem"] for record in left} == {"missing picture"}
+    (pope / "val2014" / "1.jpg").write_bytes(b"no picture")
+    metrics = evaluate_official(ours, "pope", pope, tmp_path / "damaged", Settings(device="cpu"))
+    assert metrics is not None
+    assert metrics["missing"]["num_questions"] == 6
+    left = [record for record in lines(tmp_path / "damaged" / "predictions.jsonl") if "problem" in record]
+    assert {record["problem"] for record in left} == {"file that is no picture"}
+
+
+def test_pictures_may_lie_elsewhere_and_a_few_are_enough(ours: Path, pope: Path, tmp_path: Path) -> None:
+    shutil.move(pope / "val2014", tmp_path / "pictures")
+    settings = Settings(device="cpu", images=tmp_path / "pictures", num_images=1)
+    metrics = evaluate_official(ours, "pope", pope, tmp_path / "out", settings)
+    assert metrics is not None
+    assert metrics["provenance"]["num_images"] == 1
+    assert metrics["missing"]["num_questions"] == 0
+
+
+def wrong(tmp_path: Path, *arguments: str) -> str:
+    done = RUNNER.invoke(app, ["evaluate", "tiny", *arguments, "--out", str(tmp_path / "out"), "--device", "cpu"])
+    assert done.exit_code != 0
+    assert isinstance(done.exception, ValueError), done.output
+    assert not (tmp_path / "out").exists()
+    assert "\n" not in str(done.exception)
+    return str(done.exception)
+
+
+def test_bad_input_is_one_line_before_anything_is_loaded(
+    pope: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "_load", lambda *args: pytest.fail("a model was loaded"))
+    data = ("--benchmark", "pope", "--data", str(pope))
+    assert "no protocol 'offical': choose one of official, lmms-eval, vlmevalkit" in wrong(
+        tmp_path, *data, "--protocol", "offical"
+    )
+    assert "no benchmark 'poep': choose one of pope" in wrong(tmp_path, "--benchmark", "poep", "--data", str(pope))
+    assert "pope needs --data: a directory with coco_pope_random.json" in wrong(tmp_path, "--benchmark", "pope")
+    missing = wrong(tmp_path, "--benchmark", "pope", "--data", str(tmp_path / "nothing here"))
+    assert "expected a directory, a file, or a hub id" in missing
+    other = wrong(tmp_path, "--benchmark", "mmvp", "--data", str(pope))
+    assert "holds no file of MMVP: found coco_pope_adversarial.json (question_id, image, text, label)" in other
+    assert "expected the columns Correct Answer, Options, Question, image (the hub's Parquet)" in other
+    shutil.rmtree(pope / "val2014")
+    assert "no picture of the 12 questions of POPE is at hand: 1.jpg and 1 more are missing" in wrong(tmp_path, *data)
+    assert "is no directory of pictures" in wrong(tmp_path, *data, "--images", str(tmp_path / "none"))
+    (pope / "coco_pope_random.json").write_text(
+        '{"question_id": 1, "image": "1.jpg", "text": "?", "label": "perhaps"}\n' * 2
+    )
+    assert "coco_pope_random.json, row 1 (the official JSON lines): the reference answer is 'perhaps'" in wrong(
+        tmp_path, *data
+    )
+    (pope / "coco_pope_random.json").write_text('{"question_id": 1, "im')
+    assert "coco_pope_random.json cannot be read as json" in wrong(tmp_path, *data)
+
+
+def test_a_hub_id_without_network_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    def unreachable(*args: Any, **kwargs: Any) -> str:
+        raise ConnectionError("Name or service not known\nand more")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
+    said = wrong(tmp_path, "--benchmark", "pope", "--data", "lmms-lab/POPE")
+    assert said.startswith("the data set 'lmms-lab/POPE' cannot be had from the hub (Name or service not known)")
+    assert "name a directory that holds its files" in said
+
+
+def test_what_each_benchmark_lacks_is_said(tmp_path: Path) -> None:
+    for name in ("amber", "chair", "cv-bench", "realworldqa", "mmstar", "hallusionbench", "repope"):
+        directory = _folder(tmp_path / name)
+        made.write_lines(directory / "other.jsonl", [{"a": 1, "b": 2}])
+        said = wrong(tmp_path, "--benchmark", name, "--data", str(directory))
+        assert f"{directory} holds no file" in said
+        assert "other.jsonl (a, b)" in said
+        assert "expected" in said
+
+
+def test_protocols_that_need_other_files_say_so(tmp_path: Path) -> None:
+    tsv = made.mmstar_tsv(_folder(tmp_path / "tsv"))
+    assert "choose --protocol vlmevalkit" in wrong(tmp_path, "--benchmark", "mmstar", "--data", str(tsv))
+    parquet = made.mmstar(_folder(tmp_path / "parquet"))
+    said = wrong(tmp_path, "--benchmark", "mmstar", "--data", str(parquet), "--protocol", "vlmevalkit")
+    assert "choose --protocol official or lmms-eval" in said
+    coco = made.chair(_folder(tmp_path / "coco"))
+    (coco / "synonyms.txt").unlink()
+    assert "put synonyms.txt of LisaAnne/Hallucination" in wrong(tmp_path, "--benchmark", "chair", "--data", str(coco))

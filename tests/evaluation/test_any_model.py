@@ -1,0 +1,84 @@
+"""The runner asks any vision-language model of transformers, in its own words, and says what it cannot measure."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import agevlm
+from agevlm.data.images import open_image
+from agevlm.data.schema import Message, Sample
+from agevlm.evaluation.runner import evaluate
+from agevlm.vlms import Vlm
+from tests.vlms import tiny_families
+
+FAMILIES = ("llava", "qwen2_vl", "paligemma", "mllama")
+
+
+def presence(samples: list[Sample]) -> list[Sample]:
+    return [
+        replace(sample, conversations=tuple(c for c in sample.conversations if c.kind == "pope.random")[:2])
+        for sample in samples[:2]
+    ]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_answers_and_probabilities_are_those_of_the_room(name: str, samples: list[Sample]) -> None:
+    vlm, asked = Vlm(*tiny_families.made(name)), presence(samples)
+    found = evaluate(vlm.model, vlm.processor, asked, batch_size=3)
+    assert found.note is None
+    for sample in asked:
+        for conversation in sample.conversations:
+            text = vlm.prompt(conversation.messages[0].content)
+            inputs = vlm.encode([text], [[open_image(sample.images[0])]])
+            (prediction,) = [p for p in found.predictions if p.question.id == conversation.id]
+            assert prediction.answer == vlm.answers(inputs, 8)[0].text
+            assert prediction.p_yes == pytest.approx(vlm.yes_no(inputs)[0].p_yes, abs=1e-5)
+            (word,) = found.words[conversation.id]
+            assert word.null_mass is None
+            assert (word.where is not None) == conversation.groundings[0].present
+    assert found.metrics["pointing"]["num_words"] > 0
+
+
+def test_a_conversation_of_several_turns_is_written_by_the_models_template(samples: list[Sample]) -> None:
+    vlm, (sample, _) = Vlm(*tiny_families.made("llava")), presence(samples)
+    first, second = sample.conversations
+    turns = (*first.messages, replace(second.messages[0], num_images=0), second.messages[1])
+    words = tuple(replace(word, message=2) for word in second.groundings)
+    both = replace(first, id="both", messages=turns, groundings=words)
+    found = evaluate(vlm.model, vlm.processor, [replace(sample, conversations=(both,))])
+    text = vlm.chat([Message(m.role, m.content, m.num_images) for m in turns[:-1]]).text
+    assert text.count("user :") == 2
+    inputs = vlm.encode([text], [[open_image(sample.images[0])]])
+    assert found.predictions[0].answer == vlm.answers(inputs, 8)[0].text
+    assert len(found.words["both"]) == 1
+
+
+def test_a_family_that_is_not_known_is_scored_without_its_words(
+    samples: list[Sample], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, processor = tiny_families.made("llava")
+    known = evaluate(model, processor, presence(samples))
+    monkeypatch.setattr("agevlm.vlms.vlm.family_of", lambda model: None)
+    found = evaluate(model, processor, presence(samples))
+    assert [p.answer for p in found.predictions] == [p.answer for p in known.predictions]
+    assert found.note is not None
+    assert "'llava' are not known" in found.note
+    assert "pointing" not in found.metrics
+    assert not any(found.words.values())
+
+
+@pytest.mark.parametrize(("template", "left_out"), [(True, []), (False, ["text perplexity"])])
+def test_the_front_door_measures_another_family_and_says_what_is_left_out(
+    tmp_path: Path, template: bool, left_out: list[str]
+) -> None:
+    model, processor = tiny_families.made("llava" if template else "paligemma")
+    model.save_pretrained(tmp_path / "model")
+    processor.save_pretrained(tmp_path / "model")
+    metrics: dict[str, Any] = agevlm.evaluate(tmp_path / "model", out=tmp_path / "out", num_images=1)
+    assert metrics["pope"]["random"]["num_questions"] > 0
+    assert [reason.partition(":")[0] for reason in metrics["provenance"].get("left_out", [])] == left_out
+    assert ("after" in metrics["text_perplexity"]) is template

@@ -1,0 +1,35 @@
+"""A real server on a free port, with `tiny` and a tiny random model, for all tests of this room."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+pytest.importorskip("fastapi", reason="the extra `serve` is not installed")
+
+
+@pytest.fixture(scope="session")
+def tiny() -> tuple[str, Any, Any]:
+    """`tiny`, loaded once."""
+    from agevlm.checkpoints import load_vlm
+
+    return ("tiny", *load_vlm("tiny"))
+
+
+@pytest.fixture(scope="session")
+def served(tiny: tuple[str, Any, Any]) -> Iterator[tuple[str, list[Any]]]:
+    """The base URL and the engines of a server of `tiny`."""
+    from agevlm.serve.server import in_background
+
+    with in_background([tiny]) as found:
+        yield found
+
+
+@pytest.fixture
+def client(served: tuple[str, list[Any]]) -> Any:
+    """OpenAI's own client."""
+    from openai import OpenAI
+
+    return OpenAI(base_url=f"{served[0]}/v1", api_key="none", max_retries=0)

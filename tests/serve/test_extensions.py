@@ -1,0 +1,78 @@
+"""What nobody else gives: overlays, maps of an answer that is given, probabilities of given answers."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+from tiny_served import asked, scene
+
+from agevlm.analysis.attention import look
+from agevlm.analysis.figures import enlarge, overlay
+from agevlm.vlms import Vlm
+
+QUESTION = "what is in the picture?"
+
+
+def post(served: Any, path: str, **body: Any) -> httpx.Response:
+    return httpx.post(f"{served[0]}{path}", json={"model": "tiny", **body}, timeout=60)
+
+
+def test_an_overlay_is_the_figure_of_the_word(served: Any, tiny: tuple[str, Any, Any]) -> None:
+    expected = look(*tiny[1:], scene(), QUESTION)
+    word = expected.words[-1]
+    reply = post(served, "/v1/looks", messages=asked(scene(), QUESTION), word=word.word)
+    assert reply.headers["content-type"] == "image/png"
+    first = next(one for one in expected.words if one.word == word.word)
+    drawn = np.asarray(Image.open(io.BytesIO(reply.content)))
+    assert np.abs(drawn.astype(int) - overlay(enlarge(scene()), first.map)).max() <= 2
+
+
+def test_maps_of_an_answer_that_is_given(served: Any) -> None:
+    own = post(served, "/v1/looks", messages=asked(scene(), QUESTION), format="json").json()
+    again = post(served, "/v1/looks", messages=asked(scene(), QUESTION), format="json", answer=own["answer"]).json()
+    assert [word["word"] for word in again["words"]] == [word["word"] for word in own["words"]]
+    assert np.allclose(again["words"][0]["maps"], own["words"][0]["maps"], atol=1e-4)
+    other = post(served, "/v1/looks", messages=asked(scene(), QUESTION), format="json", answer="a fish").json()
+    assert [word["word"] for word in other["words"] if word["where"] == "answer"] == ["fish"]
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ({"word": "zebra"}, "choose from"),
+        ({"layers": [9]}, "the model has 2"),
+        ({"heads": [9]}, "the model has 4"),
+        ({"messages": asked(None, QUESTION)}, "no picture"),
+    ],
+)
+def test_a_look_that_cannot_be_is_refused(served: Any, change: dict[str, Any], what: str) -> None:
+    reply = post(served, "/v1/looks", **{"messages": asked(scene(), QUESTION), **change})
+    assert reply.status_code == 400
+    assert what in reply.json()["error"]["message"]
+
+
+def test_probabilities_of_given_answers(served: Any, tiny: tuple[str, Any, Any]) -> None:
+    answers = ["yes", "no", "zero"]
+    reply = post(served, "/v1/answers", messages=asked(scene(), "is there a fish?"), answers=answers).json()["answers"]
+    assert [one["answer"] for one in reply] == answers
+    assert sum(one["share"] for one in reply) == pytest.approx(1)
+    assert reply[1]["share"] > 0.9
+    vlm = Vlm(*tiny[1:])
+    inputs = vlm.encode([vlm.prompt("is there a fish?")], [[scene()]])
+    for one in reply:
+        ids = [*vlm.answer_ids(inputs.texts[0], one["answer"]), tiny[2].tokenizer.eos_token_id]
+        assert one["logprob"] == pytest.approx(float(vlm.log_probs(inputs, [ids])[0].sum()), abs=1e-3)
+    assert 0.9 < sum(one["probability"] for one in reply) <= 1 + 1e-6
+
+
+def test_many_answers_are_scored_in_batches(served: Any) -> None:
+    answers = [f"{number}" for number in range(40)]
+    reply = post(served, "/v1/answers", messages=asked(scene(), "how many fish are there?"), answers=answers).json()
+    assert len(reply["answers"]) == 40
+    reply = post(served, "/v1/answers", messages=asked(scene(), "?"), answers=["x"] * 65)
+    assert reply.status_code == 400
