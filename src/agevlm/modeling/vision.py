@@ -17,13 +17,9 @@ from transformers import MODEL_FOR_BACKBONE_MAPPING, AutoConfig, PreTrainedModel
 from transformers.configuration_utils import PreTrainedConfig
 
 from . import register
-<<<<<<< HEAD
 from .configuration_agevlm import AgeVlmConfig, VisionGrid
 from .configuration_concat import ConcatVlmConfig
-=======
-from .configuration_agevlm import VisionGrid
 from .loading import load_whole, reading
->>>>>>> main
 
 NUM_FREQUENCIES = 4
 POSITION_CODE_SIZE = 2 + 4 * NUM_FREQUENCIES
@@ -47,14 +43,11 @@ def load_backbone(path: str | PathLike[str], out_features: Sequence[str] | None 
     `AutoBackbone.from_pretrained` does not take directories.
     """
     register()  # our own backbone is found by its type as any other
-<<<<<<< HEAD
-    config, taken = AutoConfig.from_pretrained(path), {}
-    if isinstance(config, AgeVlmConfig | ConcatVlmConfig):
-        config, taken = config.vision_config, {"key_mapping": {r"^vision_model\.": ""}}
-=======
     with reading(path, "configuration"):
         config = AutoConfig.from_pretrained(path)
->>>>>>> main
+    taken: dict[str, Any] = {}
+    if isinstance(config, AgeVlmConfig | ConcatVlmConfig):
+        config, taken = config.vision_config, {"key_mapping": {r"^vision_model\.": ""}}
     backbone_class(config)
     if out_features is not None:
         unknown = [name for name in out_features if name not in config.stage_names]
@@ -65,13 +58,9 @@ def load_backbone(path: str | PathLike[str], out_features: Sequence[str] | None 
                 "for: name one or more of these"
             )
         config.out_features = [name for name in config.stage_names if name in out_features]
-<<<<<<< HEAD
-    return backbone_class(config).from_pretrained(path, config=config, **taken)
-=======
     saved_so = out_features is None and any("Backbone" in name for name in config.architectures or ())
     may_lack = None if saved_so else "hidden_states_norms"  # of the feature maps that were not asked for then
-    return load_whole(backbone_class(config), path, may_lack=may_lack, config=config)
->>>>>>> main
+    return load_whole(backbone_class(config), path, may_lack=may_lack, config=config, **taken)
 
 
 def backbone_class(config: PreTrainedConfig) -> Any:

@@ -38,13 +38,9 @@ class CocoOptions:
 
     `num_per_image` conversations (captions and questions, weighed by `kinds`; see `language.py`) and POPE's questions
     on `pope_per_image` present and as many absent categories of each kind (0: none), of the first `limit` pictures.
-<<<<<<< HEAD
-    With `embed_images=False` the dataset points to the files of the pictures and does not hold them. A picture with a
-    side above `max_side` pixels is held smaller, and its masks with it; None: as it is.
-=======
     With `embed_images=False` the dataset points to the files of the pictures and does not hold them. `allow_outside`
-    takes pictures from outside the directory of pictures, where the file names such.
->>>>>>> main
+    takes pictures from outside the directory of pictures, where the file names such. A picture with a side above
+    `max_side` pixels is held smaller, and its masks with it; None: as it is.
     """
 
     seed: int = 0
@@ -55,11 +51,8 @@ class CocoOptions:
     skip_missing: bool = False
     skip_broken: bool = False
     embed_images: bool = True
-<<<<<<< HEAD
     max_side: int | None = None
-=======
     allow_outside: bool = False
->>>>>>> main
 
 
 def read_coco(
@@ -105,17 +98,6 @@ def convert_coco(
             f"num_per_image and pope_per_image must be at least 0, got {options.num_per_image} and "
             f"{options.pope_per_image}"
         )
-<<<<<<< HEAD
-    skips = {"skip_missing": options.skip_missing, "skip_broken": options.skip_broken}
-    annotated, report = read_coco(instances, images, limit=options.limit, **skips)
-    return report, write_annotated(annotated, report, out, options)
-
-
-def write_annotated(
-    annotated: Sequence[AnnotatedImage], report: Report, out: str | Path, options: CocoOptions
-) -> Summary:
-    """Write the dataset of annotated pictures, and count in `report`, which has the vocabulary, what became of them."""
-=======
     annotated, report = read_coco(
         instances,
         images,
@@ -124,7 +106,13 @@ def write_annotated(
         skip_broken=options.skip_broken,
         allow_outside=options.allow_outside,
     )
->>>>>>> main
+    return report, write_annotated(annotated, report, out, options)
+
+
+def write_annotated(
+    annotated: Sequence[AnnotatedImage], report: Report, out: str | Path, options: CocoOptions
+) -> Summary:
+    """Write the dataset of annotated pictures, and count in `report`, which has the vocabulary, what became of them."""
     records = _records(annotated, report, options)
     name = Path(out).name
     return write_parquet(out, records, name=name, vocabulary=report.vocabulary, embed_images=options.embed_images)
