@@ -33,10 +33,10 @@ SMALL: dict[str, dict[str, str]] = {
         "num_images=100": "num_images=4",
     },
     "3-coco": {
-        "--num 1500": "--num 16",
-        "--num 100": "--num 4",
-        "images_per_batch: 16": "images_per_batch: 4",
-        "steps: 200": "steps: 2",
+        "--num 500": "--num 16",
+        "agevlm train photos": "agevlm train photos --set model.vision_model=tiny-convnext --set model.image_size=96"
+        " --set data.photographs.augment.views=2 --set num_workers=0 --set stages.ground.images_per_batch=4"
+        " --set stages.ground.steps=2 --set stages.instruct.steps=2 --set stages.instruct.images_per_batch=4",
     },
     "4-your-own-parts": {
         "num_scenes: 1600": "num_scenes: 16",
