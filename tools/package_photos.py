@@ -45,12 +45,14 @@ It answers whether a thing is in a picture, and shows where it looked. It learne
 
 ## How far to trust it
 
-**It may be wrong about each of them.** Questions as POPE asks them, half of them answered by yes; a coin is right to .500:
+**It may be wrong about each of them.** Questions as POPE asks them, half of them answered by yes; a coin is right to
+.500:
 
 {figures}
 
 {note}It was trained on few photographs, so that rare things were seen a few times. It does not count, read, or tell
-colours and places. It knows nothing of people beyond that somebody is there. Do not let it decide about anything that matters.
+colours and places. It knows nothing of people beyond that somebody is there. Do not let it decide about anything that
+matters.
 
 ## Data and licences
 
@@ -62,8 +64,8 @@ colours and places. It knows nothing of people beyond that somebody is there. Do
 | rooms with masks | NYUv2 through DAQUAR, {num_indoor} pictures | for research, as their authors say |
 | pictures with labels | Caltech-101, {num_objects} pictures | CC BY 4.0 |
 
-None of these pictures is in the package. Pictures that the official POPE questions ask about were kept out. The weights:
-Apache-2.0, as the package.
+None of these pictures is in the package. Pictures that the official POPE questions ask about were kept out. The
+weights: Apache-2.0, as the package.
 """
 
 

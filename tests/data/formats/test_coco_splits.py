@@ -134,6 +134,15 @@ def test_what_cannot_be_used_is_counted_and_its_first_is_named(tmp_path: Path) -
     assert "gone.png" in lines
 
 
+def test_a_picture_that_exif_turns_and_its_annotations_do_not_is_said_to_be_so(tmp_path: Path) -> None:
+    path = write(tmp_path / "coco", {"turned.jpg": turned(3), **{f"{n}.png": noise(n) for n in range(4)}})
+    content = json.loads(path.read_text())
+    content["images"][0] |= {"width": 32, "height": 48}
+    path.write_text(json.dumps(content))
+    lines = list(split_coco(path, path.parent, tmp_path / "out").notes())
+    assert any("1 pictures of another size than stated" in line and "EXIF turns it" in line for line in lines)
+
+
 def test_large_pictures_are_held_smaller_with_their_masks(tmp_path: Path) -> None:
     path = write(tmp_path / "coco", {f"{n}.jpg": noise(n) for n in range(6)})
     split = split_coco(path, path.parent, tmp_path / "out", CocoOptions(max_side=24))

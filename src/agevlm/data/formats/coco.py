@@ -318,9 +318,10 @@ def field_of(entry: Mapping[str, Any], key: str, what: str, path: Path) -> Any:
 
 def other_size(path: Path, size: tuple[int, int], stated: tuple[Any, Any]) -> str:
     """What to say about a picture of another (height, width) than the instances file states."""
+    turned = ", it seems EXIF turns it and they do not: annotate it upright" if size == stated[::-1] else ""
     return (
         f"{path}: the picture is {size[0]} × {size[1]} pixels (height × width), its instances say "
-        f"{stated[0]} × {stated[1]}; masks would not fit: use the pictures that were annotated"
+        f"{stated[0]} × {stated[1]}{turned}; masks would not fit: use the pictures that were annotated"
     )
 
 
