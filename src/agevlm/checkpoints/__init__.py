@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from agevlm.modeling.joined import JoinedModel
     from agevlm.modeling.processing_agevlm import AgeVlmProcessor
 
-PACKAGED = ("tiny", "tiny-convnext", "tiny-llama")
-"""The checkpoints in the package: a trained AGE-VLM, and the vision and language models of the embedded world."""
+PACKAGED = ("tiny", "photos", "tiny-convnext", "tiny-llama")
+"""The checkpoints in the package: AGE-VLMs of the embedded world and of photographs, and the parts of the first."""
 
 MODEL_TYPES = ("agevlm", "agevlm_concat")
 _EFFICIENTNET_LITE = (

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-Model = Annotated[str, typer.Argument(help="A model: tiny, a directory, or a hub id.")]
+Model = Annotated[str, typer.Argument(help="A model: tiny, photos, a directory, or a hub id.")]
 Recipe = Annotated[str, typer.Argument(help="A recipe: a YAML file, or the name of one in the package.")]
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a value of the recipe; may be repeated.")
