@@ -120,16 +120,23 @@ def train(
     overrides: Sequence[str] = (),
     seed: int | None = None,
     resume: bool = False,
+    data: str | Path | None = None,
+    images: str | Path | None = None,
 ) -> Path:
     """Train the stages of a recipe, evaluate the outcome and write its report; returns the directory of the model.
 
     `recipe` is a YAML file or the name of one in the package, such as "quickstart"; `overrides` change it key by key
     ("stages.2.learning_rate=1e-4"). All files go into `out` (runs/NAME if not given). `resume` goes on with a run that
-    was stopped. Raises ValueError for a wrong key, and for an `out` that holds another run.
+    was stopped. `data` is a COCO instances file of your own for the recipe's data, `images` the directory of its
+    pictures (else they lie beside it): they are split to train on, to choose settings on and to test on, and what a
+    linear probe makes of them is told first.
+
+    Raises ValueError for a wrong key, and for an `out` that holds another run.
     """
     from agevlm.training import run
+    from agevlm.training.own_data import own_data
     from agevlm.training.recipe_files import resolve_recipe
 
     path = resolve_recipe(str(recipe))
     out = Path(out) if out is not None else Path("runs") / path.stem
-    return run.train(path, out, overrides=overrides, seed=seed, resume=resume)
+    return run.train(path, out, overrides=overrides, seed=seed, resume=resume, own=own_data(data, images))

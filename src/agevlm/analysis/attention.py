@@ -51,6 +51,8 @@ class WordMap:
     `text[start:end]` of the question or the answer (`where`) is the word as written, `word` its dictionary form.
     `map` (h, w) is float32, the share of attention on each cell; with `null_mass`, the share on the null token (None
     where the model has none), it sums to 1, less what lies on image tokens without pixels (ends of rows, padding).
+    `learned` says whether training pictures showed what the word names; None where the model does not tell what it
+    learned. Of a word that it did not learn neither answer nor map means anything.
     """
 
     word: str
@@ -59,6 +61,7 @@ class WordMap:
     where: Where
     map: NDArray[np.float32]
     null_mass: float | None = None
+    learned: bool | None = None
 
     @property
     def mass(self) -> float:
@@ -70,7 +73,8 @@ class WordMap:
 class Look:
     """A question, its answer, and where the model looked at each object word; `grid` is (h, w).
 
-    `note` says why maps are of occlusion and not of attention, None where they are of attention.
+    `note` says why maps are of occlusion and not of attention, None where they are of attention. `known_words` is what
+    the model says it learned, None where it does not tell.
     """
 
     question: str
@@ -78,6 +82,12 @@ class Look:
     words: tuple[WordMap, ...]
     grid: tuple[int, int]
     note: str | None = None
+    known_words: tuple[str, ...] | None = None
+
+    @property
+    def unlearned(self) -> tuple[str, ...]:
+        """The words, each once, that the model says it did not learn: what it answers about them means nothing."""
+        return tuple(dict.fromkeys(word.word for word in self.words if word.learned is False))
 
     def written(self, word: WordMap) -> str:
         """A word as question or answer write it: "boats" for the word "boat"."""
@@ -151,12 +161,14 @@ def look(
     maps, note = _maps(vlm, answered, [tokens for _, _, tokens in words], layers, heads)
     if note is not None:
         maps = [_occluded(vlm, chat.text, picture, said.ids)] * len(words)
+    known = getattr(model.config, "known_words", None)
+    texts = {"question": question, "answer": answer}
     found = tuple(
-        WordMap(phrase, start, end, where, seen.maps[0], seen.null_mass)
-        for ((start, end, phrase), where, _), seen in zip(words, maps, strict=True)
+        WordMap(span[2], *span[:2], where, seen.maps[0], seen.null_mass, _learned(texts[where], span, known))
+        for (span, where, _), seen in zip(words, maps, strict=True)
     )
     grid = found[0].map.shape if found else inputs.pictures[0][0].grid if vlm.note is None else (0, 0)
-    return Look(question, answer, found, (grid[0], grid[1]), note)
+    return Look(question, answer, found, (grid[0], grid[1]), note, None if known is None else tuple(known))
 
 
 def _maps(
@@ -177,6 +189,13 @@ def _maps(
         return [], str(error)
     (found,) = attention_maps(inputs, reading, [positions], [words], heads=heads, of_pictures=True)
     return [seen for seen in found if seen is not None], None
+
+
+def _learned(text: str, span: Span, known: Collection[str] | None) -> bool | None:
+    """Whether a word of a text is one of the known ones, or a part of one."""
+    if known is None:
+        return None
+    return any(start < span[1] and span[0] < end for start, end, _ in object_words(text, known))
 
 
 def _occluded(vlm: Vlm, text: str, picture: Image.Image, answer: Sequence[int]) -> Seen:

@@ -82,7 +82,12 @@ def _full_strength(attention: NDArray[np.float32]) -> float:
 
 
 def caption(word: WordMap, mask: NDArray[np.bool_] | None = None) -> str:
-    """How much of a word's attention lies inside `mask` (H, W), in its strongest cell, and on the null token."""
+    """How much of a word's attention lies inside `mask` (H, W), in its strongest cell, and on the null token.
+
+    Of a word that the model did not learn, that.
+    """
+    if word.learned is False:
+        return "not a word that it learned"
     parts = [f"in mask {mass_inside(word.map, mask):.0%}"] if mask is not None and mask.any() else []
     parts.append(f"peak cell {float(word.map.max()):.0%}")
     if word.null_mass is not None:

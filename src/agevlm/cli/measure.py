@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -64,12 +65,27 @@ def look(
         max_new_tokens=max_new_tokens,
     )
     typer.echo(seen.answer)
+    if seen.known_words is not None:
+        _print_unlearned(model, seen.unlearned, seen.known_words)
     if seen.note is not None:
         typer.echo(f"maps are made by occlusion: {seen.note}", err=True)
     if out is not None:
         typer.echo(f"picture: {out}")
     if maps is not None:
         typer.echo(f"maps: {save_maps(seen, maps)}")
+
+
+def _print_unlearned(model: str, unlearned: Sequence[str], known: Sequence[str]) -> None:
+    """A line for each word that a model did not learn, and one that it may be wrong about the others."""
+    from difflib import get_close_matches
+
+    for word in unlearned:
+        near = ", ".join(get_close_matches(word, known, n=3)) or ", ".join(known[:3])
+        typer.echo(
+            f"{word}: not among the {len(known)} words that {model} learned ({near}, …), so its answer means nothing"
+        )
+    if len(unlearned) == 0:
+        typer.echo(f"{model} learned {len(known)} words, and may be wrong about each of them", err=True)
 
 
 def evaluate(

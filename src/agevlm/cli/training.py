@@ -14,6 +14,10 @@ from agevlm.cli.show import print_metrics, quiet_transformers
 def train(
     recipe: Recipe,
     out: Annotated[Path | None, typer.Option(help="The directory of the run; runs/NAME where none is given.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Annotations of your own for the recipe's data: a COCO instances file.")
+    ] = None,
+    images: Annotated[Path | None, typer.Option(help="The pictures of --data; else they lie beside it.")] = None,
     overrides: Overrides = None,
     seed: Annotated[int | None, typer.Option(min=0, help="The seed, in place of the recipe's.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where the run in --out was stopped.")] = False,
@@ -21,8 +25,10 @@ def train(
 ) -> None:
     """Train the stages of a recipe.
 
-    The outcome is evaluated and the report written, as the recipe says.
+    The outcome is evaluated and the report written, as the recipe says. With --data your pictures are split first, to
+    train on, to choose settings on, and to test on.
     """
+    from agevlm.training.own_data import own_data
     from agevlm.training.recipe_files import resolve_recipe
     from agevlm.training.run import open_processes
     from agevlm.training.run import train as run_recipe
@@ -30,7 +36,8 @@ def train(
     path = resolve_recipe(recipe)
     quiet_transformers()
     out = out or Path("runs") / path.stem
-    model = run_recipe(path, out, overrides=overrides or (), seed=seed, resume=resume, dry_run=dry_run)
+    own = own_data(data, images)
+    model = run_recipe(path, out, overrides=overrides or (), seed=seed, resume=resume, dry_run=dry_run, own=own)
     if not dry_run and open_processes().is_main_process:
         typer.echo(f"model: {model}")
         if (out / "metrics.md").exists():

@@ -9,6 +9,7 @@ the number of the view.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -79,6 +80,21 @@ def draw_view(
         if len({index, *others}) < 4:
             part = replace(part, notes=(*part.notes, REPEATED))
     return part.drawn(read(index), view)
+
+
+def scaled_down(annotated: AnnotatedImage, max_side: int) -> AnnotatedImage:
+    """A large picture with its longer side at `max_side` pixels, as the bytes of a JPEG, and its masks with it.
+
+    A thing keeps a pixel at least. What cannot be decoded is a ValueError.
+    """
+    picture = _open_picture(annotated)
+    ratio = max_side / max(picture.size)
+    size = (max(1, round(picture.width * ratio)), max(1, round(picture.height * ratio)))
+    encoded = io.BytesIO()
+    picture.resize(size, Image.Resampling.LANCZOS).save(encoded, "JPEG", quality=95)
+    image = replace(annotated.image, height=size[1], width=size[0], path=None, data=encoded.getvalue())
+    instances = tuple(_with_mask(one, _resized(decode_mask(one.mask), size)) for one in annotated.instances)
+    return AnnotatedImage(image, instances, annotated.labels)
 
 
 @dataclass(frozen=True)

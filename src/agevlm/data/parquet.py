@@ -154,6 +154,17 @@ class ParquetDataset(Sequence[Record]):
                 found.append(met)
         return found
 
+    def words(self) -> list[str] | None:
+        """The categories and colours of all annotated instances, in alphabetical order; None where some are not."""
+        columns = [f"instances.list.element.{name}" for name in ("category", "colour")]
+        words: set[str] = set()
+        for name in self.summary.shards:
+            for row in self._file(name).read(columns)["instances"].to_pylist():
+                if row is None:
+                    return None
+                words.update(word for thing in row for word in thing.values() if word)
+        return sorted(words)
+
     def __iter__(self) -> Iterator[Record]:
         return map(self._record, self.rows())
 

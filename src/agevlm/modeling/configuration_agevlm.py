@@ -67,6 +67,7 @@ class AgeVlmConfig(PreTrainedConfig):
             many tokens starts nearly even; at 2 it is 4.
         rms_norm_eps: of the cross-attention's norms; defaults to the decoder's, or 1e-6.
         initializer_range: standard deviation of new weights. Default: `1 / sqrt(fan_in)`, which is 0.022 at width 2048.
+        known_words: names of things, and of their colours, that training pictures showed. Default: not told.
 
     Raises:
         ValueError: layers out of range, unsorted or repeated, heads that do not divide, or an unknown choice.
@@ -95,6 +96,7 @@ class AgeVlmConfig(PreTrainedConfig):
     query_key_norm_init: float = 1.0
     rms_norm_eps: float | None = None
     initializer_range: float | None = None
+    known_words: list[str] | None = None
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:

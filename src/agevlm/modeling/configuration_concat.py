@@ -27,6 +27,7 @@ class ConcatVlmConfig(PreTrainedConfig):
             quarter. A grid that it does not divide loses its last rows and columns to a smaller square.
         image_positions: adds the code of each image token's place to it, by a learned linear map.
         initializer_range: standard deviation of new weights. Default: `1 / sqrt(fan_in)`.
+        known_words: names of things, and of their colours, that training pictures showed. Default: not told.
 
     Raises:
         ValueError: a pool size below 1, or a decoder with layers of sliding attention, which lose sight of what stands
@@ -47,6 +48,7 @@ class ConcatVlmConfig(PreTrainedConfig):
     pool_size: int = 1
     image_positions: bool = True
     initializer_range: float | None = None
+    known_words: list[str] | None = None
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:

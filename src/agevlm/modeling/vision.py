@@ -17,7 +17,8 @@ from transformers import MODEL_FOR_BACKBONE_MAPPING, AutoConfig, PreTrainedModel
 from transformers.configuration_utils import PreTrainedConfig
 
 from . import register
-from .configuration_agevlm import VisionGrid
+from .configuration_agevlm import AgeVlmConfig, VisionGrid
+from .configuration_concat import ConcatVlmConfig
 from .loading import load_whole, reading
 
 NUM_FREQUENCIES = 4
@@ -35,6 +36,7 @@ def build_backbone(config: PreTrainedConfig) -> PreTrainedModel:
 def load_backbone(path: str | PathLike[str], out_features: Sequence[str] | None = None) -> PreTrainedModel:
     """The backbone in a directory or under a hub id, be it saved as backbone, plain model or classifier.
 
+    Of a network of ours its vision model is taken, and nothing else.
     `out_features` names the feature maps that it gives, in any order; None: as its configuration says, which is the
     last one where it says nothing. A name that it does not have is a ValueError that lists those it has, and so is a
     checkpoint that is not whole.
@@ -42,7 +44,9 @@ def load_backbone(path: str | PathLike[str], out_features: Sequence[str] | None 
     """
     register()  # our own backbone is found by its type as any other
     with reading(path, "configuration"):
-        config = AutoConfig.from_pretrained(path)
+        config, taken = AutoConfig.from_pretrained(path), {}
+    if isinstance(config, AgeVlmConfig | ConcatVlmConfig):
+        config, taken = config.vision_config, {"key_mapping": {r"^vision_model\.": ""}}
     backbone_class(config)
     if out_features is not None:
         unknown = [name for name in out_features if name not in config.stage_names]
@@ -55,7 +59,7 @@ def load_backbone(path: str | PathLike[str], out_features: Sequence[str] | None 
         config.out_features = [name for name in config.stage_names if name in out_features]
     saved_so = out_features is None and any("Backbone" in name for name in config.architectures or ())
     may_lack = None if saved_so else "hidden_states_norms"  # of the feature maps that were not asked for then
-    return load_whole(backbone_class(config), path, may_lack=may_lack, config=config)
+    return load_whole(backbone_class(config), path, may_lack=may_lack, config=config, **taken)
 
 
 def backbone_class(config: PreTrainedConfig) -> Any:

@@ -64,6 +64,7 @@ class RunProgress:
         self.task = self.bars.add_task(self.stage.name, total=self.stage.steps, completed=done, losses="")
         before = max((record["time_s"] for record in kept if record["stage_index"] == index), default=0.0)
         self.stage_start = time.monotonic() - before
+        self.first_time, self.first_done = time.monotonic(), done
 
     def step(self, record: dict[str, Any]) -> None:
         """Log one step and move the bar."""
@@ -78,7 +79,15 @@ class RunProgress:
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         guidance = "–" if record["guidance_loss"] is None else f"{record['guidance_loss']:.3f}"
-        losses = f"loss {record['lm_loss']:.3f}  guidance {guidance}"
+        losses = f"loss {record['lm_loss']:.3f}  guidance {guidance}{self._left(step)}"
         self.bars.update(self.task, completed=step, losses=losses)
         if not self.console.is_terminal and (step % 100 == 0 or step == self.stage.steps):
             self.console.print(f"stage {self.stage.name}: step {step}/{self.stage.steps}  {losses}", highlight=False)
+
+    def _left(self, step: int) -> str:
+        """How long all stages still take, if a step of every one takes what one of this stage does."""
+        steps_left = sum(stage.steps for stage in self.recipe.stages) - self.first_step - step
+        if step == self.first_done or not steps_left:
+            return ""
+        left_s = steps_left * (time.monotonic() - self.first_time) / (step - self.first_done)
+        return f"  training ends in {left_s / 60:.0f} min" if left_s >= 90 else f"  training ends in {left_s:.0f} s"

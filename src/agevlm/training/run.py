@@ -49,6 +49,7 @@ from agevlm.training.arithmetic import choose_arithmetic, frozen_in_bfloat16
 from agevlm.training.compiled import compile_layers, compiled_for
 from agevlm.training.dataset import SourceData, StageDataset
 from agevlm.training.features import cached_features
+from agevlm.training.own_data import DATA, PROBE, OwnData, prepare
 from agevlm.training.progress import RunProgress
 from agevlm.training.recipe import LabelsSource, Recipe, StageRecipe, dump_recipe, load_recipe
 from agevlm.training.recipe import ParquetSource as ParquetRecipe
@@ -79,9 +80,12 @@ def train(
     seed: int | None = None,
     resume: bool = False,
     dry_run: bool = False,
+    own: OwnData | None = None,
     console: Console | None = None,
 ) -> Path:
     """Run a recipe into the directory `out`, and give the directory of the trained model.
+
+    `own` are annotations of one's own, for the recipe's data; see `own_data.py`.
 
     `resume` goes on after a kill: whole stages are kept, a stage in progress goes on from its newest checkpoint, with
     the losses of a run that was never killed. Without it an `out` that holds a run is a ValueError; nothing there is
@@ -89,8 +93,14 @@ def train(
     it is the same run: they divide the pictures of each batch. A batch that they cannot divide is a ValueError.
     Ctrl-C and SIGTERM take effect behind the step in progress, when a checkpoint is written; a second one at once.
     """
+    console = console or Console(stderr=True)
+    if own is not None:
+        assert not isinstance(recipe, Recipe), "a recipe that is read already has its data"
+        check_out(Path(out), resume)
+        with open_processes().main_process_first():
+            overrides = [*prepare(Path(recipe), Path(out), own, console, overrides, seed), *overrides]
     resolved = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, overrides, seed)
-    run = Run(resolved, Path(out), console or Console(stderr=True))
+    run = Run(resolved, Path(out), console)
     if dry_run:
         run.describe()
         return run.out
@@ -129,16 +139,11 @@ class Run:
         self.processes.wait_for_everyone()
 
     def _open(self, resume: bool) -> None:
-        known = self.out / "recipe.yaml"
-        if known.exists():
-            if not resume:
-                raise ValueError(f"{self.out} holds a run already; go on with --resume or choose another --out")
-            if known.read_text(encoding="utf-8") != self.files["recipe.yaml"]:
-                raise ValueError(
-                    f"{known} differs from the recipe given: a run goes on with its own recipe; choose another --out"
-                )
-        elif self.out.exists() and any(path for path in self.out.iterdir() if not _is_leftover(path)):
-            raise ValueError(f"{self.out} is not empty and holds no run; choose another --out")
+        known = check_out(self.out, resume)
+        if known.exists() and known.read_text(encoding="utf-8") != self.files["recipe.yaml"]:
+            raise ValueError(
+                f"{known} differs from the recipe given: a run goes on with its own recipe; choose another --out"
+            )
         self.out.mkdir(parents=True, exist_ok=True)
         try:
             self.lock.acquire(timeout=LEAVING_S if resume else 0)
@@ -177,7 +182,9 @@ class Run:
         model.to(choose_device())
         first = self._first_open_stage()
         if first:
-            model.load_state_dict(load_model(self.stage_directory(first - 1))[0].state_dict())
+            done, _ = load_model(self.stage_directory(first - 1))
+            model.load_state_dict(done.state_dict())
+            model.config.known_words = done.config.known_words
         if self.recipe.compile:
             compile_layers(model)
         cache = self.recipe.cache_dir or self.out / "cache"
@@ -185,6 +192,7 @@ class Run:
             with RunProgress(self.console, self.recipe, self.out / "log.jsonl") as progress:
                 with self.processes.main_process_first():  # it writes the cache, the others read it
                     data = self._load_data(model, processor, cache, progress)
+                model.config.known_words = self._known_words(model, data)
                 for index in range(first, len(self.recipe.stages)):
                     with put_off() as asked:
                         stopped = self._train_stage(index, model, processor, data, progress, asked)
@@ -198,6 +206,16 @@ class Run:
             self._save(final, model, processor)
             self._measure(final)
         return final
+
+    def _known_words(self, model: Any, data: dict[str, SourceData]) -> list[str] | None:
+        """What the pictures of all stages show, and what the model knew before; None where either is not known."""
+        read = {name for stage in self.recipe.stages for name, weight in stage.data.items() if weight}
+        found = [data[name].source.words() for name in sorted(read)]
+        if self.recipe.model.init:
+            found.append(model.config.known_words)
+        if any(words is None for words in found):
+            return None
+        return sorted({word for words in found for word in words or ()})
 
     def _first_open_stage(self) -> int:
         done = [(self.stage_directory(index) / "config.json").exists() for index in range(len(self.recipe.stages))]
@@ -408,9 +426,20 @@ def stage_collator(recipe: Recipe, stage: StageRecipe, model: Any, processor: An
     )
 
 
+def check_out(out: Path, resume: bool) -> Path:
+    """The recipe of the run in a directory, which may not be there yet; ValueError where a run cannot go into it."""
+    known = out / "recipe.yaml"
+    if known.exists():
+        if not resume:
+            raise ValueError(f"{out} holds a run already; go on with --resume or choose another --out")
+    elif out.exists() and any(path for path in out.iterdir() if not _is_leftover(path)):
+        raise ValueError(f"{out} is not empty and holds no run; choose another --out")
+    return known
+
+
 def _is_leftover(path: Path) -> bool:
-    """Whether a file is none of a run's own: the cache of features, and what a kill left of a file in writing."""
-    return path.name in ("cache", LOCK) or (path.name.startswith(".") and path.suffix in (".part", ".old"))
+    """Whether a file may be there before a run: features, data made for it, what a kill left of a file in writing."""
+    return path.name in ("cache", LOCK, DATA, PROBE) or (path.name.startswith(".") and path.suffix in (".part", ".old"))
 
 
 def open_source(settings: Any, seed: int) -> Source:

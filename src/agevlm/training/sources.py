@@ -21,7 +21,7 @@ from agevlm.data.augmentation import Drawn
 from agevlm.data.images import png_bytes
 from agevlm.data.language import DEFAULT_KINDS, KINDS, Chooser, make_conversations
 from agevlm.data.parquet import read_parquet
-from agevlm.data.scenes import CATEGORIES, WorldSpec, draw_scene
+from agevlm.data.scenes import CATEGORIES, COLOURS, WorldSpec, draw_scene
 from agevlm.data.schema import AnnotatedImage, Conversation, ImageSource, Instance, Sample
 from agevlm.files import write_beside
 
@@ -37,6 +37,10 @@ class Source(Protocol):
     @property
     def vocabulary(self) -> tuple[str, ...]:
         """The categories that may be asked for."""
+        ...
+
+    def words(self) -> Sequence[str] | None:
+        """What its pictures show, by name: things, and colours where they are annotated; None where it is not known."""
         ...
 
     def key(self) -> dict[str, Any]:
@@ -69,6 +73,9 @@ class DrawnSource(ABC):
     @property
     @abstractmethod
     def vocabulary(self) -> tuple[str, ...]: ...
+
+    @abstractmethod
+    def words(self) -> Sequence[str] | None: ...
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -110,6 +117,9 @@ class SceneSource(DrawnSource):
     def vocabulary(self) -> tuple[str, ...]:
         return CATEGORIES
 
+    def words(self) -> Sequence[str] | None:
+        return (*CATEGORIES, *COLOURS)
+
     def __len__(self) -> int:
         return self.num_scenes
 
@@ -135,6 +145,9 @@ class ParquetSource:
     @property
     def vocabulary(self) -> tuple[str, ...]:
         return self.dataset.vocabulary
+
+    def words(self) -> Sequence[str] | None:
+        return self.dataset.words()
 
     def __len__(self) -> int:
         return len(self.dataset)

@@ -7,7 +7,7 @@ made is in `data/augmentation.py`.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -27,6 +27,8 @@ class Pictures(Protocol):
 
     vocabulary: tuple[str, ...]
     notes: tuple[str, ...]
+
+    def words(self) -> Sequence[str] | None: ...
 
     def __len__(self) -> int: ...
 
@@ -50,6 +52,9 @@ class StoredPictures:
                 "views are made of annotated pictures; leave out `augment`, or these samples"
             )
 
+    def words(self) -> Sequence[str] | None:
+        return self.dataset.words()
+
     def __len__(self) -> int:
         return len(self.dataset)
 
@@ -69,6 +74,9 @@ class LabelledPictures:
         self.pictures, report = read_labels(directory, names)
         self.vocabulary = report.vocabulary
         self.notes = tuple(f"{number} {reason}" for reason, number in report.left_out.items() if number)
+
+    def words(self) -> Sequence[str] | None:
+        return self.vocabulary
 
     def __len__(self) -> int:
         return len(self.pictures)
@@ -97,6 +105,9 @@ class ViewSource(DrawnSource):
     @property
     def vocabulary(self) -> tuple[str, ...]:
         return self.pictures.vocabulary
+
+    def words(self) -> Sequence[str] | None:
+        return self.pictures.words()
 
     def __len__(self) -> int:
         return len(self.pictures) * (self.augmentation.views if self.augmentation else 1)

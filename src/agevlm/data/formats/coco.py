@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from agevlm.data.augmentation import scaled_down
 from agevlm.data.formats.coco_export import OWN_COLOUR, OWN_ID
 from agevlm.data.formats.coco_masks import BrokenAnnotationError, segmentation_to_rle
 from agevlm.data.formats.report import Report
@@ -38,7 +39,8 @@ class CocoOptions:
     `num_per_image` conversations (captions and questions, weighed by `kinds`; see `language.py`) and POPE's questions
     on `pope_per_image` present and as many absent categories of each kind (0: none), of the first `limit` pictures.
     With `embed_images=False` the dataset points to the files of the pictures and does not hold them. `allow_outside`
-    takes pictures from outside the directory of pictures, where the file names such.
+    takes pictures from outside the directory of pictures, where the file names such. A picture with a side above
+    `max_side` pixels is held smaller, and its masks with it; None: as it is.
     """
 
     seed: int = 0
@@ -50,6 +52,7 @@ class CocoOptions:
     skip_broken: bool = False
     embed_images: bool = True
     allow_outside: bool = False
+    max_side: int | None = None
 
 
 def read_coco(
@@ -103,35 +106,51 @@ def convert_coco(
         skip_broken=options.skip_broken,
         allow_outside=options.allow_outside,
     )
+    return report, write_annotated(annotated, report, out, options)
+
+
+def write_annotated(
+    annotated: Sequence[AnnotatedImage], report: Report, out: str | Path, options: CocoOptions
+) -> Summary:
+    """Write the dataset of annotated pictures, and count in `report`, which has the vocabulary, what became of them."""
     records = _records(annotated, report, options)
     name = Path(out).name
-    summary = write_parquet(out, records, name=name, vocabulary=report.vocabulary, embed_images=options.embed_images)
-    return report, summary
+    return write_parquet(out, records, name=name, vocabulary=report.vocabulary, embed_images=options.embed_images)
 
 
 def _records(annotated: Sequence[AnnotatedImage], report: Report, options: CocoOptions) -> Iterator[Record]:
     statistics = Statistics.of(annotated, report.vocabulary)
     report.kept.clear()
     for picture in annotated:
-        image = picture.image
         if not picture.instances:
             report.left_out["pictures without any instance"] += 1
             continue
         try:
-            open_image(image)
-            embedded = replace(image, data=read_bytes(image)) if options.embed_images else image
+            picture = _held(picture, report, options)
         except ValueError as error:
             if not options.skip_broken:
                 raise ValueError(f"{error}; {_SKIP}") from error
-            report.left_out["pictures that cannot be read"] += 1
+            report.leave_out("pictures that cannot be read", str(error))
             continue
+        image = picture.image
         rng = picture_rng(image.id, options.seed)
         drawn = make_conversations(picture, rng, report.vocabulary, options.kinds, options.num_per_image)
         num_pope = options.pope_per_image
         pope = ask_pope(picture, statistics, num=num_pope, seed=options.seed) if num_pope else ()
         report.kept.update({"pictures": 1, "instances": len(picture.instances), "conversations": len(drawn)})
         report.kept.update({"crowds": sum(i.crowd for i in picture.instances), "POPE questions": len(pope)})
-        yield Record(Sample(image.id, (embedded,), (*drawn, *pope)), AnnotatedImage(embedded, picture.instances))
+        yield Record(Sample(image.id, (image,), (*drawn, *pope)), picture)
+
+
+def _held(picture: AnnotatedImage, report: Report, options: CocoOptions) -> AnnotatedImage:
+    """The picture as the dataset holds it; a ValueError where it cannot be decoded."""
+    image = picture.image
+    if options.max_side and max(image.height, image.width) > options.max_side:
+        smaller = scaled_down(picture, options.max_side)
+        report.mended[f"pictures scaled down to {options.max_side} pixels"] += 1
+        return smaller
+    open_image(image)
+    return replace(picture, image=replace(image, data=read_bytes(image))) if options.embed_images else picture
 
 
 class _Reader:
@@ -201,7 +220,7 @@ class _Reader:
                     f"{path}: no such file, {self.path.name} lists it as image {number}; check the directory of "
                     "pictures, or leave such pictures out with --skip-missing (skip_missing=True)"
                 )
-            self.report.left_out["pictures missing on disk"] += 1
+            self.report.leave_out("pictures missing on disk", str(path))
             return None
         try:
             size = image_size(path)
@@ -255,7 +274,7 @@ class _Reader:
     def _broken(self, reason: str, detail: str) -> None:
         if not self.skip_broken:
             raise ValueError(f"{detail}; {_SKIP}")
-        self.report.left_out[reason] += 1
+        self.report.leave_out(reason, detail)
 
     def _reasons(self) -> str:
         return ", ".join(f"{reason}: {number}" for reason, number in self.report.left_out.items()) or "it lists none"

@@ -8,13 +8,22 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Report:
-    """What became of a source: things kept, mended and left out, each counted under its name or reason."""
+    """What became of a source: things kept, mended and left out, each counted under its name or reason.
+
+    `first` tells of the first thing of each reason what is wrong with it, where that is known.
+    """
 
     source: str
     vocabulary: tuple[str, ...] = ()
     kept: Counter[str] = field(default_factory=Counter)
     mended: Counter[str] = field(default_factory=Counter)
     left_out: Counter[str] = field(default_factory=Counter)
+    first: dict[str, str] = field(default_factory=dict)
+
+    def leave_out(self, reason: str, detail: str) -> None:
+        """Count one thing that is left out; `detail` names it and says what is wrong with it."""
+        self.left_out[reason] += 1
+        self.first.setdefault(reason, detail)
 
     def rows(self) -> list[tuple[str, str, int]]:
         """(what became of it, name or reason, number) for a table; only what occurred."""
