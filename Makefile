@@ -5,10 +5,12 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 RUN ?= runs/quickstart
 
-.PHONY: help install quickstart test newest lowest check docs format wheel clean
+.PHONY: help install quickstart test fuzz kill newest lowest check docs format wheel clean
 help:
 	@echo "make quickstart   train, evaluate and report in the embedded world: $(RUN)/report.html"
 	@echo "make test         the whole test suite"
+	@echo "make fuzz         10,000 damaged inputs: each ends in one line (NUM=, SEED=)"
+	@echo "make kill         work ended at random moments, and on full disks: what goes on is whole (MOMENTS=)"
 	@echo "make newest       install the newest of every dependency and run the quick tests: does a release break us?"
 	@echo "make lowest       the same with the lowest versions that pyproject.toml declares"
 	@echo "make check        linters, types, import contracts, spelling"
@@ -31,6 +33,17 @@ quickstart: $(INSTALLED)
 
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+
+# Both say what came of it as a table; docs/reliability.md has the last ones. Their small share is in `make test`.
+NUM ?= 10000
+SEED ?= 0
+MOMENTS ?= 20
+
+fuzz: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz/fuzz_harness.py --num $(NUM) --seed $(SEED)
+
+kill: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz/kills.py --moments $(MOMENTS)
 
 # What most depends on the libraries around us. Nothing is given but torch, for its CPU build; extras come after the wheel
 # has shown that it trains and looks without them.
