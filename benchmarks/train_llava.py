@@ -38,14 +38,14 @@ from agevlm.training.muon import Muon
 
 SIDE, PATCH, WIDTH = 96, 8, 128
 KINDS = {
-    "caption": 0.12,
-    "presence": 0.4,
-    "presence.colour": 0.08,
-    "counting": 0.12,
-    "colour": 0.12,
-    "location": 0.06,
-    "relation.choice": 0.05,
-    "relation.yes_no": 0.05,
+    "caption": 0.1,
+    "presence": 0.6,
+    "presence.colour": 0.06,
+    "counting": 0.06,
+    "colour": 0.06,
+    "location": 0.04,
+    "relation.choice": 0.04,
+    "relation.yes_no": 0.04,
 }
 TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}<|{{ message['role'] }}|>"
