@@ -16,7 +16,7 @@ _LIMITS = "Limits"
 def serve(
     models: Annotated[
         list[str],
-        typer.Argument(metavar="MODEL...", help="Models: tiny, a directory, or a hub id. Two stand side by side."),
+        typer.Argument(metavar="MODEL...", help="tiny, directories, hub ids; several stand side by side."),
     ],
     host: Annotated[str, typer.Option(help="The address to listen on; 0.0.0.0 for every network.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="The port to listen on; 0 takes a free one.")] = 8000,
