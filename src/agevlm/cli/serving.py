@@ -90,7 +90,7 @@ def chat(
     """Talk with a model about a picture, in the terminal.
 
     Answers come word by word; then the words that are things, each with its heat map. A line that begins with a slash
-    is a command: /look WORD, /picture FILE, /new, /help, /quit.
+    is a command: /look WORD, /picture FILE, /help, /quit.
     """
     from agevlm.api import load_model
     from agevlm.serve.terminal import talk
