@@ -119,6 +119,9 @@ def evaluate(
         int | None,
         typer.Option(min=1, help="Questions at once, no matter to scores; else what suits the model."),
     ] = None,
+    correct_prior: Annotated[
+        bool, typer.Option("--correct-prior", help="Report yes/no answers less what a blank picture says, too.")
+    ] = False,
     device: Device = "auto",
     dtype: DType = "auto",
 ) -> None:
@@ -132,7 +135,7 @@ def evaluate(
 
     at_once = {} if batch_size is None else {"batch_size": batch_size}
     common = {"num_images": num_images, "device": device, "dtype": dtype, **at_once}
-    own = {"seed": seed, "split": split.value, "parser": parser.value}
+    own = {"seed": seed, "split": split.value, "parser": parser.value, "correct_prior": correct_prior}
     official = {"protocol": protocol, "images": images}
     quiet_transformers()
     with bars() as progress:

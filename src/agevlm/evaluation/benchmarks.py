@@ -36,7 +36,8 @@ class Settings:
     """How to measure. `num_images` None is 600 scenes, or the whole dataset; `batch_size` None what suits the model.
 
     `language_model` is what the VLM was made from, to measure its perplexity before. None: what the recipe beside the
-    checkpoint names, where that is on this machine; else "before" stays empty.
+    checkpoint names, where that is on this machine; else "before" stays empty. `correct_prior` adds the figures of
+    yes/no answers less what a blank picture says.
     """
 
     seed: int = 0
@@ -47,6 +48,7 @@ class Settings:
     device: str = "auto"
     dtype: str = "auto"
     language_model: str | None = None
+    correct_prior: bool = False
 
 
 def evaluate_benchmark(
@@ -225,6 +227,7 @@ def _ask(
         samples,
         batch_size=settings.batch_size,
         parser=settings.parser,
+        correct_prior=settings.correct_prior,
         progress=(lambda done, total: progress(name, done, total)) if progress else None,
     )
 

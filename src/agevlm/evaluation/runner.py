@@ -15,6 +15,7 @@ from agevlm.data.masks import union_mask
 from agevlm.data.schema import Sample
 from agevlm.evaluation.answering import Asker, Reply
 from agevlm.evaluation.localisation import WordAttention, localise, map_entropy, summarise_words
+from agevlm.evaluation.prior import prior_corrected
 from agevlm.evaluation.questions import Asked, Prompt, questions_of
 from agevlm.evaluation.results import Evaluation
 from agevlm.evaluation.scores import is_yes_no, judge, summarise
@@ -35,6 +36,7 @@ def evaluate(
     batch_size: int | None = None,
     device: str | None = None,
     parser: str = "first_word",
+    correct_prior: bool = False,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Ask every conversation of `samples` for its last answer, greedily, and score it by its kind.
@@ -44,7 +46,8 @@ def evaluate(
     `batch_size` counts prompts in a forward pass and changes no score; None: 256 for a model that encodes a picture
     once for all questions, as ours do, 8 for others. `device` None leaves the model where it is. Object words of
     distinct prompts are localised, each once; where attention cannot be read none is, and the evaluation's `note` says
-    why. The model is left in the mode in which it came. A
+    why. With `correct_prior` yes/no questions are asked about a blank picture too, and `metrics["prior_corrected"]` has
+    the figures of their answers less that prior (`prior.py`). The model is left in the mode in which it came. A
     benchmark without questions, two questions of one id, and references that their rule cannot read are ValueErrors.
     """
     from agevlm.vlms import Vlm
@@ -65,8 +68,12 @@ def evaluate(
             words[prompt.key] = _localise(prompt, reply)
         if progress:
             progress(min(start + IMAGES_AT_ONCE, len(samples)), len(samples))
+    found = _evaluation(asked, replies, words, parser, asker.note)
+    if correct_prior:
+        chances = {key: reply.p_yes for key, reply in replies.items()}
+        found.metrics["prior_corrected"] = prior_corrected(asker, asked, prompts, chances)
     model.train(was_training)
-    return _evaluation(asked, replies, words, parser, asker.note)
+    return found
 
 
 def _blocks(samples: Sequence[Sample], prompts: Sequence[Prompt]) -> Iterator[tuple[int, list[Prompt]]]:

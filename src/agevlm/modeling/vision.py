@@ -44,7 +44,8 @@ def load_backbone(path: str | PathLike[str], out_features: Sequence[str] | None 
     """
     register()  # our own backbone is found by its type as any other
     with reading(path, "configuration"):
-        config, taken = AutoConfig.from_pretrained(path), {}
+        config = AutoConfig.from_pretrained(path)
+    taken: dict[str, Any] = {}
     if isinstance(config, AgeVlmConfig | ConcatVlmConfig):
         config, taken = config.vision_config, {"key_mapping": {r"^vision_model\.": ""}}
     backbone_class(config)

@@ -32,6 +32,7 @@ def measure(recipe: Recipe, out: Path, model_directory: Path, console: Console) 
         num_images=asked.num_images,
         split=asked.split,
         batch_size=asked.batch_size,
+        correct_prior=asked.correct_prior,
         language_model=None if recipe.model.init else recipe.model.language_model,
     )
 

@@ -254,6 +254,8 @@ class EvaluationRecipe(Strict):
     """Of scenes: which range of seeds they are drawn from."""
     seed: Seed = 0
     """Of the test world."""
+    correct_prior: bool = False
+    """Report yes/no answers less what a blank picture says, beside those given."""
     batch_size: AtOnce = 256
     """Questions at once. Scores do not depend on it."""
 

@@ -51,8 +51,8 @@ class CocoOptions:
     skip_missing: bool = False
     skip_broken: bool = False
     embed_images: bool = True
-    allow_outside: bool = False
     max_side: int | None = None
+    allow_outside: bool = False
 
 
 def read_coco(
