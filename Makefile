@@ -5,10 +5,13 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 RUN ?= runs/quickstart
 
-.PHONY: help install quickstart test newest lowest check docs format wheel clean
+.PHONY: help install quickstart test test-torchvision fuzz kill newest lowest check docs format wheel clean
 help:
 	@echo "make quickstart   train, evaluate and report in the embedded world: $(RUN)/report.html"
 	@echo "make test         the whole test suite"
+	@echo "make test-torchvision   the tests of other models whose processors need torchvision: 5.6 GB the first time"
+	@echo "make fuzz         10,000 damaged inputs: each ends in one line (NUM=, SEED=)"
+	@echo "make kill         work ended at random moments, and on full disks: what goes on is whole (MOMENTS=)"
 	@echo "make newest       install the newest of every dependency and run the quick tests: does a release break us?"
 	@echo "make lowest       the same with the lowest versions that pyproject.toml declares"
 	@echo "make check        linters, types, import contracts, spelling"
@@ -31,6 +34,25 @@ quickstart: $(INSTALLED)
 
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+
+# Both say what came of it as a table; docs/reliability.md has the last ones. Their small share is in `make test`.
+NUM ?= 10000
+SEED ?= 0
+MOMENTS ?= 20
+
+fuzz: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz/fuzz_harness.py --num $(NUM) --seed $(SEED)
+
+kill: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz/kills.py --moments $(MOMENTS)
+
+# Some processors of transformers need torchvision, which has builds for CUDA only beside this torch: an environment of its
+# own, which runs on CPUs too. Not for CI: 5.6 GB.
+test-torchvision: $(INSTALLED)
+	test -d .venv-torchvision || $(PYTHON) -m venv .venv-torchvision
+	.venv-torchvision/bin/pip install --quiet torch==2.14.1 torchvision==0.29.1
+	.venv-torchvision/bin/pip install --quiet --editable . pytest pytest-xdist
+	OMP_NUM_THREADS=1 .venv-torchvision/bin/python -m pytest -rs --numprocesses 2 --dist worksteal --quiet tests/vlms
 
 # What most depends on the libraries around us. Nothing is given but torch, for its CPU build; extras come after the wheel
 # has shown that it trains and looks without them.
@@ -74,4 +96,4 @@ wheel: $(INSTALLED)
 	$(BIN)/python -m build --wheel --no-isolation
 
 clean:
-	rm -rf $(VENV) .venv-newest .venv-lowest build dist site .pytest_cache .ruff_cache .mypy_cache .import_linter_cache
+	rm -rf $(VENV) .venv-newest .venv-lowest .venv-torchvision build dist site .pytest_cache .ruff_cache .mypy_cache .import_linter_cache

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import errno
 import json
+import os
+import platform
+import zlib
 from pathlib import Path
 
 import pytest
 
-from agevlm.files import check_replaceable, read_json_lines, write_beside
+from agevlm.files import check_replaceable, inside, read_json_lines, recover, write_beside
 
 FAILURES = [OSError(errno.ENOSPC, "No space left on device"), ValueError("a bad record"), KeyboardInterrupt()]
 
@@ -119,3 +122,53 @@ def test_what_may_be_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match="is where you are"):
         check_replaceable(".", *sign)
+
+
+def leave(directory: Path, name: str, kind: str, pid: int = 999_999_9) -> Path:
+    """What a process left that was killed while it wrote `name`."""
+    host = f"{zlib.crc32(platform.node().encode()) & 0xFFFF:04x}"
+    path = directory / f".{name}.{host}{pid:06x}abcdef.{kind}"
+    path.mkdir()
+    (path / "rows").write_text(kind)
+    return path
+
+
+def test_what_a_killed_writer_left_is_cleared_away_by_the_next(tmp_path: Path) -> None:
+    leave(tmp_path, "data", "part")
+    other = leave(tmp_path, "other", "part")
+    with write_beside(tmp_path / "data") as beside:
+        beside.write_text("new")
+    assert contents(tmp_path) == {"data": "new", f"{other.name}/rows": "part"}
+
+
+def test_what_stood_there_gets_its_name_back_after_a_kill_between_two_renames(tmp_path: Path) -> None:
+    leave(tmp_path, "data", "old")
+    leave(tmp_path, "data", "part")
+    recover(tmp_path)
+    assert contents(tmp_path) == {"data/rows": "old"}
+    leave(tmp_path, "data", "old")  # killed after both: the new one stays
+    recover(tmp_path)
+    assert contents(tmp_path) == {"data/rows": "old"}
+
+
+def test_what_somebody_still_writes_stays(tmp_path: Path) -> None:
+    own = leave(tmp_path, "data", "part", os.getpid())
+    elsewhere = leave(tmp_path, "data", "part").rename(tmp_path / ".data.000000000fabcdef.part")
+    recover(tmp_path)
+    assert own.exists() and elsewhere.exists()
+    recover(tmp_path, anybodys=True)
+    assert not own.exists() and not elsewhere.exists()
+
+
+@pytest.mark.parametrize("name", ["../x", "/etc/passwd", "a/../../x", ".."])
+def test_names_of_others_stay_in_their_directory(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="--allow-outside"):
+        inside(tmp_path, name)
+    assert inside(tmp_path, name, allow_outside=True) == tmp_path / name
+    assert inside(tmp_path, "a/../b/..c.png") == tmp_path / "a/../b/..c.png"
+
+
+@pytest.mark.parametrize("name", ["", "a\0b", "\udcff.png", "a" * 300])
+def test_what_is_no_file_name_is_said_to_be_none(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="is no file name"):
+        inside(tmp_path, name, allow_outside=True)

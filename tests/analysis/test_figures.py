@@ -122,3 +122,10 @@ def test_pope_bars_show_what_is_there() -> None:
     pope = make_metrics()["pope"]
     assert texts(pope_bars(pope)).count("0.912") == 3
     assert texts(pope_bars({"random": {"accuracy": 0.5}}, other=pope)).count("0.500") == 1
+
+
+@pytest.mark.parametrize("size", [(1, 3000), (3000, 1), (9000, 8000)])
+def test_thin_and_huge_pictures_make_figures_of_the_usual_size(size: tuple[int, int], tmp_path: Path) -> None:
+    path = save_figure(look_figure(make_look(), Image.new("RGB", size, "red")), tmp_path / "look.png")
+    with Image.open(path) as figure:
+        assert max(figure.size) < 4000

@@ -199,3 +199,23 @@ def test_few_predictions_are_all_shown_and_unscored_ones_are_not_right_or_wrong(
     assert sorted(choose_cases(rows, 24)) == ["0", "1", "2", "3"]
     assert choose_cases([{"id": "a", "kind": "caption", "correct": None}]) == []
     assert choose_cases([]) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("metrics.json", '{"pope": {"adversarial": {"accuracy": 0.9, "accuracy_interval": ["a", null]}}}'),
+        ("stages.json", '[{"seconds": 1e999, "steps": 1e999}, 5]'),
+        ("log.jsonl", '{"lm_loss": 1.0, "step": []}\n'),
+        ("predictions.jsonl", '{"nothing": 1}\n'),
+        ("gallery/items.json", '[{"name": "000"}]'),
+        ("environment.json", '{"git": "\\ud83d"}'),
+        ("metrics.json", "[" * 50_000),
+    ],
+)
+def test_values_that_are_damaged_are_named_on_the_page(name: str, content: str, tmp_path: Path) -> None:
+    write_run(tmp_path)
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text(content)
+    page = write_report(tmp_path).read_text("utf-8")
+    assert "damaged" in page or "cannot be read" in page or "ud83d" in page

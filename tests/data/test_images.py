@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from agevlm.data.images import MAX_PIXELS, image_size, open_image, read_bytes
+from agevlm.data.images import MAX_PIXELS, ImageError, image_size, open_image, read_bytes
 from agevlm.data.schema import ImageSource
 
 
@@ -139,3 +139,11 @@ def test_the_limit_is_ours_and_pil_is_left_alone() -> None:
         open_image(bomb_png(10_000))
     assert before == Image.MAX_IMAGE_PIXELS
     assert before is None or before > MAX_PIXELS
+
+
+def test_a_format_that_calls_other_programs_is_not_opened(tmp_path: Path) -> None:
+    path = tmp_path / "picture.eps"
+    Image.new("RGB", (8, 8)).save(path, "EPS")
+    for read in (open_image, image_size):
+        with pytest.raises(ImageError, match="not an image that can be read"):
+            read(path)

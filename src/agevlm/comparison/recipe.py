@@ -7,6 +7,7 @@ it takes over the other's content, and its own keys come on top.
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -268,7 +269,7 @@ def _read(path: Path, extending: tuple[Path, ...] = ()) -> dict[str, Any]:
     if path.resolve() in extending:
         raise ValueError(f"{path} extends itself")
     if not path.is_file():
-        raise FileNotFoundError(f"no recipe at {path}")
+        raise FileNotFoundError(errno.ENOENT, "no recipe", str(path))
     content = read_yaml(path)
     if not isinstance(content, dict) or not {"arms", "extends"} & content.keys():
         raise ValueError(f"{path} is no comparison: a comparison is a mapping with the keys name, common and arms")

@@ -156,7 +156,7 @@ def summarise(recipe: ComparisonRecipe, out: Path) -> Nested:
         "environment": _environment(arms),
     }
     if recipe.tests:
-        summary["domains"] = {name: found for name in recipe.tests if (found := _domain(recipe, out, name))}
+        summary["domains"] = {name: figures for name in recipe.tests if (figures := _domain(recipe, out, name))}
     if recipe.equal_time is not None and (out / COSTS).exists():
         summary["equal_time"] = _equal_time(recipe, out, arms)
     if recipe.costs and (out / COSTS).exists():

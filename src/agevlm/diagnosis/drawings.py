@@ -54,16 +54,18 @@ def condition_bars(found: Mapping[str, Estimate], splits: Sequence[str], theme: 
 
 
 def reliability(bins: Mapping[str, Sequence[float]], theme: ThemeName) -> Figure:
-    """The share of things that are there over P(yes); the larger a dot, the more questions."""
+    """The share of things that are there over P(yes); each dot with the number of its questions."""
     look = THEMES[theme]
     figure, axes = _figure(3.0)
     style_axes(axes, look)
     axes.plot([0, 1], [0, 1], color=look.faint, linewidth=1, linestyle=":")
     counts = np.asarray(bins["num_questions"], dtype=float)
     sizes = 25 + 300 * counts / counts.sum()
-    axes.plot(bins["probability"], bins["present"], color=look.series[0], linewidth=1.2, zorder=2)
-    axes.scatter(bins["probability"], bins["present"], s=sizes, color=look.series[0], zorder=3)
-    axes.set(xlim=(-0.03, 1.03), ylim=(-0.05, 1.05))
+    axes.scatter(bins["probability"], bins["present"], s=sizes, color=look.series[0], alpha=0.8, zorder=3)
+    for x, y, count in zip(bins["probability"], bins["present"], bins["num_questions"], strict=True):
+        place = {"xytext": (0, 11), "textcoords": "offset points", "ha": "center"}
+        axes.annotate(f"{count:.0f}", (x, y), **place, fontsize=8, color=look.faint)
+    axes.set(xlim=(-0.03, 1.03), ylim=(-0.06, 1.18))
     axes.set_xlabel("P(yes)", color=look.faint, fontsize=9)
     axes.set_ylabel("share that is there", color=look.faint, fontsize=9)
     return figure

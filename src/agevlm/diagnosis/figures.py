@@ -63,7 +63,7 @@ class CalibrationError(Figure):
         p_Q, y_Q = (np.asarray(part, dtype=np.float64) for part in (self.probabilities, self.positive))
         place_Q = self._image_of_Q * NUM_BINS + np.clip((p_Q * NUM_BINS).astype(int), 0, NUM_BINS - 1)
         sums = [np.bincount(place_Q, part, self.num_images * NUM_BINS) for part in (np.ones_like(p_Q), p_Q, y_Q)]
-        return np.stack(sums).reshape(3, self.num_images, NUM_BINS)
+        return np.stack(sums).astype(np.float64).reshape(3, self.num_images, NUM_BINS)
 
     def drawn(self, counts_KI: Floats) -> Floats:
         """The error with pictures counted so often."""

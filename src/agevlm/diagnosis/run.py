@@ -52,8 +52,8 @@ def diagnose(
 
     Any vision-language model of transformers. `data` is "scenes", drawn fresh, or the directory of a dataset with
     POPE's questions; captions and masks in it serve further parts, and what cannot be made is left out and said so.
-    `against` is a second model, asked the same. `settings.num_images` None is 100 pictures, or all of a smaller dataset.
-    Raises ValueError for a model or data that cannot be used.
+    `against` is a second model, asked the same. `settings.num_images` None is 100 pictures, or all of a smaller
+    dataset. Raises ValueError for a model or data that cannot be used.
     """
     settings = settings or Settings()
     settings = replace(settings, num_images=settings.num_images or DEFAULT_NUM_IMAGES)

@@ -53,8 +53,8 @@ def _blank_chances(asker: Asker, prompts: Sequence[Prompt]) -> dict[tuple[str, i
 
 
 def _less(chance: float, prior: float) -> float:
-    """The chance whose log odds are those of the first less those of the second."""
-    return 1 / (1 + math.exp(_log_odds(prior) - _log_odds(chance)))
+    """The chance whose log odds are those of the first less those of the second, but for what rounding makes of equals."""
+    return 1 / (1 + math.exp(round(_log_odds(prior) - _log_odds(chance), 4)))
 
 
 def _log_odds(chance: float) -> float:

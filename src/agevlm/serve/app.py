@@ -10,9 +10,8 @@ from typing import Annotated, Any, TypeVar
 
 from fastapi import FastAPI, Path, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import FileResponse, JSONResponse, Response
 from starlette.exceptions import HTTPException
-from starlette.staticfiles import StaticFiles
 
 from agevlm import __version__
 from agevlm.serve.errors import ApiError, bad_request
@@ -22,6 +21,7 @@ from agevlm.serve.service import Service
 
 PAGE = pathlib.Path(__file__).parent / "page"
 Value = TypeVar("Value")
+_FRESH = {"Cache-Control": "no-cache"}  # asked again each time, sent again only where it has changed
 _REFUSALS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorReply} for status in (400, 401, 404, 408, 413, 429, 500, 503, 504)
 }
@@ -39,7 +39,7 @@ def build_app(service: Service) -> FastAPI:
     _add_extensions(app, service)
     _add_state(app, service)
     _add_examples(app)
-    app.mount("/", StaticFiles(directory=PAGE, html=True))
+    _add_page(app)
     return app
 
 
@@ -109,6 +109,20 @@ def _add_examples(app: FastAPI) -> None:
         return Response((await asyncio.to_thread(example, number)).png, media_type="image/png")
 
 
+def _add_page(app: FastAPI) -> None:
+    files = {path.name: path for path in PAGE.iterdir()}
+
+    @app.get("/", include_in_schema=False)
+    async def page() -> FileResponse:
+        return FileResponse(files["index.html"], headers=_FRESH)
+
+    @app.get("/{name}", include_in_schema=False)
+    async def page_file(name: str) -> FileResponse:
+        if name not in files:
+            raise ApiError(404, f"there is nothing at /{name}")
+        return FileResponse(files[name], headers=_FRESH)
+
+
 def _handle_errors(app: FastAPI) -> None:
     @app.exception_handler(ApiError)
     async def ours(_: Request, error: ApiError) -> JSONResponse:
@@ -135,6 +149,8 @@ def _explained(error: RequestValidationError) -> ApiError:
     place = [str(part) for part in first["loc"] if part != "body"]
     if first["type"] == "json_invalid":
         return bad_request(f"the body is not JSON: {first.get('ctx', {}).get('error', first['msg'])}")
+    if not place and first["type"] in ("model_attributes_type", "missing"):
+        return bad_request("the body is no JSON object: send one, with Content-Type: application/json")
     name = ".".join(place) or None
     if first["type"] == "extra_forbidden":
         return bad_request(f"{name} is not supported here: leave it out", name, "unsupported_parameter")

@@ -50,6 +50,8 @@ class Guard:
             self._check_key(scope)
             self._check_length(scope)
             await self.app(scope, call.receive, call.send)
+            if call.refused is not None:
+                raise call.refused
         except ApiError as error:
             await call.refuse(error)
         finally:
@@ -80,6 +82,7 @@ class _Call:
         self.began = time.monotonic()
         self.status = 499  # a client that went away before anything was sent
         self._num_bytes, self._uploading = 0, True
+        self.refused: ApiError | None = None
 
     async def receive(self) -> Message:
         """The next piece of the body; ApiError 413 for too many bytes, 408 for too slow ones."""
@@ -90,15 +93,25 @@ class _Call:
         try:
             message: Message = await asyncio.wait_for(self._receive(), max(left, 0.001))
         except TimeoutError as error:
-            raise ApiError(408, f"the request did not arrive within {limits.max_upload_s:g} seconds") from error
+            self.refused = ApiError(408, f"the request did not arrive within {limits.max_upload_s:g} seconds")
+            raise self.refused from error
         self._num_bytes += len(message.get("body", b""))
         if self._num_bytes > limits.max_body_bytes:
-            raise _too_large(limits)
+            self.refused = _too_large(limits)
+            raise self.refused
         self._uploading = bool(message.get("more_body"))
         return message
 
     async def send(self, message: Message) -> None:
-        """Send a piece; a client that leaves it unread for too long is dropped."""
+        """Send a piece; a client that leaves it unread for too long is dropped.
+
+        What an application says of a body that was refused, whose error it may have taken for one of its own, is not
+        sent: the refusal is.
+        """
+        if self.refused is None:
+            await self._pass_on(message)
+
+    async def _pass_on(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
             message = {**message, "headers": [*message.get("headers", ()), *_HEADERS]}
@@ -113,8 +126,8 @@ class _Call:
         headers += [(name.lower().encode(), value.encode()) for name, value in error.headers.items()]
         if self._uploading:
             headers.append((b"connection", b"close"))
-        await self.send({"type": "http.response.start", "status": error.status, "headers": headers})
-        await self.send({"type": "http.response.body", "body": body})
+        await self._pass_on({"type": "http.response.start", "status": error.status, "headers": headers})
+        await self._pass_on({"type": "http.response.body", "body": body})
 
 
 def _too_large(limits: Limits) -> ApiError:

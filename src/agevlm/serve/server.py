@@ -19,6 +19,7 @@ from agevlm.serve.engine import Engine
 from agevlm.serve.guard import Guard
 from agevlm.serve.limits import Limits
 from agevlm.serve.metrics import Metrics
+from agevlm.serve.remote import Fetcher
 from agevlm.serve.service import Service
 
 
@@ -73,7 +74,8 @@ def build(models: Sequence[tuple[str, Any, Any]], settings: Settings) -> tuple[S
     """A server of loaded models, each (name, model, processor); `server.run(sockets=[…])` runs it."""
     metrics = Metrics()
     engines = {name: Engine(name, model, processor, settings.limits, metrics) for name, model, processor in models}
-    service = Service(engines, settings.limits, metrics)
+    fetch = Fetcher(settings.allow_remote, settings.limits) if settings.allow_remote else None
+    service = Service(engines, settings.limits, metrics, fetch)
     app = Guard(build_app(service), settings.limits, metrics, settings.key)
     config = uvicorn.Config(
         app,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import errno
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -23,6 +24,7 @@ from agevlm.documents import Strict, parse_yaml, read_yaml
 from agevlm.guidance import GUIDANCE_LOSSES
 
 ModuleName = Literal["gates", "query_key_norms", "projector", "cross_attention", "language_model", "vision_model"]
+MAX_SAMPLES = 2**28  # of a stage: their order is drawn before it begins
 PARTS = ("gates", "query_key_norms")  # of the cross-attention, and train with it
 Weight = Annotated[float, Field(ge=0, le=1e9)]
 Rate = Annotated[float, Field(gt=0, le=1e3)]
@@ -216,6 +218,12 @@ class StageRecipe(Strict):
                 )
         if not any(self.data.values()):
             raise ValueError(f"stage {self.name!r} has no data of a weight above 0, got {self.data}")
+        samples = self.steps * self.images_per_batch * self.gradient_accumulation_steps
+        if samples > MAX_SAMPLES:
+            raise ValueError(
+                f"stage {self.name!r} sees {samples} samples (steps × images_per_batch × gradient_accumulation_steps), "
+                f"and the most are {MAX_SAMPLES}"
+            )
         if not self.modules:
             raise ValueError(f"stage {self.name!r} trains nothing; name modules in trainable")
         if self.lora and "language_model" in self.trainable:
@@ -309,7 +317,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), seed: int | Non
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"no recipe at {path}")
+        raise FileNotFoundError(errno.ENOENT, "no recipe", str(path))
     content = read_yaml(path)
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds {type(content).__name__}, a recipe is a mapping with the key stages")

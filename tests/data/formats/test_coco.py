@@ -314,3 +314,43 @@ def test_a_truncated_picture_stops_the_conversion_or_is_counted(folder: Path) ->
     (folder / "images" / "8.png").write_bytes(png(8)[:-1200])
     with pytest.raises(ValueError, match=r"8.png: .*truncated.*--skip-broken"):
         read_coco(*arguments)
+
+
+def test_a_picture_outside_its_directory_is_read_only_where_that_is_allowed(folder: Path) -> None:
+    told = content()
+    (folder / "images" / "7.png").rename(folder / "7.png")
+    told["images"][0]["file_name"] = "../7.png"
+    (folder / "outside.json").write_text(json.dumps(told))
+    with pytest.raises(ValueError, match=r"image 7: ../7.png: leads out of .*--allow-outside"):
+        read_coco(folder / "outside.json", folder / "images")
+    pictures, report = read_coco(folder / "outside.json", folder / "images", skip_broken=True)
+    assert report.left_out["pictures outside their directory"] == 1 and len(pictures) == 2
+    assert len(read_coco(folder / "outside.json", folder / "images", allow_outside=True)[0]) == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        (lambda c: c["annotations"][0].update(segmentation=[[10**400] * 6]), "polygon"),
+        (lambda c: c["annotations"][0].update(segmentation=[[1e308, 0, 5, 5, -1e308, 9]]), "finite numbers"),
+        (lambda c: c["annotations"][0].update(category_id=[18]), "category"),
+        (lambda c: c["annotations"][0].update(agevlm_colour=["red"]), "a word was expected"),
+        (lambda c: c["categories"][0].update(name=" "), "empty name"),
+        (lambda c: c["categories"][0].update(name="\ud83d"), "half a letter"),
+        (lambda c: c["images"][0].update(id=[7]), '"id"'),
+    ],
+)
+def test_values_beyond_what_can_be_are_named(change: Any, fault: str, folder: Path) -> None:
+    told = content()
+    change(told)
+    (folder / "odd.json").write_text(json.dumps(told))
+    with pytest.raises(ValueError, match=fault) as caught:
+        read_coco(folder / "odd.json", folder / "images")
+    assert "odd.json" in str(caught.value)
+
+
+def test_a_box_beyond_floats_is_that_of_the_mask(folder: Path) -> None:
+    told = content()
+    told["annotations"][0]["bbox"] = [10**400, 0, 1, 1]
+    (folder / "odd.json").write_text(json.dumps(told))
+    assert read_coco(folder / "odd.json", folder / "images")[0][0].instances[0].box == (10, 5, 10, 10)

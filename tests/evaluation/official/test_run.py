@@ -289,8 +289,8 @@ def test_bad_input_is_one_line_before_anything_is_loaded(
 ) -> None:
     monkeypatch.setattr(run, "_load", lambda *args: pytest.fail("a model was loaded"))
     data = ("--benchmark", "pope", "--data", str(pope))
-    assert "no protocol 'offical': choose one of official, lmms-eval, vlmevalkit" in wrong(
-        tmp_path, *data, "--protocol", "offical"
+    assert "no protocol 'theirs': choose one of official, lmms-eval, vlmevalkit" in wrong(
+        tmp_path, *data, "--protocol", "theirs"
     )
     assert "no benchmark 'poep': choose one of pope" in wrong(tmp_path, "--benchmark", "poep", "--data", str(pope))
     assert "pope needs --data: a directory with coco_pope_random.json" in wrong(tmp_path, "--benchmark", "pope")

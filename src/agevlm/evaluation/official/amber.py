@@ -122,8 +122,8 @@ AMBER = Benchmark(
     protocols=(
         Protocol(
             "official",
-            "junyangwang0410/AMBER, inference.py: Yes or No; how an answer becomes one is left open there, here by its "
-            "first word",
+            "junyangwang0410/AMBER@5e1fd52, inference.py: Yes or No; how an answer becomes one "
+            "is left open there, here by its first word",
             lambda question: question.text,
             lambda answer, question: parse_yes_no(answer, "first_word"),
             official_figures,
@@ -131,7 +131,7 @@ AMBER = Benchmark(
         ),
         Protocol(
             "vlmevalkit",
-            "VLMEvalKit, image_yorn.py and utils/yorn.py, without a judge: the mean of three accuracies",
+            "VLMEvalKit@145bdaf, image_yorn.py and utils/yorn.py, without a judge: the mean of three accuracies",
             lambda question: f"{question.text}\nPlease answer yes or no.",
             lambda answer, question: vlmevalkit_yes_no(answer),
             vlmevalkit_figures,

@@ -196,8 +196,8 @@ CHAIR = Benchmark(
     protocols=(
         _protocol(
             "official",
-            "LisaAnne/Hallucination, utils/chair.py, over its synonyms.txt; words are put in the singular by this "
-            "project's rule, and the prompt is that of lmms-eval",
+            "LisaAnne/Hallucination@585f2d9, utils/chair.py, over its synonyms.txt; words are put in the singular "
+            "by this project's rule, and the prompt is that of lmms-eval",
             _of_chair,
         ),
         _protocol(

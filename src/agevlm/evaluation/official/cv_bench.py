@@ -101,8 +101,8 @@ def _protocols(headline: str) -> tuple[Protocol, ...]:
     return (
         Protocol(
             "official",
-            "cambrian-mllm/cambrian, eval/ade, coco and omni, and the card of the data set: the first character of the "
-            "answer; mean of the sources",
+            "cambrian-mllm/cambrian@a220b3f, eval/ade, coco and omni, and the card of the data set: the first "
+            "character of the answer; mean of the sources",
             lambda question: f"{question.text}\n{LETTER}",
             _cambrian_letter,
             weighted_figures,

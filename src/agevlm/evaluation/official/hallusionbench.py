@@ -106,7 +106,7 @@ HALLUSIONBENCH = Benchmark(
     protocols=(
         Protocol(
             "vlmevalkit",
-            "VLMEvalKit, utils/yorn.py, without a judge: the 951 questions with a figure",
+            "VLMEvalKit@0c7163c, utils/yorn.py, without a judge: the 951 questions with a figure",
             lambda question: question.text,
             lambda answer, question: vlmevalkit_yes_no(answer),
             vlmevalkit_figures,
@@ -116,8 +116,8 @@ HALLUSIONBENCH = Benchmark(
         ),
         Protocol(
             "rule-based",
-            "tianyi-lab/HallusionBench, utils.py: its counts over all 1,129 questions; in the place of its judge GPT-4 "
-            "the words yes and no are read as VLMEvalKit does",
+            "tianyi-lab/HallusionBench@08e51de, utils.py: its counts over all 1,129 questions; in the place of its "
+            "judge GPT-4 the words yes and no are read as VLMEvalKit does",
             lambda question: question.text,
             lambda answer, question: vlmevalkit_yes_no(answer),
             own_figures,

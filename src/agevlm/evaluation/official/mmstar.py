@@ -93,7 +93,7 @@ MMSTAR = Benchmark(
     protocols=(
         Protocol(
             "official",
-            "MMStar-Benchmark/MMStar, eval/vlmeval/evaluate/mmstar.py: the first character; prompt of its LLaVA-NeXT",
+            "MMStar-Benchmark/MMStar@79e6d1c, evaluate/mmstar.py: the first character; prompt of its LLaVA-NeXT",
             lambda question: f"{_in_text(question)}\n{LETTER}",
             lambda answer, question: mmstar_letter(answer),
             plain_figures,

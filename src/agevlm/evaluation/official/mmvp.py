@@ -72,7 +72,7 @@ MMVP = Benchmark(
     protocols=(
         Protocol(
             "cambrian",
-            "cambrian-mllm/cambrian, eval/mmvp: the whole answer is the letter or the option; pairs",
+            "cambrian-mllm/cambrian@0d7ca41, eval/mmvp: the whole answer is the letter or the option; pairs",
             lambda question: f"{question.text} Options:\n{_listed(question)}\n{LETTER}",
             _cambrian,
             figures,

@@ -127,7 +127,7 @@ def vlmevalkit_figures(marks: Sequence[Marked]) -> Sections:
 
 _OFFICIAL = Protocol(
     "official",
-    "AoiDragon/POPE, evaluate.py: no where the first sentence has No, no or not, else yes",
+    "AoiDragon/POPE@f3ec604, evaluate.py: no where the first sentence has No, no or not, else yes",
     lambda question: question.text,
     lambda answer, question: pope_yes_no(answer),
     official_figures,
@@ -148,7 +148,7 @@ _LMMS_EVAL = Protocol(
 
 _VLMEVALKIT = Protocol(
     "vlmevalkit",
-    "VLMEvalKit, utils/yorn.py, without a judge: one of the words yes and no, and not the other",
+    "VLMEvalKit@0c7163c, utils/yorn.py, without a judge: one of the words yes and no, and not the other",
     lambda question: question.text,
     lambda answer, question: vlmevalkit_yes_no(answer),
     vlmevalkit_figures,

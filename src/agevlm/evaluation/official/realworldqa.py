@@ -61,7 +61,7 @@ REALWORLDQA = Benchmark(
         ),
         Protocol(
             "cambrian",
-            "cambrian-mllm/cambrian, eval/realworldqa: the first word of the answer is the reference",
+            "cambrian-mllm/cambrian@0d7ca41, eval/realworldqa: the first word of the answer is the reference",
             lambda question: question.text,
             _cambrian,
             figures,

@@ -52,7 +52,7 @@ export class Stage {
 }
 
 function said(word, map, absent) {
-  if (absent) return `“${word.word}” · ${percent(word.made_up)} of its attention found no place here`;
+  if (absent) return `“${word.word}” found no place here · ${percent(word.made_up)}`;
   const made = word.made_up >= 0.05 ? ` · ${percent(word.made_up)} found no place` : "";
   return `“${word.word}” · ${percent(peak(map))} in the brightest cell${made}`;
 }

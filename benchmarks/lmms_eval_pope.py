@@ -1,0 +1,215 @@
+"""Does lmms-eval's own POPE task give the answers and scores that `agevlm evaluate --benchmark pope` gives?
+
+Needs lmms-eval beside this package. Draws scenes, writes POPE's questions about them in the schema of the hub's
+Parquet, has lmms-eval run its task `pope` on that file through the plug-in, and our command under the protocol
+`lmms-eval`; then compares every answer and every figure. A model of the drawn world answers that task's prompt with
+no yes and no no, so the task is run once more without the sentence that it adds to the question. First both judge the
+same made-up answers to the tasks whose rules are restated here.
+
+    python benchmarks/lmms_eval_pope.py --model tiny --num-scenes 40
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from agevlm.data.pope import POPE_KINDS
+from agevlm.data.scenes import WorldSpec
+from agevlm.evaluation.official.benchmark import Question
+from agevlm.evaluation.official.files import open_source
+from agevlm.evaluation.official.measures import records
+from agevlm.evaluation.official.run import Settings, evaluate_official
+from agevlm.evaluation.official.table import find_benchmark
+from agevlm.evaluation.scenes import scenes_benchmark
+from agevlm.files import read_json_lines, write_beside
+
+Figures, Answers = dict[str, float], dict[str, str]
+FIGURES = ("accuracy", "precision", "recall", "f1", "yes_ratio")
+ADDED = "\\nAnswer the question using a single word or phrase."  # as the task's file spells it
+
+
+def write_dataset(directory: Path, num_scenes: int, seed: int) -> int:
+    """POPE's questions about drawn scenes, a row each, in the schema of lmms-lab/POPE. The number of rows."""
+    import datasets
+
+    rows = []
+    for sample in scenes_benchmark(WorldSpec(), seed, num_scenes):
+        for conversation in sample.conversations:
+            if conversation.kind in POPE_KINDS:
+                question, answer = conversation.messages
+                rows.append(
+                    {
+                        "id": str(len(rows)),
+                        "question_id": str(len(rows)),
+                        "question": question.content,
+                        "answer": answer.content,
+                        "image_source": sample.id,
+                        "image": {"bytes": sample.images[0].data, "path": None},
+                        "category": conversation.kind.removeprefix("pope."),
+                    }
+                )
+    text = datasets.Value("string")
+    names = ("id", "question_id", "question", "answer", "image_source", "category")
+    features = datasets.Features(dict.fromkeys(names, text) | {"image": datasets.Image()})
+    (directory / "data").mkdir(parents=True)
+    datasets.Dataset.from_list(rows, features=features).to_parquet(directory / "data" / "test-00000-of-00001.parquet")
+    return len(rows)
+
+
+def write_task(directory: Path, name: str, dataset: Path, added: str) -> None:
+    """lmms-eval's own task `pope`, its functions untouched: with another name, place of the data and added sentence."""
+    import lmms_eval
+
+    own = Path(lmms_eval.__file__).parent / "tasks" / "pope"
+    (directory / "utils.py").write_text((own / "utils.py").read_text())
+    text = (own / "pope.yaml").read_text()
+    assert ADDED in text, "the task asks otherwise now: see its file"
+    changed = {"dataset_path": f"dataset_path: {dataset}", "task": f"task: {name}"}
+    lines = [changed.get(line.split(":")[0], line) for line in text.replace(ADDED, added).splitlines()]
+    kept = [line for line in lines if line.strip() not in ("dataset_kwargs:", "token: True")]
+    (directory / f"{name}.yaml").write_text("\n".join(kept) + "\n")
+
+
+def run_lmms_eval(model: str, task: str, tasks: Path, out: Path, batch_size: int) -> tuple[Figures, Answers]:
+    """Figures, and answers by question, that lmms-eval finds with the plug-in on the CPU."""
+    command = [sys.executable, "-m", "lmms_eval", "--model", "agevlm", "--model_args", f"pretrained={model}"]
+    command += ["--device", "cpu", "--batch_size", str(batch_size), "--tasks", task, "--include_path", str(tasks)]
+    subprocess.run([*command, "--log_samples", "--output_path", str(out)], check=True)
+    results = json.loads(next(out.rglob("*_results.json")).read_text())["results"][task]
+    figures = {name.split(",")[0].removeprefix("pope_"): value for name, value in results.items() if "," in name}
+    figures["f1"] = figures.pop("f1_score")
+    samples = read_json_lines(next(out.rglob(f"*_samples_{task}.jsonl")))
+    answers = {sample["pope_accuracy"]["question_id"]: sample["filtered_resps"] for sample in samples}
+    texts = {key: text if isinstance(text, str) else text[0] for key, text in answers.items()}
+    return {name: figures[name] for name in FIGURES}, texts
+
+
+def run_ours(model: str, protocol: str, dataset: Path, out: Path, batch_size: int) -> tuple[Figures, Answers]:
+    """The same of `agevlm evaluate`; its answers are always scored as lmms-eval does."""
+    evaluate_official(model, "pope", dataset, out, Settings(protocol=protocol, device="cpu", batch_size=batch_size))
+    answers = {record["id"]: record["answer"] for record in read_json_lines(out / "predictions.jsonl")}
+    pope = find_benchmark("pope")
+    scoring = pope.protocol("lmms-eval")
+    marks = [scoring.mark(q, answers[q.id]) for q in pope.read(open_source(dataset)).questions]
+    figures = records(scoring.figures(marks))["all"]
+    return {name: figures[name] for name in FIGURES}, {key.split("/")[1]: text for key, text in answers.items()}
+
+
+def compare(model: str, work: Path, protocol: str, added: str, batch_size: int) -> dict[str, Any]:
+    """Both on the same questions with the same prompt: figures of each, how many answers differ, what they say."""
+    task = f"pope_drawn_{protocol.replace('-', '_')}"
+    tasks = work / task
+    tasks.mkdir()
+    write_task(tasks, task, work / "pope", added)
+    theirs, their_answers = run_lmms_eval(model, task, tasks, work / f"{task}-lmms-eval", batch_size)
+    ours, our_answers = run_ours(model, protocol, work / "pope", work / f"{task}-ours", batch_size)
+    assert our_answers.keys() == their_answers.keys()
+    said = Counter(our_answers.values())
+    return {
+        "num_questions": len(our_answers),
+        "num_different_answers": sum(our_answers[key] != their_answers[key] for key in our_answers),
+        "largest_difference": max(abs(ours[name] - theirs[name]) for name in FIGURES),
+        "lmms_eval": theirs,
+        "agevlm": ours,
+        "num_distinct_answers": len(said),
+        "most_common_answers": dict(said.most_common(5)),
+    }
+
+
+def compare_rules(num_answers: int = 4000) -> dict[str, int]:
+    """How many made-up answers were judged, task by task; one that is judged differently is an AssertionError."""
+    rng = random.Random(0)
+    pieces = "yes no Yes No A B C D (A) (b) C. d: the answer is option I choose a fish left 3 . , ! ? \n ( ) not".split(
+        " "
+    )
+    answers = [
+        "".join(rng.choice((" ", "")) + rng.choice(pieces) for _ in range(rng.randrange(7))) for _ in range(num_answers)
+    ]
+    for name, (document, question, theirs) in _rules().items():
+        protocol = find_benchmark(name).protocol("lmms-eval")
+        for answer in answers:
+            given = answer.strip()  # as lmms-eval hands it over
+            ours = protocol.mark(question, given).correct
+            assert ours == bool(theirs(document, [given])), (name, given, ours)
+    return dict.fromkeys(_rules(), num_answers)
+
+
+def _rules() -> dict[str, tuple[dict[str, Any], Question, Callable[[Mapping[str, Any], list[str]], Any]]]:
+    """For each task a document, the same as a question, and whether lmms-eval finds an answer right."""
+    from lmms_eval.tasks.cv_bench.utils import cv_bench_process_results
+    from lmms_eval.tasks.mmstar.utils import mmstar_process_results
+    from lmms_eval.tasks.mmvp.utils import mmvp_process_results
+    from lmms_eval.tasks.pope.utils import pope_process_results
+    from lmms_eval.tasks.realworldqa.utils import realworldqa_process_results
+
+    def asked(answer: str, **facts: str) -> Question:
+        return Question("1", "?", answer, None, "1", facts, dict(zip("ABCD", ("a", "b", "c", "d"), strict=True)))
+
+    star = {"answer": "B", "category": "math", "l2_category": "geometry", "index": 1}
+    cv = {"answer": "(B)", "idx": 1, "type": "2D", "task": "Count", "source": "COCO"}
+    return {
+        "pope": (
+            {"answer": "yes", "question_id": "1"},
+            asked("yes"),
+            lambda d, r: pope_process_results(d, r)["pope_accuracy"]["score"],
+        ),
+        "cv-bench": (cv, asked("B"), lambda d, r: cv_bench_process_results(d, r)["cv_bench_acc"]["is_correct"]),
+        "mmvp": (
+            {"Correct Answer": "(b)", "Index": 1},
+            asked("B"),
+            lambda d, r: mmvp_process_results(d, r)["mmvp_accuracy"]["is_correct"],
+        ),
+        "realworldqa": (
+            {"answer": "B"},
+            asked("B", kind="letter"),
+            lambda d, r: realworldqa_process_results(d, r)["exact_match"],
+        ),
+        "mmstar": (star, asked("B"), lambda d, r: mmstar_process_results(d, r)["average"]["score"]),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="tiny", help="tiny, a directory or a hub id")
+    parser.add_argument("--num-scenes", type=int, default=40)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--json", type=Path, default=Path(__file__).parent / "results" / "lmms_eval_pope.json")
+    args = parser.parse_args()
+    rules = compare_rules()
+    print(f"made-up answers judged alike: {rules}")
+    with tempfile.TemporaryDirectory() as temporary:
+        work = Path(temporary)
+        write_dataset(work / "pope", args.num_scenes, args.seed)
+        compared = {
+            "the task as it is": compare(args.model, work, "lmms-eval", ADDED, args.batch_size),
+            "the task without its added sentence": compare(args.model, work, "official", "", args.batch_size),
+        }
+    report = {
+        "model": args.model,
+        "num_scenes": args.num_scenes,
+        "seed": args.seed,
+        **compared,
+        "made_up_answers_judged_alike": rules,
+        "versions": {name: version(name) for name in ("lmms_eval", "transformers", "torch", "agevlm")},
+    }
+    print(json.dumps(report, indent=2))
+    with write_beside(args.json) as beside:
+        beside.write_text(json.dumps(report, indent=2) + "\n")
+    for name, found in compared.items():
+        if found["num_different_answers"] or found["largest_difference"] > 1e-12:
+            raise SystemExit(f"{name}: {found['num_different_answers']} answers differ")
+
+
+if __name__ == "__main__":
+    main()

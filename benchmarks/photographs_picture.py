@@ -1,0 +1,48 @@
+"""The picture of docs/results/photographs.md: questions about photographs through every arm, chosen by rule.
+
+    python benchmarks/photographs_picture.py runs/photographs instances_val2017.json --out docs/images/photographs.png
+
+Only pictures that the COCO file lists under CC BY, no known restrictions or as work of the US government are shown; the
+names of their files and their addresses on Flickr are printed. The rule is that of `agevlm.comparison.attention`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from agevlm.comparison.attention import write_attention
+
+FREE = (4, 7, 8)  # COCO's numbers of these licences
+ARMS = {
+    "concat": "concatenation",
+    "cross_attention": "cross-attention, unguided",
+    "concat_guided": "guided concatenation",
+    "age_plus": "AGE +",
+}
+
+
+def main() -> None:
+    """Parse, draw, say where and whose."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=Path, help="the directory of the finished comparison")
+    parser.add_argument("instances", type=Path, help="the COCO file of the test pictures")
+    parser.add_argument("--test", default="coco", help="the name of the test in the comparison's recipe")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("docs/images/photographs.png"))
+    asked = parser.parse_args()
+    free = {
+        str(picture["id"]): picture["flickr_url"]
+        for picture in json.loads(asked.instances.read_text(encoding="utf-8"))["images"]
+        if picture["license"] in FREE
+    }
+    runs = {arm: asked.runs / arm / str(asked.seed) for arm in ARMS}
+    if not write_attention(runs, ARMS, asked.out, test=asked.test, pictures=free):
+        sys.exit("the arms agree on every adversarial question: there is nothing to show")
+    print(asked.out, *free.values(), sep="\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,265 @@
+"""Is serving worth its machinery? Answers a second and times to the first token, against `generate`, in one run.
+
+    python benchmarks/serve_load.py --model tiny
+    python benchmarks/serve_load.py --model smollm2 --pictures 20 --rounds 3
+
+16 clients ask 8 questions about each of 20 pictures: every picture has one client, which asks its questions one after
+another and then takes the next picture. Beside it, in turns and in one run: `generate` one by one, and `generate` in
+batches of 8, both of which see the picture with each question. All arms use the same number of threads. The weights of
+`smollm2` are random, in the shape of SmolLM2-135M on a ConvNeXt-T at 384 pixels; it writes 16 tokens an answer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import base64
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import load, quiet, write_result
+
+CLIENTS, BATCH, MAX_TOKENS = 16, 8, 16
+QUESTIONS = (
+    "what is in the picture?", "is there a fish?", "is there a tree?", "is there a car?", "where is the flag?",
+    "how many books are there?", "what colour is the cup?", "is there a boat?",
+)  # fmt: skip
+
+
+def smollm2() -> tuple[Any, Any]:
+    """A model in the shape of SmolLM2-135M on a ConvNeXt-T of 384 pixels, with random weights, and its processor."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import ConvNextBackbone, ConvNextConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    from agevlm import AgeVlmForConditionalGeneration, AgeVlmProcessor
+
+    torch.manual_seed(0)
+    known = sorted({word for question in QUESTIONS for word in question.replace("?", " ?").split()})
+    words = ["<pad>", "<bos>", "<eos>", "<unk>", "user", "assistant", ":", *known]
+    words += [f"w{number}" for number in range(49_151 - len(words))]
+    tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Whitespace(), pre_tokenizers.Punctuation()])
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", unk_token="<unk>"
+    )
+    processor = AgeVlmProcessor.from_backbones(fast, 384)
+    decoder = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=49_152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9,
+            num_key_value_heads=3, tie_word_embeddings=True, max_position_embeddings=2048, eos_token_id=None,
+        )
+    )  # fmt: skip
+    backbone = ConvNextBackbone(ConvNextConfig(image_size=384, out_features=["stage4"]))
+    model = AgeVlmForConditionalGeneration.from_backbones(
+        decoder,
+        backbone,
+        image_token_id=processor.image_token_id,
+        null_token=True,
+        attn_gate_init=0.5,
+        mlp_gate_init=0.5,
+    )
+    return model, processor
+
+
+def build(name: str) -> tuple[Any, Any]:
+    """A model and its processor."""
+    from agevlm.checkpoints import load_vlm
+
+    quiet()
+    return load_vlm("tiny") if name == "tiny" else smollm2()
+
+
+def pictures(number: int, side: int) -> list[bytes]:
+    """PNG files of drawn scenes."""
+    from agevlm.data.images import png_bytes
+    from agevlm.data.scenes import WorldSpec, draw_scene
+
+    return [png_bytes(draw_scene(WorldSpec(image_size=side), 7, index).image) for index in range(number)]
+
+
+def generate(model: Any, processor: Any, files: list[bytes], batch: int, number: int) -> list[float]:
+    """Seconds an answer of `generate`, for each of `number` batches."""
+    from agevlm.data.images import open_image
+    from agevlm.vlms import Vlm
+
+    vlm, times = Vlm(model, processor), []
+    pairs = [(file, question) for file in files for question in QUESTIONS]
+    for start in range(number):
+        chosen = [pairs[(start * 11 + place) % len(pairs)] for place in range(batch)]
+        began = time.perf_counter()
+        inputs = processor(
+            text=[vlm.prompt(question) for _, question in chosen], images=[[open_image(file)] for file, _ in chosen]
+        )
+        with torch.inference_mode():
+            model.generate(**inputs, max_new_tokens=MAX_TOKENS, do_sample=False, disable_compile=True)
+        times.append((time.perf_counter() - began) / batch)
+    return times
+
+
+class Load:
+    """Clients of a server: what they ask, and how long they waited for the first and for the last token."""
+
+    def __init__(self, url: str, model: str) -> None:
+        self.url, self.model = url, model
+        self.first: list[float] = []
+        self.cold: list[bool] = []
+
+    async def ask(self, client: Any, url: str, question: str, cold: bool) -> None:
+        """One streamed answer."""
+        content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": question}]
+        body = {"model": self.model, "messages": [{"role": "user", "content": content}], "max_tokens": MAX_TOKENS}
+        began, first = time.perf_counter(), None
+        async with client.stream("POST", f"{self.url}/v1/chat/completions", json={**body, "stream": True}) as reply:
+            assert reply.status_code == 200, await reply.aread()
+            async for line in reply.aiter_lines():
+                if first is None and '"content":"' in line and '"content":""' not in line:
+                    first = time.perf_counter() - began
+        assert first is not None, "no text came"
+        self.first.append(first)
+        self.cold.append(cold)
+
+    async def run(self, files: list[bytes], clients: int, known: bool = False) -> float:
+        """Ask all questions about all pictures; seconds an answer."""
+        import httpx
+
+        waiting = [f"data:image/png;base64,{base64.b64encode(file).decode()}" for file in files]
+        limits = httpx.Limits(max_connections=clients)
+
+        async def one(client: Any) -> None:
+            while waiting:
+                url = waiting.pop()
+                for number, question in enumerate(QUESTIONS):
+                    await self.ask(client, url, question, cold=number == 0 and not known)
+
+        began = time.perf_counter()
+        async with httpx.AsyncClient(timeout=600, limits=limits) as client:
+            await asyncio.gather(*(one(client) for _ in range(clients)))
+        return (time.perf_counter() - began) / (len(files) * len(QUESTIONS))
+
+
+def p95(values: list[float]) -> float:
+    """The 95th percentile."""
+    return sorted(values)[int(0.95 * (len(values) - 1))]
+
+
+def served(name: str, threads: int) -> tuple[subprocess.Popen[str], str]:
+    """A server in a process of its own, and its URL."""
+    command = [sys.executable, __file__, "--model", name, "--threads", str(threads), "--serve"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    return process, process.stdout.readline().strip()
+
+
+def serve(name: str) -> None:
+    """Be that server."""
+    from agevlm.serve.server import Settings, listen, run
+
+    listening = listen("127.0.0.1", 0)
+    model = (name, *build(name))
+    print(f"http://127.0.0.1:{listening.getsockname()[1]}", flush=True)
+    run([model], Settings(port=0), listening)
+
+
+def rss_mb(pid: int) -> float:
+    """The memory of a process that is its own, in MB."""
+    lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
+    return int(next(line for line in lines if line.startswith("VmRSS")).split()[1]) / 1024
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """All arms, `rounds` times in turns."""
+    model, processor = build(options.model)
+    side = 96 if options.model == "tiny" else 384
+    process, url = served(options.model, options.threads)
+    arms: dict[str, list[float]] = {"one": [], "batch": [], "served": []}
+    loaded, idle, warm = (Load(url, options.model) for _ in range(3))
+    try:
+        asyncio.run(Load(url, options.model).run(pictures(2, side)[:1], 1))
+        generate(model, processor, pictures(1, side), 1, 2)
+        for number in range(options.rounds):
+            files = [file + bytes(number + 1) for file in pictures(options.pictures, side)]  # other bytes: cold again
+            arms["one"].append(statistics.median(generate(model, processor, files, 1, options.answers)))
+            arms["served"].append(asyncio.run(loaded.run(files, CLIENTS)))
+            arms["batch"].append(statistics.median(generate(model, processor, files, BATCH, options.answers // 4)))
+            asyncio.run(idle.run([file + b"idle" for file in files[: options.idle]], 1))
+        memory = soak(process.pid, url, options) if options.soak else None
+    finally:
+        process.terminate()
+        process.wait(timeout=60)
+    warm.first = [first for first, cold in zip(idle.first, idle.cold, strict=True) if not cold]
+    cold = [first for first, cold in zip(idle.first, idle.cold, strict=True) if cold]
+    return summary(arms, loaded.first, idle.first, warm.first, cold) | {"memory_mb": memory}
+
+
+def soak(pid: int, url: str, options: argparse.Namespace) -> list[float]:
+    """Memory of the server after each tenth of `soak` requests."""
+    found = []
+    side = 96 if options.model == "tiny" else 384
+    for tenth in range(10):
+        number = max(1, options.soak // 10 // len(QUESTIONS))
+        files = [file + f"soak {tenth} {i}".encode() for i, file in enumerate(pictures(20, side) * (number // 20 + 1))]
+        asyncio.run(Load(url, options.model).run(files[:number], CLIENTS))
+        found.append(round(rss_mb(pid), 1))
+    return found
+
+
+def summary(
+    arms: dict[str, list[float]], loaded: list[float], idle: list[float], warm: list[float], cold: list[float]
+) -> dict[str, Any]:
+    """Figures and bars: what was asked for, what came, whether it holds."""
+    ratios = {
+        "served_over_one_by_one": statistics.median(a / b for a, b in zip(arms["one"], arms["served"], strict=True)),
+        "served_over_batches": statistics.median(a / b for a, b in zip(arms["batch"], arms["served"], strict=True)),
+        "first_token_p95_loaded_over_idle": p95(loaded) / p95(idle),
+        "first_token_cold_over_warm": statistics.median(cold) / statistics.median(warm),
+    }
+    bars = {
+        "served_over_one_by_one": ratios["served_over_one_by_one"] >= 4,
+        "served_over_batches": ratios["served_over_batches"] >= 2,
+        "first_token_p95_loaded_over_idle": ratios["first_token_p95_loaded_over_idle"] <= 3,
+        "first_token_cold_over_warm": ratios["first_token_cold_over_warm"] >= 3,
+    }
+    first = {
+        "loaded_p50_s": statistics.median(loaded), "loaded_p95_s": p95(loaded), "idle_p50_s": statistics.median(idle),
+        "idle_p95_s": p95(idle), "warm_p50_s": statistics.median(warm), "cold_p50_s": statistics.median(cold),
+    }  # fmt: skip
+    return {"seconds_an_answer": arms, "ratios": ratios, "bars": bars, "first_token": first}
+
+
+def main() -> None:
+    """Measure one model and write a result file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=("tiny", "smollm2"), default="tiny")
+    parser.add_argument("--pictures", type=int, default=20)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--answers", type=int, default=24, help="of generate one by one, a round")
+    parser.add_argument("--idle", type=int, default=5, help="pictures asked about by one client alone, a round")
+    parser.add_argument("--soak", type=int, default=0, help="requests over which the memory is watched")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    torch.set_num_threads(options.threads)
+    if options.serve:
+        serve(options.model)
+        return
+    before = load()
+    result = measure(options)
+    settings = {name: value for name, value in vars(options).items() if name not in ("out", "serve")}
+    path = write_result(
+        f"serve_load_{options.model}", {"settings": settings, **result, "load_before": before}, options.out
+    )
+    print(json.dumps({key: result[key] for key in ("ratios", "bars", "first_token", "memory_mb")}, indent=2))
+    print(path)
+
+
+if __name__ == "__main__":
+    main()

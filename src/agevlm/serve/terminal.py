@@ -1,0 +1,191 @@
+"""A conversation in a terminal: answers as they come, and heat maps in half-block pixels. No server, no HTTP."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import queue
+import shlex
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from agevlm.data.schema import Message
+from agevlm.serve.asks import Ask, Done, Event, Failed, Piece
+from agevlm.serve.conversations import written
+from agevlm.serve.engine import Engine
+from agevlm.serve.errors import ApiError
+from agevlm.serve.limits import Limits
+from agevlm.serve.looking import Chosen, SeenWord
+from agevlm.serve.pictures import Encoded, decoded
+
+MADE_UP = 0.5  # from this share of attention without a place on, a word is marked
+_MAX_COLUMNS = 48
+_HELP = """\
+/look WORD      show where the model looked at a word of the last question or answer
+/picture FILE   talk about another picture
+/quit           end; so does Ctrl-D
+Anything else is a question. Each question stands by itself."""
+
+
+def half_blocks(pixels: NDArray[np.uint8]) -> str:
+    """Pixels (H, W, 3), H even, as lines of "▀": the upper pixel is the colour of the block, the lower its ground."""
+    lines = []
+    for upper, lower in zip(pixels[::2].tolist(), pixels[1::2].tolist(), strict=True):
+        cells = [
+            f"\x1b[38;2;{r};{g};{b}m\x1b[48;2;{x};{y};{z}m▀" for (r, g, b), (x, y, z) in zip(upper, lower, strict=True)
+        ]
+        lines.append("".join(cells) + "\x1b[0m")
+    return "\n".join(lines)
+
+
+def drawn(picture: Image.Image, word: SeenWord, columns: int) -> str:
+    """The picture under the map of a word, at most `columns` wide and as many half rows high."""
+    from agevlm.analysis.figures import overlay
+
+    scale = min(columns / picture.width, columns / picture.height)
+    size = max(1, round(picture.width * scale)), max(2, 2 * round(picture.height * scale / 2))
+    return half_blocks(overlay(picture.resize(size, Image.Resampling.BOX), word.maps[-1]))
+
+
+class Talk:
+    """A model, the picture that is talked about, and what was seen at last."""
+
+    def __init__(self, engine: Engine, out: TextIO, max_tokens: int, maps: bool, colours: bool) -> None:
+        self.engine, self.out, self.max_tokens, self.maps, self.colours = engine, out, max_tokens, maps, colours
+        self.picture: Image.Image | None = None
+        self._encoded: tuple[Encoded, ...] = ()
+        self.words: Sequence[SeenWord] = ()
+
+    def show(self, path: Path) -> None:
+        """Talk about the picture in this file from now on. ValueError where it is none."""
+        if not path.is_file():
+            raise ValueError(f"{path}: there is no such file")
+        encoded = Encoded(path.read_bytes(), hashlib.sha256(path.read_bytes()).hexdigest())
+        self.picture = decoded(encoded, self.engine.limits)
+        self._encoded, self.words = (encoded,), ()
+        self._say(f"{path.name}: {self.picture.width} × {self.picture.height} pixels\n")
+
+    def ask(self, question: str) -> None:
+        """Answer a question, piece by piece; then say where the model looked."""
+        for event in self._events(question):
+            if isinstance(event, Piece):
+                self._say(event.text)
+            elif isinstance(event, Failed):
+                raise event.error
+            elif isinstance(event, Done):
+                self._say("\n")
+                self.words = event.words or ()
+        if self.words and self.maps:
+            self._summarise()
+
+    def look(self, wanted: str) -> None:
+        """Draw the map of a word. ValueError where the last turn has no such word."""
+        found = [word for word in self.words if word.word == wanted.lower()]
+        if not found or self.picture is None:
+            known = ", ".join(dict.fromkeys(word.word for word in self.words)) or "ask something first"
+            raise ValueError(f"no word {wanted!r} was looked at: {known}")
+        if self.colours:
+            self._say(drawn(self.picture, found[-1], min(_MAX_COLUMNS, shutil.get_terminal_size().columns)) + "\n")
+        self._say(_described(found[-1]) + "\n")
+
+    def _events(self, question: str) -> Iterator[Event]:
+        vlm, told = self.engine.vlm, queue.SimpleQueue[Event]()
+        conversation = written(vlm, (Message("user", question, len(self._encoded)),), self._encoded)
+        ids = vlm.processor.tokenizer(conversation.chat.text, add_special_tokens=False)["input_ids"]
+        seen = self.engine.see(self._encoded).result()
+        looks = Chosen() if seen and vlm.note is None else None
+        ask = Ask(conversation, ids, seen, told.put, self.max_tokens, streamed=True, looks=looks)
+        self.engine.submit(ask)
+        try:
+            while True:
+                event = told.get()
+                yield event
+                if isinstance(event, Done | Failed):
+                    return
+        finally:
+            ask.cancelled = True
+
+    def _summarise(self) -> None:
+        """One map, that of the word with the most to see, and a line for each word."""
+        best = max(self.words, key=lambda word: (word.where == "answer", float(word.maps[-1].max())))
+        if self.colours and self.picture is not None and (best.made_up or 0) < MADE_UP:
+            self._say(drawn(self.picture, best, min(_MAX_COLUMNS, shutil.get_terminal_size().columns)) + "\n")
+        for word in {word.word: word for word in self.words}.values():
+            mark = "*" if word is best else " "
+            self._say(f"{mark} {_described(word)}\n")
+
+    def _say(self, text: str) -> None:
+        self.out.write(text)
+        self.out.flush()
+
+
+def _described(word: SeenWord) -> str:
+    """Where a word was looked at, in words."""
+    if word.made_up is not None and word.made_up >= MADE_UP:
+        return f"{word.word}: found no place in the picture ({word.made_up:.0%} of its attention)"
+    attention = word.maps[-1]
+    row, column = np.unravel_index(int(attention.argmax()), attention.shape)
+    vertical = ("top", "middle", "bottom")[int(3 * row / attention.shape[0])]
+    horizontal = ("left", "centre", "right")[int(3 * column / attention.shape[1])]
+    return f"{word.word}: {vertical} {horizontal} ({float(attention.max()):.0%} in the brightest cell)"
+
+
+def talk(
+    model: Any,
+    processor: Any,
+    *,
+    picture: Path | None = None,
+    max_tokens: int = 256,
+    maps: bool = True,
+    lines: Callable[[str], str] = input,
+    out: TextIO | None = None,
+) -> None:
+    """Talk until the input ends. `lines` asks for a line with a prompt; errors are said and the talk goes on.
+
+    Maps are drawn where the output is a terminal and NO_COLOR is not set; elsewhere they are described.
+    """
+    out = out or sys.stdout
+    engine = Engine("chat", model, processor, Limits())
+    here = Talk(engine, out, max_tokens, maps, out.isatty() and not os.environ.get("NO_COLOR"))
+    try:
+        if picture is not None:
+            here.show(picture)
+        out.write("Ask about the picture; /help lists the commands.\n")
+        while (line := _next(lines)) is not None:
+            _obey(here, line)
+    finally:
+        engine.close()
+
+
+def _next(lines: Callable[[str], str]) -> str | None:
+    try:
+        line = lines("> ").strip()
+    except (EOFError, KeyboardInterrupt):
+        return None
+    return None if line in ("/quit", "/exit") else line
+
+
+def _obey(here: Talk, line: str) -> None:
+    command, _, rest = line.partition(" ")
+    try:
+        if command == "/help":
+            here.out.write(_HELP + "\n")
+        elif command == "/picture":
+            here.show(Path("".join(shlex.split(rest))))
+        elif command == "/look":
+            here.look(rest.strip())
+        elif command.startswith("/"):
+            raise ValueError(f"there is no command {command}: /help lists them")
+        elif line:
+            here.ask(line)
+    except ApiError as error:
+        here.out.write(f"error: {error.message}\n")
+    except ValueError as error:
+        here.out.write(f"error: {error}\n")

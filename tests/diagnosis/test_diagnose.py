@@ -1,0 +1,145 @@
+"""The diagnosis: figures worked out by hand, and the whole of it on models of several families."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+import agevlm
+from agevlm.cli import app
+from agevlm.data.parquet import Record, write_parquet
+from agevlm.data.schema import Sample
+from agevlm.diagnosis.asking import CONDITIONS, ask, presence_samples
+from agevlm.diagnosis.figures import CalibrationError, differences_of, figures_of
+from agevlm.diagnosis.heads import HeadReading, read_heads, without_sinks
+from agevlm.diagnosis.lens import read_lens
+from agevlm.diagnosis.run import _examine
+from agevlm.evaluation import benchmarks
+from agevlm.evaluation.benchmarks import Settings, caption_samples
+from agevlm.evaluation.detection import calibration_error, reliability
+from agevlm.vlms import Vlm
+from tests.vlms import tiny_families
+
+SETTINGS = Settings(num_images=4)
+FAMILIES = ("llava", "qwen2_vl", "mllama")
+
+
+@pytest.fixture(scope="module")
+def samples() -> list[Sample]:
+    return presence_samples(benchmarks.test_samples("tiny", "scenes", SETTINGS))
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Vlm:
+    return Vlm(*agevlm.load_model("tiny", "cpu"))
+
+
+def test_sinks_are_what_the_words_of_a_picture_share() -> None:
+    sink, one, two = np.zeros((3, 2, 2), dtype=np.float32)
+    sink[0, 0], one[0, 1], two[1, 0] = 0.6, 0.4, 0.4
+    maps = np.stack([sink + one, sink + two])[:, None, None]  # one layer, one head
+    left = without_sinks(maps, ["cup", "fish"])[:, 0, 0]
+    np.testing.assert_allclose(left, np.stack([one, two]) / 0.4, atol=1e-6)
+    np.testing.assert_allclose(without_sinks(maps, ["cup", "cup"]), maps, atol=1e-6)
+
+
+def test_calibration_error_is_that_of_its_bins() -> None:
+    rng = np.random.default_rng(0)
+    p, y = rng.random(60), rng.random(60) < 0.5
+    found = CalibrationError([str(n) for n in range(60)], [str(n // 6) for n in range(60)], p, y)
+    assert found.value == pytest.approx(calibration_error(reliability(p, y)))
+
+
+def test_another_picture_and_a_blank_one_take_away_what_the_picture_tells(tiny: Vlm, samples: list[Sample]) -> None:
+    answers = ask(tiny, samples, None, None)
+    accuracy = {c: np.mean([record["correct"] for record in answers.records[c]]) for c in CONDITIONS}
+    assert accuracy["picture"] > 0.85 > max(accuracy["blank"], accuracy["other"]) + 0.1
+    ids = [[record["id"] for record in answers.records[c]] for c in CONDITIONS]
+    assert ids[0] == ids[1] == ids[2]
+
+
+def test_the_taught_model_looks_at_what_it_is_asked_about(tiny: Vlm, samples: list[Sample]) -> None:
+    heads = read_heads(tiny, samples, None, None)
+    assert isinstance(heads, HeadReading)
+    assert heads.layers == (1, 4)
+    place, head = heads.ranked()[0]
+    told = ~heads.is_ranking
+    assert heads.heads["mass"][told, place, head].mean() > 5 * heads.area[told].mean()
+    assert heads.mean["mass"].mean() == pytest.approx(heads.heads["mass"].mean(), abs=1e-4)
+    one_by_one = read_heads(tiny, samples, 1, None)
+    assert isinstance(one_by_one, HeadReading)
+    np.testing.assert_allclose(heads.heads["mass"], one_by_one.heads["mass"], atol=1e-4)
+
+
+def test_the_lens_needs_image_tokens_in_the_decoder(tiny: Vlm, samples: list[Sample]) -> None:
+    assert isinstance(read_lens(tiny, samples, None), str)
+    found = read_lens(Vlm(*tiny_families.made("llava")), samples, None)
+    assert isinstance(found, dict)
+    assert {picture for picture, _ in found} == {sample.id for sample in samples}
+    assert all(0 < confidence <= 1 for confidence in found.values())
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_family_is_examined(name: str, samples: list[Sample]) -> None:
+    vlm = Vlm(*tiny_families.made(name))
+    captions = caption_samples("tiny", "scenes", SETTINGS)
+    exam = _examine(vlm, name, samples[:3], captions[:3], SETTINGS, None)
+    figures = figures_of(exam)
+    assert exam.left_out.keys() == ({"logit lens"} if name == "mllama" else set())
+    wanted = ["calibration.error", "similarity.caption_likelihood.auroc", "looking.best_head.mass"]
+    wanted += ["made_up.entropy.auroc", "made_up.p_no.auroc", "answers.blank.random.accuracy"]
+    for figure in wanted:
+        assert 0 <= figures[figure].value <= 1, figure
+    assert ("made_up.logit_lens.auroc" in figures) is (name != "mllama")
+    assert "made_up.null_mass.auroc" not in figures
+    zero = differences_of(figures, figures)
+    assert zero.keys() == {n for n, figure in figures.items() if np.isfinite(figure.value)}
+    assert all(known.mean == known.low == known.high == 0 for known in zero.values())
+
+
+def test_the_page_holds_everything_and_sets_two_models_side_by_side(tmp_path: Path) -> None:
+    model, processor = tiny_families.made("llava")
+    found = agevlm.diagnose("tiny", out=tmp_path, against=(model, processor), num_images=3, device="cpu")
+    assert len(found.verdict) == 3
+    record = json.loads((tmp_path / "diagnosis.json").read_text(encoding="utf-8"))
+    assert record["verdict"] == found.verdict
+    assert record["against"]["model"] == "LlavaForConditionalGeneration"
+    gap = record["differences"]["answers.picture.random.accuracy"]
+    one, two = (r["figures"]["answers.picture.random.accuracy"]["mean"] for r in (record, record["against"]))
+    assert gap["mean"] == pytest.approx(one - two)
+    html = (tmp_path / "index.html").read_text(encoding="utf-8")
+    for title in ("Side by side", "Does it answer from the picture?", "Does it look?", "Which words are made up?"):
+        assert title in html
+    assert 'src="http' not in html
+    with np.load(tmp_path / "arrays.npz") as arrays:
+        assert arrays["heads_mass"].shape[1:] == (2, 4)
+        assert arrays["against/heads_mass"].shape[1:] == (3, 4)
+        assert any(name.startswith("case_0/0/") for name in arrays)
+
+
+def test_a_dataset_without_masks_and_captions_leaves_parts_out_and_says_so(
+    tmp_path: Path, samples: list[Sample]
+) -> None:
+    bare = [
+        replace(s, conversations=tuple(replace(c, groundings=()) for c in s.conversations[:4])) for s in samples[:3]
+    ]
+    write_parquet(tmp_path / "data", [Record(sample) for sample in bare])
+    arguments = ["diagnose", "tiny", "--data", str(tmp_path / "data"), "--out", str(tmp_path / "out")]
+    result = CliRunner().invoke(app, [*arguments, "--device", "cpu"])
+    assert result.exit_code == 0, result.output
+    assert "left out: where it looks: the dataset has no mask" in result.output
+    assert "left out: matching pictures: mismatched pairs need two pictures with a caption" in result.output
+    assert "Where it looks is not measured." in result.output
+    assert (tmp_path / "out" / "index.html").is_file()
+
+
+def test_questions_that_ask_of_no_thing_are_one_clear_line(samples: list[Sample]) -> None:
+    silent: list[Any] = [replace(sample, conversations=()) for sample in samples]
+    with pytest.raises(ValueError, match=r"at least two pictures, and 0 of 4 samples have some"):
+        presence_samples(silent)

@@ -1,0 +1,291 @@
+"""Every limit, and every bad input: each has its status and one sentence, and the server lives on."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import socket
+import threading
+import time
+import zlib
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+from PIL import Image
+from tiny_models import make_model, make_processor
+from tiny_served import asked, data_url, scene
+
+from agevlm.serve.limits import Limits
+from agevlm.serve.server import Settings, in_background, listen
+
+CHAT = "/v1/chat/completions"
+LIMITS = Limits(
+    max_body_bytes=2_000_000,
+    max_images=2,
+    max_image_bytes=400_000,
+    max_image_pixels=1_000_000,
+    max_tokens=64,
+    max_running=2,
+    max_waiting=2,
+    max_upload_s=0.5,
+)
+
+
+@pytest.fixture(scope="module")
+def narrow(tiny: tuple[str, Any, Any]) -> Iterator[tuple[str, list[Any]]]:
+    """A server with narrow limits and a key."""
+    with in_background([tiny], Settings(port=0, key="secret", limits=LIMITS)) as found:
+        yield found
+
+
+def post(served: Any, path: str = CHAT, key: str | None = "secret", content: bytes | None = None, **body: Any) -> Any:
+    headers = {"Content-Type": "application/json"} | ({} if key is None else {"Authorization": f"Bearer {key}"})
+    body = {"model": "tiny", "messages": asked(scene()), **body}
+    return httpx.post(f"{served[0]}{path}", headers=headers, content=content or json.dumps(body), timeout=60)
+
+
+def refusal(reply: Any) -> tuple[int, str]:
+    """Status and sentence of an answer in OpenAI's form."""
+    error = reply.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["message"]
+    assert "\n" not in error["message"]
+    return reply.status_code, error["message"]
+
+
+def bomb(width: int, height: int) -> str:
+    """A PNG of a few kB that says it is very large."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
+
+    head = width.to_bytes(4, "big") + height.to_bytes(4, "big") + bytes([1, 0, 0, 0, 0])
+    data = zlib.compress(bytes(1000))
+    png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+    import base64
+
+    return "data:image/png;base64," + base64.b64encode(png).decode()
+
+
+def cut_off() -> str:
+    head, _, data = data_url(scene(), "JPEG").partition(",")
+    return f"{head},{data[: len(data) // 2 // 4 * 4]}"
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ({"max_tokens": 10**9}, "the limit here is 64"),
+        ({"max_tokens": 0}, "greater than or equal to 1"),
+        ({"temperature": -1}, "temperature"),
+        ({"top_p": 0}, "top_p"),
+        ({"n": 9}, "n is 9"),
+        ({"stop": [""]}, "none empty"),
+        ({"stop": list("abcde")}, "one to 4"),
+        ({"top_logprobs": 3}, "needs logprobs"),
+        ({"frequency_penalty": 1.5}, "frequency_penalty"),
+        ({"tools": [{"type": "function"}]}, "tools"),
+        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"top_k": 5}, "top_k is not supported"),
+        ({"messages": []}, "messages"),
+        ({"messages": [{"role": "user", "content": "   "}]}, "has no text"),
+        ({"messages": [{"role": "assistant", "content": "yes"}]}, "end with what is to be answered"),
+        ({"messages": [{"role": "user", "content": "<image> what?"}]}, "stands for a picture"),
+        ({"messages": asked(None, "is there a fish? " * 200)}, "the context of this model takes 512"),
+        ({"messages": asked("https://example.org/a.png")}, "not fetched"),
+        ({"messages": asked("file:///etc/passwd")}, "not fetched"),
+        ({"messages": asked("/etc/passwd")}, "not fetched"),
+        ({"messages": asked("data:image/png;base64,!!!!")}, "no base64"),
+        ({"messages": asked("data:text/plain;base64,aGVsbG8=")}, "a picture was expected"),
+        ({"messages": asked("data:image/png;base64,aGVsbG8=")}, "no PNG, JPEG"),
+        ({"messages": asked("data:image/png;base64,")}, "no PNG, JPEG"),
+        ({"messages": asked(bomb(10_000, 10_000))}, "the limit is 1 million"),
+        ({"messages": asked(bomb(60_000, 60_000))}, "more than 89 million pixels"),
+        ({"messages": asked(bomb(900, 900))}, "truncated or damaged"),
+        ({"messages": asked(cut_off())}, "truncated or damaged"),
+        ({"messages": asked(scene()) * 3}, "the limit is 2"),
+        ({"attention": True, "messages": asked(None)}, "no picture"),
+        ({"attention": {"layers": [7]}}, "the model has 2"),
+        ({"attention": {"layers": []}}, "attention"),
+    ],
+)
+def test_a_request_that_cannot_be_answered(narrow: Any, change: dict[str, Any], what: str) -> None:
+    status, message = refusal(post(narrow, **change))
+    assert status == 400
+    assert what in message
+
+
+def test_a_picture_with_many_bytes(narrow: Any) -> None:
+    import numpy as np
+
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (500, 500, 3), dtype=np.uint8))
+    status, message = refusal(post(narrow, messages=asked(noise)))
+    assert (status, "the limit is 400,000" in message) == (413, True)
+
+
+@pytest.mark.parametrize("content", [b"{", b"[1", b"\xff\xfe", b"null", b"[]", b'"x"', b'{"model": NaN}'])
+def test_a_body_that_is_no_request(narrow: Any, content: bytes) -> None:
+    assert refusal(post(narrow, content=content))[0] == 400
+
+
+def test_a_long_prompt_is_refused_and_others_go_on(narrow: Any) -> None:
+    status, message = refusal(post(narrow, messages=asked(None, "fish " * 200_000)))
+    assert (status, "context" in message) == (400, True)
+    assert post(narrow).status_code == 200
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_a_body_that_is_too_large(narrow: Any, told: bool) -> None:
+    headers = {"Authorization": "Bearer secret"}
+    body = b'{"model": "' + b"x" * 3_000_000
+    pieces = body if told else (body[start : start + 50_000] for start in range(0, len(body), 50_000))
+    reply = httpx.post(f"{narrow[0]}{CHAT}", headers=headers, content=pieces, timeout=30)
+    status, message = refusal(reply)
+    assert (status, "2,000,000" in message) == (413, True)
+
+
+def test_a_body_that_does_not_come(narrow: Any) -> None:
+    host, port = narrow[0].removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as connection:
+        head = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer secret\r\nContent-Length: 100\r\n\r\n{{"
+        connection.sendall(head.encode())
+        reply = b"".join(iter(lambda: connection.recv(65536), b"")).decode()
+    assert reply.startswith("HTTP/1.1 408")
+    assert "within 0.5 seconds" in reply
+
+
+@pytest.mark.parametrize("key", [None, "wrong", "secre", "secretx", "sécret"])
+def test_the_key(narrow: Any, key: str | None) -> None:
+    headers = [] if key is None else [(b"Authorization", b"Bearer " + key.encode())]
+    for path in ("/v1/models", "/metrics"):
+        assert refusal(httpx.get(f"{narrow[0]}{path}", headers=headers))[0] == 401
+    assert httpx.get(f"{narrow[0]}/health", headers=headers).status_code == 200
+    assert httpx.get(f"{narrow[0]}/", headers=headers).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [("GET", "/nothing", 404), ("GET", CHAT, 405), ("POST", "/health", 405), ("GET", "/v1/x", 404)],
+)
+def test_other_places(narrow: Any, method: str, path: str, status: int) -> None:
+    headers = {"Authorization": "Bearer secret"}
+    assert refusal(httpx.request(method, f"{narrow[0]}{path}", headers=headers))[0] == status
+
+
+def test_more_requests_than_may_wait(narrow: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = narrow[1][0]
+    step, go = engine._decoder.step, threading.Event()
+    monkeypatch.setattr(engine._decoder, "step", lambda *args: (go.wait(20), step(*args))[1])
+    question = asked(scene(), "what is in the picture?")
+
+    async def flood() -> list[httpx.Response]:
+        async with httpx.AsyncClient(timeout=60) as client:
+            headers = {"Authorization": "Bearer secret"}
+            body = {"model": "tiny", "messages": question}
+            url = f"{narrow[0]}{CHAT}"
+            sent = [asyncio.ensure_future(client.post(url, headers=headers, json=body)) for _ in range(9)]
+            await asyncio.wait(sent, timeout=3)
+            go.set()
+            return list(await asyncio.gather(*sent))
+
+    replies = asyncio.run(flood())
+    refused = [reply for reply in replies if reply.status_code == 429]
+    assert 1 <= len(refused) <= 7
+    assert all(reply.status_code in (200, 429) for reply in replies)
+    assert all(reply.headers["Retry-After"] == "1" for reply in refused)
+    assert len({reply.json()["choices"][0]["message"]["content"] for reply in replies if reply.status_code == 200}) == 1
+
+
+def test_an_answer_that_takes_too_long(tiny: tuple[str, Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    with in_background([tiny], Settings(port=0, limits=Limits(max_request_s=0.3))) as slow:
+        step = slow[1][0]._decoder.step
+        monkeypatch.setattr(slow[1][0]._decoder, "step", lambda *args: (time.sleep(0.5), step(*args))[1])
+        status, message = refusal(post(slow, messages=asked(scene(), "what is in the picture?")))
+        assert (status, "longer than the 0.3 seconds" in message) == (504, True)
+
+
+def endless() -> tuple[str, Any, Any]:
+    """A model that never ends its answer."""
+    model = make_model()
+    model.generation_config.eos_token_id = None
+    processor = make_processor()
+    processor.tokenizer.eos_token = None
+    return "endless", model, processor
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_goes_away_frees_its_place(stream: bool) -> None:
+    with in_background([endless()], Settings(port=0, limits=Limits(max_tokens=100, default_tokens=100))) as (
+        url,
+        engines,
+    ):
+        engine = engines[0]
+        step = engine._decoder.step
+        engine._decoder.step = lambda *args: (time.sleep(0.1), step(*args))[1]
+        body = {"model": "endless", "messages": asked(None), "stream": stream}
+        with httpx.Client(timeout=1.0) as client:
+            if stream:
+                with client.stream("POST", f"{url}{CHAT}", json=body) as reply:
+                    next(reply.iter_bytes())
+            else:
+                with pytest.raises(httpx.ReadTimeout):
+                    client.post(f"{url}{CHAT}", json=body)
+        wait_until(lambda: engine.num_running == 0 and engine.num_waiting == 0, 5)
+        written = engine.metrics.text().decode()
+        assert 'agevlm_answers_total{model="endless"}' not in written
+
+
+def wait_until(condition: Any, seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.02)
+
+
+def test_a_port_in_use_and_a_host_that_is_not_there() -> None:
+    with listen("127.0.0.1", 0) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ValueError, match=f"port {port} of 127.0.0.1 is in use: choose another"):
+            listen("127.0.0.1", port)
+    with pytest.raises(ValueError, match="no address of the host"):
+        listen("no.such.host.invalid", 0)
+
+
+def test_a_step_that_fails_is_one_error_and_the_next_request_is_answered(
+    tiny: tuple[str, Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with in_background([tiny]) as served:
+        decoder = served[1][0]._decoder
+        step = decoder.step
+
+        def broken(*_: Any) -> Any:
+            decoder.step = step
+            raise RuntimeError("out of memory")
+
+        decoder.step = broken
+        question = asked(scene(), "what is in the picture?")
+        status, message = refusal(post(served, key=None, messages=question))
+        assert (status, "out of memory" in message) == (500, False)
+        assert post(served, key=None, messages=question).status_code == 200
+
+
+def test_pictures_of_any_kind_and_shape(narrow: Any) -> None:
+    buffer = io.BytesIO()
+    scene().save(buffer, "GIF")
+    for kind in ("PNG", "JPEG", "WEBP", "GIF", "BMP"):
+        assert post(narrow, messages=asked(data_url(scene(), kind))).status_code == 200, kind
+    for size in ((1, 1), (1, 900), (900, 2)):
+        assert post(narrow, messages=asked(scene().resize(size))).status_code == 200, size
+    assert post(narrow, messages=asked(data_url(scene().convert("RGBA")))).status_code == 200
+
+
+def test_the_page_loads_nothing_from_elsewhere(narrow: Any) -> None:
+    reply = httpx.get(narrow[0])
+    policy = reply.headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+    assert "frame-ancestors 'none'" in policy
+    assert reply.headers["x-content-type-options"] == "nosniff"

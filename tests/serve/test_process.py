@@ -1,0 +1,85 @@
+"""`agevlm serve` as a process: signals, ports, models that are not there."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+from tiny_served import asked, scene
+
+pytestmark = pytest.mark.slow
+COMMAND = [sys.executable, "-m", "agevlm.cli", "serve"]
+
+
+@pytest.fixture
+def process() -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A server of `tiny` in a process of its own, and its base URL."""
+    started = subprocess.Popen(
+        [*COMMAND, "tiny", "--port", "0"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )  # fmt: skip
+    assert started.stdout is not None
+    line = started.stdout.readline()
+    found = re.search(r"http://127\.0\.0\.1:\d+", line)
+    assert found, (line, started.stderr and started.stderr.read())
+    yield started, found.group()
+    started.kill()
+    started.wait()
+
+
+def wait_for(url: str) -> None:
+    for _ in range(200):
+        try:
+            if httpx.get(f"{url}/health", timeout=10).status_code == 200:
+                return
+        except httpx.TransportError:
+            threading.Event().wait(0.05)
+    raise AssertionError("the server does not come up")
+
+
+def test_sigterm_finishes_what_runs_and_refuses_what_comes(process: Any) -> None:
+    server, url = process
+    wait_for(url)
+    body = {"model": "tiny", "messages": asked(scene(), "what is in the picture?"), "stream": True}
+    with httpx.Client(timeout=60) as client, client.stream("POST", f"{url}/v1/chat/completions", json=body) as reply:
+        pieces = reply.iter_text()
+        text = next(pieces)
+        server.send_signal(signal.SIGTERM)
+        text += "".join(pieces)
+    assert text.rstrip().endswith("data: [DONE]")
+    assert '"finish_reason":"stop"' in text
+    assert server.wait(timeout=30) in (0, -signal.SIGTERM)
+    with pytest.raises(httpx.TransportError):
+        httpx.get(f"{url}/health", timeout=5)
+    assert server.stderr is not None
+    assert "Traceback" not in server.stderr.read()
+
+
+def test_a_port_in_use_is_one_line(process: Any) -> None:
+    port = process[1].rsplit(":", 1)[1]
+    done = subprocess.run([*COMMAND, "tiny", "--port", port], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.strip() == f"error: port {port} of 127.0.0.1 is in use: choose another with --port"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "what"),
+    [
+        (["nothing-like-this"], "no model 'nothing-like-this'"),
+        (["tiny", "tiny"], "named twice"),
+        (["tiny-llama"], "no pictures"),
+    ],
+)
+def test_a_model_that_cannot_be_served_is_one_line(arguments: list[str], what: str) -> None:
+    done = subprocess.run([*COMMAND, *arguments, "--port", "0"], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert what in done.stderr

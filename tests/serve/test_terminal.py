@@ -1,0 +1,83 @@
+"""A conversation in a terminal, line by line."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tiny_served import scene
+
+from agevlm.serve.terminal import half_blocks, talk
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def said(tiny: tuple[str, Any, Any], *lines: str, out: io.StringIO | None = None, picture: Path | None = None) -> str:
+    script: Iterator[str] = iter(lines)
+
+    def next_line(_: str) -> str:
+        for line in script:
+            return line
+        raise EOFError
+
+    out = out or io.StringIO()
+    talk(*tiny[1:], picture=picture, lines=next_line, out=out)
+    return out.getvalue()
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "a scene.png"
+    scene().resize((192, 96)).save(path)
+    return path
+
+
+def test_half_blocks_hold_two_rows_of_pixels_each() -> None:
+    pixels = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3)
+    (line,) = half_blocks(pixels).split("\n")
+    colours = [tuple(map(int, found)) for found in re.findall(r"\x1b\[38;2;(\d+);(\d+);(\d+)m", line)]
+    grounds = [tuple(map(int, found)) for found in re.findall(r"\x1b\[48;2;(\d+);(\d+);(\d+)m", line)]
+    assert colours == [tuple(pixel) for pixel in pixels[0].tolist()]
+    assert grounds == [tuple(pixel) for pixel in pixels[1].tolist()]
+    assert line.endswith("\x1b[0m")
+
+
+def test_it_answers_describes_and_draws(
+    tiny: tuple[str, Any, Any], file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    plain = said(tiny, "what is in the picture?", "is there a zebra?", "/look picture", picture=file)
+    assert "a scene.png: 192 × 96 pixels" in plain
+    assert "\x1b" not in plain
+    assert re.search(r"in the brightest cell", plain)
+    shown = said(tiny, "what is in the picture?", out=Terminal(), picture=file)
+    rows = [line for line in shown.split("\n") if "▀" in line]
+    assert {row.count("▀") for row in rows} == {48}
+    assert len(rows) == 12  # twice as wide as high, two pixels a row
+
+
+def test_what_goes_wrong_is_said_and_the_talk_goes_on(tiny: tuple[str, Any, Any], file: Path) -> None:
+    heard = said(
+        tiny,
+        "/picture none.png",
+        "/nothing",
+        "/look fish",
+        "<image>",
+        "/help",
+        f"/picture '{file}'",
+        "is there a fish?",
+    )
+    assert "error: none.png: there is no such file" in heard
+    assert "error: there is no command /nothing" in heard
+    assert "error: no word 'fish' was looked at" in heard
+    assert "stands for a picture" in heard
+    assert heard.rstrip().splitlines()[-1].startswith(("*", " "))
+    assert re.search(r"^(yes|no)$", heard, re.MULTILINE)
