@@ -53,7 +53,7 @@ def _blank_chances(asker: Asker, prompts: Sequence[Prompt]) -> dict[tuple[str, i
 
 
 def _less(chance: float, prior: float) -> float:
-    """The chance whose log odds are those of the first less those of the second, but for what rounding makes of equals."""
+    """The chance whose log odds are those of the first less those of the second; what rounding makes of equals is 0."""
     return 1 / (1 + math.exp(round(_log_odds(prior) - _log_odds(chance), 4)))
 
 
