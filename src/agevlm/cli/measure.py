@@ -29,6 +29,13 @@ class Parser(StrEnum):
     ORIGINAL = "original"
 
 
+class Answering(StrEnum):
+    """Ways to answer; see agevlm.evaluation.answering."""
+
+    PLAIN = "plain"
+    VCD = "vcd"
+
+
 def look(
     model: Model,
     image: Annotated[Path, typer.Argument(help="A picture file.")],
@@ -84,6 +91,9 @@ def evaluate(
         Split, typer.Option(help="Which scenes: those of tests, or those for choosing settings.")
     ] = Split.TEST,
     parser: Annotated[Parser, typer.Option(help="How a yes or a no is read from an answer.")] = Parser.FIRST_WORD,
+    answering: Annotated[
+        Answering, typer.Option(help="As the model does, or by visual contrastive decoding (vcd).")
+    ] = Answering.PLAIN,
     batch_size: Annotated[
         int | None,
         typer.Option(min=1, help="Questions at once, no matter to scores; else 256 for models of ours, 8 for others."),
@@ -103,6 +113,7 @@ def evaluate(
         num_images=num_images,
         split=split.value,
         parser=parser.value,
+        answering=answering.value,
         batch_size=batch_size,
         device=device,
         dtype=dtype,
