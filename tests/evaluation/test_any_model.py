@@ -133,6 +133,7 @@ def test_contrastive_decoding_is_that_of_its_formula(name: str, samples: list[Sa
                 vlm.read(inputs.answered([said], vlm.family) if said else inputs).logits[0, -1]
                 for inputs in (own, noisy)
             )
+            one = one.clone()
             one[vlm._suppressed] = -torch.inf
             kept = one.softmax(-1) >= 0.1 * one.softmax(-1).max()
             logits = (2 * one - two).masked_fill(~kept, -torch.inf)
