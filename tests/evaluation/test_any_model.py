@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import agevlm
 from agevlm.data.images import open_image
-from agevlm.data.schema import Message, Sample
+from agevlm.data.schema import ImageSource, Message, Sample
 from agevlm.evaluation.runner import evaluate
-from agevlm.vlms import Vlm
+from agevlm.vlms import Vlm, noised
 from tests.vlms import tiny_families
 
 FAMILIES = ("llava", "qwen2_vl", "paligemma", "mllama")
@@ -82,3 +84,68 @@ def test_the_front_door_measures_another_family_and_says_what_is_left_out(
     assert metrics["pope"]["random"]["num_questions"] > 0
     assert [reason.partition(":")[0] for reason in metrics["provenance"].get("left_out", [])] == left_out
     assert ("after" in metrics["text_perplexity"]) is template
+
+
+@pytest.mark.parametrize("name", ["llava", "llava_next", "qwen2_vl", "agevlm"])
+def test_a_picture_of_one_pixel_is_asked_about(name: str, samples: list[Sample]) -> None:
+    import io
+
+    from PIL import Image
+
+    model, processor = tiny_families.made(name)
+    file = io.BytesIO()
+    Image.new("RGB", (1, 1), (200, 0, 0)).save(file, "PNG")
+    (sample, *_), source = presence(samples), ImageSource("dot", 1, 1, data=file.getvalue())
+    bare = tuple(replace(c, groundings=()) for c in sample.conversations)
+    found = evaluate(model, processor, [replace(sample, images=(source,), conversations=bare)])
+    assert len(found.predictions) == len(bare)
+
+
+def test_an_answer_without_yes_or_no_is_counted(samples: list[Sample]) -> None:
+    model, processor = tiny_families.made("llava")
+    found = evaluate(model, processor, presence(samples))
+    unparsed = [p for p in found.predictions if p.parsed is None]
+    assert unparsed, "this model answers with random words"
+    assert found.metrics["pope"]["random"]["unparsed_ratio"] == len(unparsed) / len(found.predictions)
+    assert not any(p.correct for p in unparsed)
+
+
+def test_a_processor_without_a_chat_template_is_one_clear_line(samples: list[Sample]) -> None:
+    model, processor = tiny_families.made("llava")
+    silent = copy.copy(processor)
+    silent.chat_template = None
+    with pytest.raises(ValueError, match="the processor of 'llava' has no chat template: write the whole prompt"):
+        evaluate(model, silent, presence(samples))
+
+
+@pytest.mark.parametrize("name", ["llava", "qwen2_vl", "mllama", "agevlm", "agevlm_concat"])
+def test_contrastive_decoding_is_that_of_its_formula(name: str, samples: list[Sample]) -> None:
+    vlm, asked = Vlm(*tiny_families.made(name)), presence(samples)[:1]
+    found = evaluate(vlm.model, vlm.processor, asked, answering="vcd")
+    plain = evaluate(vlm.model, vlm.processor, asked)
+    picture = open_image(asked[0].images[0])
+    for conversation in asked[0].conversations:
+        text = vlm.prompt(conversation.messages[0].content)
+        own, noisy = vlm.encode([text], [[picture]]), vlm.encode([text], [[noised(picture)]])
+        said: list[int] = []
+        for step in range(8):
+            one, two = (
+                vlm.read(inputs.answered([said], vlm.family) if said else inputs).logits[0, -1]
+                for inputs in (own, noisy)
+            )
+            one = one.clone()
+            one[vlm._suppressed] = -torch.inf
+            kept = one.softmax(-1) >= 0.1 * one.softmax(-1).max()
+            logits = (2 * one - two).masked_fill(~kept, -torch.inf)
+            if step == 0:
+                p_yes = vlm.yes_no(own, logits[None])[0].p_yes
+            said.append(int(logits.argmax()))
+            if said[-1] in vlm.end_ids:
+                break
+        (prediction,) = [p for p in found.predictions if p.question.id == conversation.id]
+        assert prediction.p_yes == pytest.approx(p_yes, abs=1e-4)
+        ids = [token for token in said if token not in vlm.end_ids]
+        assert prediction.answer == vlm.processor.tokenizer.decode(ids, skip_special_tokens=True).strip()
+    assert found.words == plain.words
+    with pytest.raises(ValueError, match="there is no way to answer 'loud': choose one of plain, vcd"):
+        evaluate(vlm.model, vlm.processor, asked, answering="loud")

@@ -30,6 +30,13 @@ class Parser(StrEnum):
     ORIGINAL = "original"
 
 
+class Answering(StrEnum):
+    """Ways to answer; see agevlm.evaluation.answering."""
+
+    PLAIN = "plain"
+    VCD = "vcd"
+
+
 def look(
     model: Model,
     image: Annotated[Path, typer.Argument(help="A picture file.")],
@@ -115,6 +122,9 @@ def evaluate(
         Split, typer.Option(help="Which scenes: those of tests, or those for choosing settings.")
     ] = Split.TEST,
     parser: Annotated[Parser, typer.Option(help="How a yes or a no is read from an answer.")] = Parser.FIRST_WORD,
+    answering: Annotated[
+        Answering, typer.Option(help="As the model does, or by visual contrastive decoding (vcd).")
+    ] = Answering.PLAIN,
     batch_size: Annotated[
         int | None,
         typer.Option(min=1, help="Questions at once, no matter to scores; else what suits the model."),
@@ -135,7 +145,13 @@ def evaluate(
 
     at_once = {} if batch_size is None else {"batch_size": batch_size}
     common = {"num_images": num_images, "device": device, "dtype": dtype, **at_once}
-    own = {"seed": seed, "split": split.value, "parser": parser.value, "correct_prior": correct_prior}
+    own = {
+        "seed": seed,
+        "split": split.value,
+        "parser": parser.value,
+        "correct_prior": correct_prior,
+        "answering": answering.value,
+    }
     official = {"protocol": protocol, "images": images}
     quiet_transformers()
     with bars() as progress:

@@ -28,7 +28,7 @@ DETECTORS = {
 }
 """Numbers of a word that may tell that it is made up, higher for what is not there."""
 
-_ANSWER_FIGURES = ("accuracy", "false_yes_ratio", "yes_ratio", "auroc")
+_ANSWER_FIGURES = ("accuracy", "false_yes_ratio", "yes_ratio", "unparsed_ratio", "auroc")
 
 
 @dataclass(frozen=True)
@@ -93,9 +93,12 @@ def figures_of(exam: Examination) -> dict[str, Figure]:
         found |= dict(_similarity_figures(exam.similarity))
     if isinstance(exam.heads, HeadReading):
         found |= dict(_head_figures(exam.heads))
-    for name, scores in detector_scores(exam).items():
-        absent = [not reference_is_yes(record) for record in once]
-        found[f"made_up.{name}.auroc"] = Ranks(*_asked(once), scores, absent)
+    for name in DETECTORS:
+        scored = [(record, score) for record in once if (score := _score(exam, record, name)) is not None]
+        absent = [not reference_is_yes(record) for record, _ in scored]
+        if len(set(absent)) == 2:
+            asked = _asked([record for record, _ in scored])
+            found[f"made_up.{name}.auroc"] = Ranks(*asked, [score for _, score in scored], absent)
     return found
 
 
@@ -146,16 +149,8 @@ def _head_figures(heads: HeadReading) -> Iterator[tuple[str, Figure]]:
     yield "looking.chance.pointing", Share(ids, images, heads.touched[told], ones)
 
 
-def detector_scores(exam: Examination) -> dict[str, list[float]]:
-    """Detector → its numbers at the distinct questions; only of those that all questions have."""
-    once = distinct(exam.answers.records["picture"])
-    if len({reference_is_yes(record) for record in once}) < 2:
-        return {}
-    found = {name: [_score(exam, record, name) for record in once] for name in DETECTORS}
-    return {name: [s for s in scores if s is not None] for name, scores in found.items() if None not in scores}
-
-
 def _score(exam: Examination, record: Record, name: str) -> float | None:
+    """A detector's number of a question; None where its word was not read."""
     if name == "p_no":
         return 1 - float(record["p_yes"])
     word = record["words"][0] if record["words"] else None

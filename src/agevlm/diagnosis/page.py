@@ -88,7 +88,7 @@ def _cell(known: Estimate | None) -> Line:
 
 def _answers(model: Diagnosed) -> Data:
     splits = splits_of(model.exam.answers.records["picture"])
-    names = ("accuracy", "false_yes_ratio", "yes_ratio", "auroc", "p_yes_present", "p_yes_absent")
+    names = ("accuracy", "false_yes_ratio", "yes_ratio", "unparsed_ratio", "auroc", "p_yes_present", "p_yes_absent")
     rows: list[list[Line]] = []
     for split in splits:
         for condition, label in drawings.CONDITION_NAMES.items():
@@ -98,7 +98,7 @@ def _answers(model: Diagnosed) -> Data:
     bins = reliability_of(model.exam)
     return {
         "bars": bars,
-        "headers": ["", "accuracy", "false yes", "yes ratio", "AUROC", "P(yes), there", "P(yes), not there"],
+        "headers": ["", "accuracy", "false yes", "yes ratio", "neither", "AUROC", "P(yes), there", "P(yes), not there"],
         "rows": rows,
         "calibration": chart(lambda theme: drawings.reliability(bins, theme), "Share that is there over P(yes)"),
         "error": _cell(model.found.get("calibration.error")),
@@ -185,7 +185,8 @@ def _words(models: Sequence[Diagnosed]) -> Data | None:
 def _against(models: Sequence[Diagnosed], differences: Estimates) -> Data | None:
     if len(models) < 2:
         return None
-    kept = [name for name in differences if not name.endswith(("yes_ratio", "p_yes_present", "p_yes_absent"))]
+    aside = ("yes_ratio", "unparsed_ratio", "p_yes_present", "p_yes_absent")  # these stand in diagnosis.json
+    kept = [name for name in differences if not name.endswith(aside)]
     rows = []
     for name in kept:
         gap = differences[name]

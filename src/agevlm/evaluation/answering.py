@@ -18,7 +18,11 @@ from numpy.typing import NDArray
 from agevlm.evaluation.questions import Prompt
 
 if TYPE_CHECKING:
-    from agevlm.vlms import Answer, Inputs, Kept, Reading, Vlm
+    from agevlm.vlms import Answer, Contrast, Inputs, Kept, Reading, Vlm
+
+PLAIN, CONTRAST = "plain", "vcd"
+WAYS = (PLAIN, CONTRAST)
+"""Ways to answer: as the model does, or by visual contrastive decoding, see `agevlm.vlms.contrast`."""
 
 ENCODED_ONCE, ENCODED_ANEW = 256, 8  # prompts at once, by whether a picture's encoding serves them all
 
@@ -44,15 +48,17 @@ class Reply:
 
 
 class Asker:
-    """Asks one model, `batch_size` prompts at once; None: as many as suit the model.
+    """Asks one model, `batch_size` prompts at once; None: as many as suit the model. `way` is one of `WAYS`.
 
     `note` says why there are no maps, None where there are.
     """
 
-    def __init__(self, vlm: Vlm, batch_size: int | None = None) -> None:
+    def __init__(self, vlm: Vlm, batch_size: int | None = None, way: str = PLAIN) -> None:
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size is the number of prompts asked at once, got {batch_size}")
-        self.vlm = vlm
+        if way not in WAYS:
+            raise ValueError(f"there is no way to answer {way!r}: choose one of {', '.join(WAYS)}")
+        self.vlm, self.way = vlm, way
         self.batch_size = batch_size or (ENCODED_ONCE if vlm.encodes_once else ENCODED_ANEW)
         self.note = vlm.note
 
@@ -62,10 +68,21 @@ class Asker:
         Prompts of like length go together; which ones share a batch changes nothing but rounding.
         """
         replies: dict[int, Reply] = {}
+        noisy = self._noisy(pictures) if self.way == CONTRAST else pictures
         for batch in self._batches(prompts):
-            answers = self._ask_batch([prompts[i] for i in batch], [pictures[i] for i in batch])
+            of_batch = [[of[i] for i in batch] for of in (pictures, noisy)]
+            answers = self._ask_batch([prompts[i] for i in batch], *of_batch)
             replies.update(zip(batch, answers, strict=True))
         return [replies[number] for number in range(len(prompts))]
+
+    def _noisy(self, pictures: Sequence[Sequence[Kept]]) -> list[list[Kept]]:
+        """The same pictures in noise, each kept once."""
+        from agevlm.vlms import noised
+
+        distinct = {id(kept): kept for row in pictures for kept in row}
+        found = self.vlm.keep([noised(kept.picture) for kept in distinct.values()])
+        of = dict(zip(distinct, found, strict=True))
+        return [[of[id(kept)] for kept in row] for row in pictures]
 
     def _batches(self, prompts: Sequence[Prompt]) -> Iterator[list[int]]:
         """Numbers of prompts that go together: same number of pictures and answer length, similar prompt length."""
@@ -80,8 +97,15 @@ class Asker:
         if batch:
             yield batch
 
-    def _ask_batch(self, prompts: Sequence[Prompt], pictures: Sequence[Sequence[Kept]]) -> list[Reply]:
-        inputs = self.vlm.encode([prompt.text for prompt in prompts], pictures)
+    def _ask_batch(
+        self, prompts: Sequence[Prompt], pictures: Sequence[Sequence[Kept]], noisy: Sequence[Sequence[Kept]]
+    ) -> list[Reply]:
+        from agevlm.vlms import Contrast
+
+        texts = [prompt.text for prompt in prompts]
+        inputs, change = self.vlm.encode(texts, pictures), None
+        if self.way == CONTRAST and prompts[0].num_images:
+            change = Contrast(self.vlm, self.vlm.encode(texts, noisy))
         words: list[list[list[int]]] = [[] for _ in prompts]
         if self.note is None and prompts[0].num_images:
             tokenizer = self.vlm.processor.tokenizer
@@ -89,7 +113,7 @@ class Asker:
                 inputs.words_of(tokenizer, row, [(word.start, word.end) for word in prompt.words])
                 for row, prompt in enumerate(prompts)
             ]
-        answers, reading, positions = self._read(inputs, words, prompts[0].max_new_tokens)
+        answers, reading, positions = self._read(inputs, words, prompts[0].max_new_tokens, change)
         maps: list[list[WordMap | None]] = [[None] * len(prompt.words) for prompt in prompts]
         if positions is not None:
             maps = _word_maps(inputs, reading, positions, words, prompts)
@@ -97,7 +121,7 @@ class Asker:
         return [Reply(a.text, p, tuple(m)) for a, p, m in zip(answers, p_yes, maps, strict=True)]
 
     def _read(
-        self, inputs: Inputs, words: Sequence[Sequence[Sequence[int]]], limit: int
+        self, inputs: Inputs, words: Sequence[Sequence[Sequence[int]]], limit: int, change: Contrast | None
     ) -> tuple[list[Answer], Reading, list[list[int]] | None]:
         """Answers, what the first pass gave, and the positions whose attention it has (None: of none)."""
         from agevlm.vlms import AttentionUnreadableError
@@ -105,10 +129,10 @@ class Asker:
         positions = [sorted({token for tokens in spans for token in tokens}) for spans in words]
         if any(positions):
             try:
-                return *self.vlm.ask(inputs, positions=positions, max_new_tokens=limit), positions
+                return *self.vlm.ask(inputs, positions=positions, max_new_tokens=limit, change=change), positions
             except AttentionUnreadableError as error:
                 self.note = str(error)
-        return *self.vlm.ask(inputs, max_new_tokens=limit), None
+        return *self.vlm.ask(inputs, max_new_tokens=limit, change=change), None
 
 
 def _word_maps(

@@ -14,6 +14,7 @@ from agevlm.checkpoints import load_vlm, resolve_model
 from agevlm.data.chat import render_conversation
 from agevlm.data.schema import AnnotatedImage, Conversation, Sample
 from agevlm.documents import read_yaml
+from agevlm.evaluation.answering import PLAIN
 from agevlm.evaluation.perplexity import directory_perplexity, text_perplexity
 from agevlm.evaluation.questions import LazySamples
 from agevlm.evaluation.results import Evaluation, provenance, write_evaluation
@@ -44,6 +45,7 @@ class Settings:
     num_images: int | None = None
     split: str = "test"
     parser: str = "first_word"
+    answering: str = PLAIN
     batch_size: int | None = None
     device: str = "auto"
     dtype: str = "auto"
@@ -228,6 +230,7 @@ def _ask(
         batch_size=settings.batch_size,
         parser=settings.parser,
         correct_prior=settings.correct_prior,
+        answering=settings.answering,
         progress=(lambda done, total: progress(name, done, total)) if progress else None,
     )
 
@@ -297,6 +300,7 @@ def _facts(
         seed=settings.seed,
         split=settings.split,
         parser=settings.parser,
+        answering=settings.answering,
         num_questions=len(found.predictions),
         num_images=len({prediction.question.image for prediction in found.predictions}),
         **({"left_out": left_out} if left_out else {}),

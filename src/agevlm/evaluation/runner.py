@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from agevlm.data.images import open_image
 from agevlm.data.masks import union_mask
 from agevlm.data.schema import Sample
-from agevlm.evaluation.answering import Asker, Reply
+from agevlm.evaluation.answering import PLAIN, Asker, Reply
 from agevlm.evaluation.localisation import WordAttention, localise, map_entropy, summarise_words
 from agevlm.evaluation.prior import prior_corrected
 from agevlm.evaluation.questions import Asked, Prompt, questions_of
@@ -36,7 +36,11 @@ def evaluate(
     batch_size: int | None = None,
     device: str | None = None,
     parser: str = "first_word",
+<<<<<<< HEAD
     correct_prior: bool = False,
+=======
+    answering: str = PLAIN,
+>>>>>>> diagnose
     progress: Progress | None = None,
 ) -> Evaluation:
     """Ask every conversation of `samples` for its last answer, greedily, and score it by its kind.
@@ -46,14 +50,18 @@ def evaluate(
     `batch_size` counts prompts in a forward pass and changes no score; None: 256 for a model that encodes a picture
     once for all questions, as ours do, 8 for others. `device` None leaves the model where it is. Object words of
     distinct prompts are localised, each once; where attention cannot be read none is, and the evaluation's `note` says
+<<<<<<< HEAD
     why. With `correct_prior` yes/no questions are asked about a blank picture too, and `metrics["prior_corrected"]` has
     the figures of their answers less that prior (`prior.py`). The model is left in the mode in which it came. A
+=======
+    why. `answering` is a way to answer, see `answering.WAYS`. The model is left in the mode in which it came. A
+>>>>>>> diagnose
     benchmark without questions, two questions of one id, and references that their rule cannot read are ValueErrors.
     """
     from agevlm.vlms import Vlm
 
     was_training = model.training
-    asker = Asker(Vlm(model, processor), batch_size)
+    asker = Asker(Vlm(model, processor), batch_size, answering)
     asked, prompts = questions_of(asker.vlm, samples)
     references = {item.question.id: item.question.reference for item in asked}
     judge([item.question for item in asked], references, parser)  # its errors come now, not after the last answer

@@ -18,12 +18,14 @@ similarity and diagnosis ask a `Vlm`.
 - `views.py`: boxes of pixels; knows numbers
 - `families.py`: the table; knows families, and nothing runs there
 - `inputs.py`: processor and facts laid beside each other
+- `contrast.py`: answers that hang on the picture
 - `vlm.py`: the model asked; `maps.py`: maps of words, by attention or by occlusion
 
 A model whose family is not in the table answers and is read all the same; boxes are missing, and `Vlm.note` says so.
 """
 
 from agevlm.vlms.attention import AttentionUnreadableError
+from agevlm.vlms.contrast import Contrast, noised
 from agevlm.vlms.inputs import Inputs, Kept
 from agevlm.vlms.maps import WordMap, attention_maps, maps_of, occlusion_map
 from agevlm.vlms.views import SeenPicture, View
@@ -32,6 +34,7 @@ from agevlm.vlms.vlm import Answer, Reading, Vlm, YesNo
 __all__ = [
     "Answer",
     "AttentionUnreadableError",
+    "Contrast",
     "Inputs",
     "Kept",
     "Reading",
@@ -42,5 +45,6 @@ __all__ = [
     "YesNo",
     "attention_maps",
     "maps_of",
+    "noised",
     "occlusion_map",
 ]

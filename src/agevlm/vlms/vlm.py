@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import LogitsProcessorList
 
 from agevlm.data.chat import RenderedChat, render_conversation
 from agevlm.data.literals import as_text
@@ -173,8 +174,12 @@ class Vlm:
         positions: Sequence[Sequence[int]] | None = None,
         layers: Sequence[int] | None = None,
         max_new_tokens: int = 64,
+        change: Callable[[Tensor, Tensor], Tensor] | None = None,
     ) -> tuple[list[Answer], Reading]:
-        """The greedy answer of each row, and what its first pass gave: rows as in `read`, logits of the first token."""
+        """The greedy answer of each row, and what its first pass gave: rows as in `read`, logits of the first token.
+
+        `change` gets the tokens so far and the logits (R, V) of the next, and gives those to choose from.
+        """
         tokenizer = self.processor.tokenizer
         num_front = 0 if inputs.front_is_cached else inputs.num_front
         chosen = self._chosen(layers, positions is not None)
@@ -187,7 +192,9 @@ class Vlm:
                 suppress_tokens=self._suppressed or None,
                 pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0,
                 disable_compile=True,
-                output_logits=True,
+                output_logits=change is None,
+                output_scores=change is not None,
+                logits_processor=None if change is None else LogitsProcessorList([change]),
                 return_dict_in_generate=True,
             )
         self._check_read(reader, positions)
@@ -196,7 +203,8 @@ class Vlm:
             end = next((place for place, token in enumerate(ids) if token in self.end_ids), len(ids))
             text = tokenizer.decode(ids[:end], skip_special_tokens=True, clean_up_tokenization_spaces=False)
             answers.append(Answer(str(text).strip(), tuple(ids[:end])))
-        return answers, Reading(written.logits[0][:, None], reader.weights if positions is not None else {})
+        first = (written.logits if change is None else written.scores)[0]
+        return answers, Reading(first[:, None], reader.weights if positions is not None else {})
 
     @cached_property
     def end_ids(self) -> frozenset[int]:
