@@ -145,17 +145,13 @@ def evaluate(
 
     at_once = {} if batch_size is None else {"batch_size": batch_size}
     common = {"num_images": num_images, "device": device, "dtype": dtype, **at_once}
-    own = {
-        "seed": seed,
-        "split": split.value,
-        "parser": parser.value,
-        "correct_prior": correct_prior,
-        "answering": answering.value,
-    }
-    official = {"protocol": protocol, "images": images}
+    given = {"seed": seed or None, "protocol": protocol, "images": images, "correct_prior": correct_prior or None}
+    given["answering"] = answering.value if answering != Answering.PLAIN else None
+    given["split"] = split.value if split != Split.TEST else None
+    given["parser"] = parser.value if parser != Parser.FIRST_WORD else None
+    settings = common | {name: value for name, value in given.items() if value is not None}
     quiet_transformers()
     with bars() as progress:
-        settings = common | (own if data is None else official)
         metrics = measure(model, benchmark, out=out, data=data, progress=progress, **settings)
     if data is None:
         print_metrics(out)

@@ -90,7 +90,7 @@ def _groups(metrics: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, di
 
 def print_official(metrics: dict[str, Any], directory: Path) -> None:
     """Print the figures of an official benchmark, what was not asked, and where all of it is."""
-    from agevlm.evaluation.official.run import tables_of, verdict
+    from agevlm.evaluation.official.outcome import tables_of, verdict
 
     for title, columns, rows in tables_of(metrics, intervals=False):
         print_table((title, *columns), [(name, *cells) for name, cells in rows])

@@ -36,11 +36,8 @@ def evaluate(
     batch_size: int | None = None,
     device: str | None = None,
     parser: str = "first_word",
-<<<<<<< HEAD
     correct_prior: bool = False,
-=======
     answering: str = PLAIN,
->>>>>>> diagnose
     progress: Progress | None = None,
 ) -> Evaluation:
     """Ask every conversation of `samples` for its last answer, greedily, and score it by its kind.
@@ -50,12 +47,9 @@ def evaluate(
     `batch_size` counts prompts in a forward pass and changes no score; None: 256 for a model that encodes a picture
     once for all questions, as ours do, 8 for others. `device` None leaves the model where it is. Object words of
     distinct prompts are localised, each once; where attention cannot be read none is, and the evaluation's `note` says
-<<<<<<< HEAD
-    why. With `correct_prior` yes/no questions are asked about a blank picture too, and `metrics["prior_corrected"]` has
-    the figures of their answers less that prior (`prior.py`). The model is left in the mode in which it came. A
-=======
-    why. `answering` is a way to answer, see `answering.WAYS`. The model is left in the mode in which it came. A
->>>>>>> diagnose
+    why. `answering` is a way to answer, see `answering.WAYS`. With `correct_prior` yes/no questions are asked about a
+    blank picture too, and `metrics["prior_corrected"]` has the figures of their answers less that prior (`prior.py`).
+    The model is left in the mode in which it came. A
     benchmark without questions, two questions of one id, and references that their rule cannot read are ValueErrors.
     """
     from agevlm.vlms import Vlm

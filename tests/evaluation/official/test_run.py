@@ -16,6 +16,8 @@ from typer.testing import CliRunner
 import agevlm
 from agevlm.cli import app
 from agevlm.evaluation.official import run
+from agevlm.evaluation.official.files import open_source
+from agevlm.evaluation.official.outcome import verdict
 from agevlm.evaluation.official.run import Settings, evaluate_official
 from agevlm.evaluation.official.store import AnswerStore
 from agevlm.evaluation.official.table import BENCHMARKS
@@ -109,7 +111,7 @@ def test_every_benchmark_runs(name: str, ours: Path, tmp_path: Path, monkeypatch
     predictions = lines(tmp_path / "out" / "predictions.jsonl")
     assert len(predictions) == metrics["provenance"]["num_questions"] > 0
     assert all((record["p_yes"] is not None) == BENCHMARKS[name].yes_no for record in predictions)
-    assert run.verdict(metrics).startswith(f"{name}, protocol {protocol}: ")
+    assert verdict(metrics).startswith(f"{name}, protocol {protocol}: ")
     assert "| part |" in (tmp_path / "out" / "metrics.md").read_text()
 
 
@@ -203,7 +205,7 @@ def test_another_run_in_the_same_directory_is_refused(ours: Path, pope: Path, tm
     with pytest.raises(ValueError, match="holds another run: its model is"):
         evaluate_official(other, "pope", pope, tmp_path / "out", Settings(device="cpu"))
     (tmp_path / "strange").mkdir()
-    (tmp_path / "strange" / "answers.jsonl").write_text("{}\n")
+    (tmp_path / "strange" / "answers.jsonl").write_text('{"key": "a", "answer": "yes"}\n')
     with pytest.raises(ValueError, match="answers of which nothing is known"):
         evaluate_official(ours, "pope", pope, tmp_path / "strange", Settings(device="cpu"))
 
@@ -254,7 +256,7 @@ def test_missing_and_damaged_pictures_are_counted_and_named(ours: Path, pope: Pa
         "pictures": ["1.jpg"],
     }
     assert metrics["mean"]["num_questions"] == 6
-    assert "6 of 12 questions (1 pictures missing: 1.jpg)" in run.verdict(metrics)
+    assert "6 of 12 questions (1 pictures missing: 1.jpg)" in verdict(metrics)
     assert "6 of 12 questions were not asked" in (tmp_path / "out" / "metrics.md").read_text()
     left = [record for record in lines(tmp_path / "out" / "predictions.jsonl") if "problem" in record]
     assert {record["problem"] for record in left} == {"missing picture"}
@@ -264,6 +266,10 @@ def test_missing_and_damaged_pictures_are_counted_and_named(ours: Path, pope: Pa
     assert metrics["missing"]["num_questions"] == 6
     left = [record for record in lines(tmp_path / "damaged" / "predictions.jsonl") if "problem" in record]
     assert {record["problem"] for record in left} == {"file that is no picture"}
+    made.picture_files(pope / "val2014", ["1.jpg"])
+    metrics = evaluate_official(ours, "pope", pope, tmp_path / "damaged", Settings(device="cpu"))
+    assert metrics is not None
+    assert metrics["missing"]["num_questions"] == 0  # a picture that was mended is asked about
 
 
 def test_pictures_may_lie_elsewhere_and_a_few_are_enough(ours: Path, pope: Path, tmp_path: Path) -> None:
@@ -310,6 +316,22 @@ def test_bad_input_is_one_line_before_anything_is_loaded(
     )
     (pope / "coco_pope_random.json").write_text('{"question_id": 1, "im')
     assert "coco_pope_random.json cannot be read as json" in wrong(tmp_path, *data)
+
+
+def test_settings_of_the_other_kind_are_refused(pope: Path, tmp_path: Path) -> None:
+    data = ("--benchmark", "pope", "--data", str(pope))
+    assert "no setting 'parser': there are protocol, images" in wrong(tmp_path, *data, "--parser", "strict")
+    assert "no setting 'protocol': there are seed" in wrong(tmp_path, "--benchmark", "scenes", "--protocol", "official")
+
+
+def test_a_picture_may_stand_in_another_row_of_a_tsv(tmp_path: Path) -> None:
+    made.mmstar_tsv(tmp_path)
+    (own,) = open_source(tmp_path).tables
+    rows = [dict(row) for row in own.rows]
+    rows[3]["image"] = rows[1]["index"]
+    made.write_delimited(tmp_path / "MMStar.tsv", rows)
+    (table,) = open_source(tmp_path).tables
+    assert table.rows[3]["image"] == rows[1]["image"]
 
 
 def test_a_hub_id_without_network_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

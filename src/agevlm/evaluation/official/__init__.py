@@ -17,5 +17,6 @@ VLMEvalKit. The same answers give other figures under another protocol, so a fig
 - `files.py`: Parquet, JSON, JSON lines, TSV and CSV as tables; pictures found when they are asked for
 - `answers.py`: yes or no, letters, as each protocol reads them; `measures.py`: shares and what is made of them
 - `pope.py`, `cv_bench.py`, `mmvp.py`, `realworldqa.py`, `mmstar.py`, `hallusionbench.py`, `amber.py`, `chair.py`
-- `table.py`: names → benchmarks; `run.py`: the runner; `store.py`: its files
+- `table.py`: names → benchmarks; `run.py`: the runner; `store.py`: its answers
+  on disk; `outcome.py`: what it writes
 """

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 import csv
+import hashlib
 import json
 import re
 import sys
@@ -100,12 +101,14 @@ class Source:
     def picture(self, cell: Any, name: str | None = None) -> Picture:
         """The picture that a cell means: one in the table, base64 text, or the name of a file."""
         if isinstance(cell, Embedded):
-            return Picture(name or f"{cell.path.name}, group {cell.group}, row {cell.row}", cell.read)
+            return Picture(
+                name or f"{cell.path.parent.name}/{cell.path.name}, group {cell.group}, row {cell.row}", cell.read
+            )
         if isinstance(cell, bytes):
             return Picture(name or f"{len(cell)} bytes", lambda: cell)
         text = str(cell)
         if len(text) > 255 and not text.lower().endswith(_PICTURES):
-            return Picture(name or f"base64 {hash(text)}", lambda: _decoded(text))
+            return Picture(name or f"base64 {hashlib.sha256(text.encode()).hexdigest()[:12]}", lambda: _decoded(text))
         found = self._find(text)
         return Picture(name or text, None if found is None else lambda: found)
 
@@ -216,7 +219,13 @@ def _json_rows(path: Path) -> list[Any]:
 def _delimited(path: Path, delimiter: str) -> Table:
     csv.field_size_limit(sys.maxsize)  # base64 pictures are long
     with path.open(encoding="utf-8-sig", newline="") as file:
-        return _table(path, csv.DictReader(file, delimiter=delimiter))
+        table = _table(path, csv.DictReader(file, delimiter=delimiter))
+    if not {"index", "image"} <= set(table.columns):
+        return table
+    pictures = {row["index"]: row["image"] for row in table.rows}  # VLMEvalKit: a picture may stand in another row
+    return Table(
+        path, table.columns, [{**row, "image": pictures.get(row["image"], row["image"])} for row in table.rows]
+    )
 
 
 def _parquet(path: Path) -> Table:

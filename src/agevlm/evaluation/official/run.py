@@ -16,20 +16,18 @@ from agevlm.data.images import ImageError, open_image
 from agevlm.evaluation.official.benchmark import Benchmark, Marked, Protocol, Question
 from agevlm.evaluation.official.files import open_source
 from agevlm.evaluation.official.measures import records
+from agevlm.evaluation.official.outcome import Metrics, missing_record, write_outcome
 from agevlm.evaluation.official.store import AnswerStore
 from agevlm.evaluation.official.table import BENCHMARKS, find_benchmark
 from agevlm.evaluation.results import provenance
-from agevlm.files import write_beside
 
 if TYPE_CHECKING:
     from agevlm.vlms import Kept, Vlm
 
 IMAGES_AT_ONCE = 16
 DEFAULT_BATCH_SIZE = 16
-NUM_NAMED = 10  # missing pictures that metrics.json names; the rest stand in predictions.jsonl
 
 Progress = Callable[[str, int, int], None]  # what is asked, prompts done, prompts in all
-Metrics = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -278,7 +276,7 @@ def _finish(
         raise ValueError(f"none of the pictures of {benchmark.title} can be read ({left[0][1]}): see {store.out}")
     metrics: Metrics = {
         **records(protocol.figures(marks)),
-        "missing": _missing(left, len(marks)),
+        "missing": missing_record(left, len(questions)),
         "provenance": provenance(
             benchmark=benchmark.name,
             protocol=protocol.name,
@@ -291,108 +289,7 @@ def _finish(
             **facts,
         ),
     }
-    _write(store.out, metrics, marks, left, {q.id: answers[key] for q in questions if (key := plan.key_of.get(q.id))})
+    write_outcome(
+        store.out, metrics, marks, left, {q.id: answers[key] for q in questions if (key := plan.key_of.get(q.id))}
+    )
     return metrics
-
-
-def _missing(left: Sequence[tuple[Question, str]], num_asked: int) -> Metrics:
-    names = list(dict.fromkeys(q.picture.name for q, _ in left if q.picture is not None))
-    return {
-        "num_questions": len(left),
-        "num_questions_in_all": len(left) + num_asked,
-        "num_pictures": len(names),
-        "pictures": names[:NUM_NAMED],
-    }
-
-
-def _write(
-    out: Path,
-    metrics: Metrics,
-    marks: Sequence[Marked],
-    left: Sequence[tuple[Question, str]],
-    answers: Mapping[str, Mapping[str, Any]],
-) -> None:
-    with write_beside(out / "predictions.jsonl") as beside, beside.open("w", encoding="utf-8") as file:
-        for record in (*_predictions(marks, answers), *_left_out(left)):
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
-    with write_beside(out / "metrics.json") as beside:
-        beside.write_text(json.dumps(metrics, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    with write_beside(out / "metrics.md") as beside:
-        beside.write_text(official_table(metrics), encoding="utf-8")
-
-
-def _predictions(marks: Sequence[Marked], answers: Mapping[str, Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
-    for mark in marks:
-        question = mark.question
-        yield {
-            "id": question.id,
-            "image": question.picture.name if question.picture else None,
-            **question.facts,
-            "question": question.text,
-            "answer": mark.answer,
-            "reference": question.answer,
-            "parsed": mark.parsed,
-            "correct": mark.correct,
-            "unparsed": mark.unparsed,
-            "p_yes": answers[question.id].get("p_yes"),
-        }
-
-
-def _left_out(left: Sequence[tuple[Question, str]]) -> Iterator[dict[str, Any]]:
-    for question, problem in left:
-        name = question.picture.name if question.picture else None
-        yield {"id": question.id, "image": name, **question.facts, "question": question.text, "problem": problem}
-
-
-def official_table(metrics: Metrics) -> str:
-    """The figures as Markdown: one table, a row a section, and what made them."""
-    facts, missing = metrics["provenance"], metrics["missing"]
-    lines = [f"# {facts['benchmark']}, protocol {facts['protocol']}", "", facts["rule"] + ".", ""]
-    if missing["num_questions"]:
-        lines += [
-            f"{missing['num_questions']} of {missing['num_questions_in_all']} questions were not asked: "
-            f"{missing['num_pictures']} pictures are missing. These figures are of the rest.",
-            "",
-        ]
-    for title, columns, rows in tables_of(metrics):
-        lines += [f"| {title} | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
-        lines += [f"| {name} | " + " | ".join(cells) + " |" for name, cells in rows] + [""]
-    return "\n".join([*lines, "```json", json.dumps(facts, indent=2), "```", ""])
-
-
-def verdict(metrics: Metrics) -> str:
-    """The figures that others quote, in a line, and how many questions they are of."""
-    facts, missing = metrics["provenance"], metrics["missing"]
-    quoted = []
-    for name in facts["headline"]:
-        section, _, figure = name.rpartition(".")
-        quoted.append(f"{name} {_cell(metrics[section], figure)}")
-    asked, wanted = facts["num_questions"], missing["num_questions_in_all"]
-    line = f"{facts['benchmark']}, protocol {facts['protocol']}: {'; '.join(quoted)}; {asked} of {wanted} questions"
-    if missing["num_questions"]:
-        named = ", ".join(missing["pictures"][:3])
-        line += f" ({missing['num_pictures']} pictures missing: {named}{', …' if missing['num_pictures'] > 3 else ''})"
-    return line
-
-
-def tables_of(metrics: Metrics, intervals: bool = True) -> list[tuple[str, list[str], list[tuple[str, list[str]]]]]:
-    """The sections as tables, those of the same figures together: title, columns, and rows of cells."""
-    groups: dict[tuple[str, ...], list[tuple[str, list[str]]]] = {}
-    for name, section in metrics.items():
-        if name in ("missing", "provenance"):
-            continue
-        columns = tuple(column for column in section if not column.endswith("_interval"))
-        groups.setdefault(columns, []).append((name, [_cell(section, column, intervals) for column in columns]))
-    return [("part", list(columns), rows) for columns, rows in groups.items()]
-
-
-def _cell(section: Mapping[str, Any], column: str, interval: bool = True) -> str:
-    value = section[column]
-    if value is None:
-        return "–"
-    if isinstance(value, int):
-        return str(value)
-    if not interval:
-        return f"{value:.3f}"
-    low, high = section[f"{column}_interval"]
-    return f"{value:.3f} ({low:.3f} to {high:.3f})"

@@ -30,8 +30,10 @@ class AnswerStore:
         A directory of another run is a ValueError that names what differs.
         """
         self.out.mkdir(parents=True, exist_ok=True)
-        path = self.out / "run.json"
-        if path.is_file():
+        path, answered = self.out / "run.json", bool(self.answers())
+        if answered and not path.is_file():
+            raise ValueError(f"{self.out} holds answers of which nothing is known (no run.json): choose another --out")
+        if answered:
             known = json.loads(path.read_text(encoding="utf-8"))
             differs = [name for name in identity if known.get(name) != identity[name]]
             if differs:
@@ -40,16 +42,16 @@ class AnswerStore:
                     f"{self.out} holds another run: its {name} is {known.get(name)!r}, and this one's is "
                     f"{identity[name]!r}: choose another --out, or remove it"
                 )
-        elif any(self.out.glob("answers*.jsonl")):
-            raise ValueError(f"{self.out} holds answers of which nothing is known (no run.json): choose another --out")
-        else:
-            with write_beside(path) as beside:
-                beside.write_text(json.dumps(dict(identity), indent=2) + "\n", encoding="utf-8")
-        self.gather()
+        with write_beside(path) as beside:
+            beside.write_text(json.dumps(dict(identity), indent=2) + "\n", encoding="utf-8")
+        self.gather(again=True)
 
-    def gather(self) -> dict[str, dict[str, Any]]:
-        """All answers by key, put into one file; the files of the processes go. A last line cut short is dropped."""
-        answers = self.answers()
+    def gather(self, *, again: bool = False) -> dict[str, dict[str, Any]]:
+        """All answers by key, put into one file; the files of the processes go. A last line cut short is dropped.
+
+        With `again` those that failed for their picture are dropped too, and will be tried again.
+        """
+        answers = {key: record for key, record in self.answers().items() if not again or record["answer"] is not None}
         with write_beside(self.out / _GATHERED) as beside, beside.open("w", encoding="utf-8") as file:
             for record in answers.values():
                 file.write(json.dumps(record, ensure_ascii=False) + "\n")
