@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import pathlib
 import time
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import Awaitable
 from typing import Annotated, Any, TypeVar
 
 from fastapi import FastAPI, Path, Request
@@ -17,7 +17,7 @@ from agevlm import __version__
 from agevlm.serve.errors import ApiError, bad_request
 from agevlm.serve.examples import NUM_EXAMPLES, example
 from agevlm.serve.protocol import AnswersRequest, ChatRequest, ErrorReply, LookRequest
-from agevlm.serve.service import Service
+from agevlm.serve.service import Service, Stream
 
 PAGE = pathlib.Path(__file__).parent / "page"
 Value = TypeVar("Value")
@@ -177,11 +177,11 @@ async def _gone(receive: Any) -> None:
 
 
 class EventStream(Response):
-    """Server-sent events; the source is closed as soon as the client goes away."""
+    """Server-sent events; the stream is closed as soon as the client goes away."""
 
     media_type = "text/event-stream"
 
-    def __init__(self, source: AsyncIterator[bytes]) -> None:
+    def __init__(self, source: Stream) -> None:
         super().__init__(headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
         self._source = source
@@ -196,7 +196,7 @@ class EventStream(Response):
             for waiting in (pump, gone):
                 waiting.cancel()
             await asyncio.gather(pump, gone, return_exceptions=True)
-            await self._source.aclose()  # type: ignore[attr-defined]
+            self._source.close()
 
     async def _pump(self, send: Any) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})

@@ -11,6 +11,7 @@ import json
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -128,53 +129,42 @@ class Service:
             shown["attention"] = replies.words(choice.done.words)
         return shown
 
-    async def stream(self, request: ChatRequest, arrived: float) -> AsyncIterator[bytes]:
+    async def stream(self, request: ChatRequest, arrived: float) -> Stream:
         """The chunks of a streamed completion, as server-sent events. Errors before the first token are raised."""
         engine = self.engine(request.model)
-        place = engine.place()
-        place.__enter__()
-        try:
+        with ExitStack() as held:
+            held.enter_context(engine.place())
             reply = await self._begin(engine, request, arrived)
+            held.callback(reply.cancel)
             events = reply.events()
             first = await anext(events)
-        except BaseException:
-            place.__exit__(None, None, None)
-            raise
-        assert isinstance(first, Begun)
-        return self._chunks(request, reply, events, first.num_tokens, place, arrived)
+            assert isinstance(first, Begun)
+            chunks = self._chunks(request, events, first.num_tokens, arrived)
+            return Stream(chunks, held.pop_all())
 
     async def _chunks(
-        self,
-        request: ChatRequest,
-        reply: _Reply,
-        events: AsyncIterator[Event],
-        prompt_len: int,
-        place: Any,
-        arrived: float,
+        self, request: ChatRequest, events: AsyncIterator[Event], prompt_len: int, arrived: float
     ) -> AsyncIterator[bytes]:
         head = replies.Head(request.model, self._tokenizers[request.model])
         total, begun = 0, False
         try:
-            async with reply:
-                for number in range(request.n):
-                    yield _sse(head.chunk([_delta(number, {"role": "assistant", "content": ""})]))
-                async for event in events:
-                    if isinstance(event, Piece):
-                        if not begun:
-                            self.metrics.first_token(time.monotonic() - arrived)
-                            begun = True
-                        said = head.log_probs(event.log_probs) if request.logprobs else None
-                        yield _sse(head.chunk([_delta(event.choice, {"content": event.text}, said)]))
-                    elif isinstance(event, Done):
-                        total += len(event.ids)
-                        yield _sse(head.chunk([_last(event)]))
-                if request.stream_options is not None and request.stream_options.include_usage:
-                    yield _sse(head.chunk([], replies.usage(prompt_len, total)))
-                yield b"data: [DONE]\n\n"
+            for number in range(request.n):
+                yield _sse(head.chunk([_delta(number, {"role": "assistant", "content": ""})]))
+            async for event in events:
+                if isinstance(event, Piece):
+                    if not begun:
+                        self.metrics.first_token(time.monotonic() - arrived)
+                        begun = True
+                    said = head.log_probs(event.log_probs) if request.logprobs else None
+                    yield _sse(head.chunk([_delta(event.choice, {"content": event.text}, said)]))
+                elif isinstance(event, Done):
+                    total += len(event.ids)
+                    yield _sse(head.chunk([_last(event)]))
+            if request.stream_options is not None and request.stream_options.include_usage:
+                yield _sse(head.chunk([], replies.usage(prompt_len, total)))
+            yield b"data: [DONE]\n\n"
         except ApiError as error:
             yield _sse(error.body)
-        finally:
-            place.__exit__(None, None, None)
 
     async def _begin(self, engine: Engine, request: ChatRequest, arrived: float) -> _Reply:
         """Check what a model alone can tell, see the pictures, and hand the ask over."""
@@ -322,6 +312,20 @@ class Service:
         return encoded(await self._fetch(url), self.limits)
 
 
+class Stream:
+    """Pieces of bytes, and what is given back when it is closed, whether they were all taken or none."""
+
+    def __init__(self, pieces: AsyncIterator[bytes], held: ExitStack) -> None:
+        self._pieces, self._held = pieces, held
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self._pieces
+
+    def close(self) -> None:
+        """Give the place back and let the answer be given up; twice does no harm."""
+        self._held.close()
+
+
 class _Reply:
     """The events of one ask, brought from the engine's thread to the event loop."""
 
@@ -351,11 +355,15 @@ class _Reply:
             self._left -= isinstance(event, Done)
             yield event
 
+    def cancel(self) -> None:
+        """Nobody waits for what may still come."""
+        self.ask.cancelled = True
+
     async def __aenter__(self) -> _Reply:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        self.ask.cancelled = True
+        self.cancel()
 
 
 def _num_heads(vlm: Any) -> int:

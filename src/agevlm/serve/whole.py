@@ -50,6 +50,13 @@ def write_whole(vlm: Vlm, ask: Ask, dropped: Callable[[], bool]) -> Iterator[Wri
     ValueError where the conversation does not fit the model.
     """
     inputs = encoded(vlm, ask.conversation, ask.seen)
+    context = getattr(vlm.model.config.get_text_config(), "max_position_embeddings", None)
+    if context is not None and inputs.text_len >= context:
+        raise ValueError(
+            f"the conversation has {inputs.text_len} tokens, and the context of this model takes {context}"
+        )
+    room = ask.max_tokens if context is None else context - inputs.text_len
+    ask.max_tokens = min(ask.max_tokens, room)
     ask.tell(Begun(inputs.text_len))
     tokenizer = vlm.processor.tokenizer
     head = vlm.model.get_output_embeddings()
