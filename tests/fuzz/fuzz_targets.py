@@ -179,7 +179,7 @@ def checkpoints(corpus: Path, work: Path, plan: Plan) -> None:
     """A checkpoint with a damaged or missing file; what loads answers a question, with finite numbers."""
     directory = work / "checkpoint"
     directory.mkdir()
-    files = sorted((corpus / "checkpoint").iterdir())
+    files = sorted(path for path in (corpus / "checkpoint").iterdir() if path.name not in _BESIDE_A_CHECKPOINT)
     chosen = files[int(plan.file * len(files))]
     for path in files:
         if path != chosen:
@@ -222,6 +222,7 @@ TARGETS: dict[str, Target] = {
     "questions": questions,
     "damaged run, `report`": report,
 }
+_BESIDE_A_CHECKPOINT = ("README.md", "environment.json", "recipe.yaml")  # nothing reads these when it loads
 NAMELESS = ("questions", "recipes and `--set`")  # a question is no file, and of a recipe the key is named
 
 

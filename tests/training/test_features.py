@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import pickle
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -22,7 +24,7 @@ from agevlm.data.rows import Record
 from agevlm.data.scenes import WorldSpec
 from agevlm.data.schema import Conversation, ImageSource, Message, Sample
 from agevlm.training import features as features_module
-from agevlm.training.features import FeatureCache, cached_features
+from agevlm.training.features import FeatureCache, _Writer, cached_features
 from agevlm.training.recipe import parse_recipe
 from agevlm.training.run import build_model
 from agevlm.training.sources import ParquetSource, SceneSource, Source
@@ -242,3 +244,27 @@ def test_a_feature_map_that_the_vision_model_lacks_is_named(foundation: Path, tm
     content["model"] |= {"vision_stages": ["stage7"]}
     with pytest.raises(ValueError, match="has the feature maps stem, stage1, stage2, and 'stage7' was asked for"):
         run(content, tmp_path / "run")
+
+
+def test_the_place_of_a_cache_is_taken_first_so_that_a_full_disk_is_an_error_and_no_signal(tmp_path: Path) -> None:
+    """In a process of its own, whose files may not grow beyond 64 KB."""
+    code = (
+        "import resource, signal, sys; from pathlib import Path; from agevlm.training.features import _Writer\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536))\n"
+        "from agevlm.cli.errors import explain\n"
+        "try: _Writer(Path(sys.argv[1]), (1000, 8, 8, 8))\n"
+        "except OSError as error: print(explain(error)[0])"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "features.npy")]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert said.startswith(f"no space left on the disk where {tmp_path / 'features.npy'} is written")
+
+
+def test_a_cache_that_is_written_row_by_row_is_numpys(tmp_path: Path) -> None:
+    rows = np.arange(24, dtype=np.float16).reshape(6, 4)
+    writer = _Writer(tmp_path / "features.npy", rows.shape)
+    writer.write(rows[:4])
+    writer.write(rows[4:])
+    writer.file.close()
+    read = np.load(tmp_path / "features.npy", mmap_mode="r")
+    assert read.dtype == np.float16 and np.array_equal(read, rows)

@@ -312,3 +312,21 @@ def test_queries_and_keys_give_the_rows_where_nothing_turns_them(name: str) -> N
             allowed = weights > 0
             expected = logits.masked_fill(~allowed, -torch.inf).softmax(-1)
             torch.testing.assert_close(weights, expected, atol=ROWS_ATOL, rtol=0)
+
+
+@families
+def test_names_of_special_tokens_in_a_question_are_text(name: str) -> None:
+    """Other people's processors would put a picture's tokens where a question says `<image>`."""
+    vlm = vlm_of(name)
+    names = [token.content for token in vlm.processor.tokenizer.added_tokens_decoder.values() if token.special]
+    known = {token for token in names if token.strip()} | {vlm.processor.image_token}
+    special = {vlm.image_token_id, *vlm.processor.tokenizer.all_special_ids} - {vlm.processor.tokenizer.unk_token_id}
+    pictures = [[make_picture(0, SIZES[0])]]
+
+    def specials(question: str) -> list[int]:
+        tokens = vlm.encode([vlm.prompt(question)], pictures).tensors["input_ids"][0].tolist()
+        return [token for token in tokens if token in special]
+
+    plain = specials("is there a fish ?")
+    assert specials(f"is there {' '.join(sorted(known))} fish ?") == plain
+    assert specials("is there a fish ?") == plain

@@ -269,7 +269,7 @@ def _read(path: Path, extending: tuple[Path, ...] = ()) -> dict[str, Any]:
     if path.resolve() in extending:
         raise ValueError(f"{path} extends itself")
     if not path.is_file():
-        raise FileNotFoundError(errno.ENOENT, "no recipe", str(path))
+        raise FileNotFoundError(errno.ENOENT, "no recipe at", str(path))
     content = read_yaml(path)
     if not isinstance(content, dict) or not {"arms", "extends"} & content.keys():
         raise ValueError(f"{path} is no comparison: a comparison is a mapping with the keys name, common and arms")

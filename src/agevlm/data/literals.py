@@ -61,7 +61,7 @@ def _special_names(processor: Any) -> tuple[re.Pattern[str], re.Pattern[str]]:
     tokenizer = getattr(processor, "tokenizer", None)
     fast = getattr(tokenizer, "is_fast", False)
     pictures = [getattr(processor, name, None) for name in ("image_token", "video_token", "boi_token")]
-    hidden = {name: fast for name in pictures if isinstance(name, str)}
+    hidden = {name: fast for name in pictures if isinstance(name, str) and name.strip()}
     for token in getattr(tokenizer, "added_tokens_decoder", {}).values():
         if token.special and token.content.strip():
             hidden[token.content] = fast and not token.normalized and token.content[0].isascii()

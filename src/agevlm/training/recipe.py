@@ -317,7 +317,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), seed: int | Non
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(errno.ENOENT, "no recipe", str(path))
+        raise FileNotFoundError(errno.ENOENT, "no recipe at", str(path))
     content = read_yaml(path)
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds {type(content).__name__}, a recipe is a mapping with the key stages")
