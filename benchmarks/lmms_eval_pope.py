@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -33,9 +33,13 @@ from agevlm.evaluation.official.table import find_benchmark
 from agevlm.evaluation.scenes import scenes_benchmark
 from agevlm.files import read_json_lines, write_beside
 
-Figures, Answers = dict[str, float], dict[str, str]
+Outcome = tuple[dict[str, float], dict[str, str]]  # figures, and answers by question
 FIGURES = ("accuracy", "precision", "recall", "f1", "yes_ratio")
 ADDED = "\\nAnswer the question using a single word or phrase."  # as the task's file spells it
+ARMS = {  # the name of a task: what it is called, the protocol that asks as it does, and its added sentence
+    "pope_drawn": ("the task as it is", "lmms-eval", ADDED),
+    "pope_drawn_bare": ("the task without its added sentence", "official", ""),
+}
 
 
 def write_dataset(directory: Path, num_scenes: int, seed: int) -> int:
@@ -80,21 +84,25 @@ def write_task(directory: Path, name: str, dataset: Path, added: str) -> None:
     (directory / f"{name}.yaml").write_text("\n".join(kept) + "\n")
 
 
-def run_lmms_eval(model: str, task: str, tasks: Path, out: Path, batch_size: int) -> tuple[Figures, Answers]:
-    """Figures, and answers by question, that lmms-eval finds with the plug-in on the CPU."""
+def run_lmms_eval(model: str, names: Sequence[str], tasks: Path, out: Path, batch_size: int) -> dict[str, Outcome]:
+    """Figures, and answers by question, of each task that lmms-eval finds with the plug-in on the CPU."""
     command = [sys.executable, "-m", "lmms_eval", "--model", "agevlm", "--model_args", f"pretrained={model}"]
-    command += ["--device", "cpu", "--batch_size", str(batch_size), "--tasks", task, "--include_path", str(tasks)]
-    subprocess.run([*command, "--log_samples", "--output_path", str(out)], check=True)
-    results = json.loads(next(out.rglob("*_results.json")).read_text())["results"][task]
-    figures = {name.split(",")[0].removeprefix("pope_"): value for name, value in results.items() if "," in name}
-    figures["f1"] = figures.pop("f1_score")
-    samples = read_json_lines(next(out.rglob(f"*_samples_{task}.jsonl")))
-    answers = {sample["pope_accuracy"]["question_id"]: sample["filtered_resps"] for sample in samples}
-    texts = {key: text if isinstance(text, str) else text[0] for key, text in answers.items()}
-    return {name: figures[name] for name in FIGURES}, texts
+    command += ["--device", "cpu", "--batch_size", str(batch_size), "--tasks", ",".join(names)]
+    command += ["--include_path", str(tasks), "--log_samples", "--output_path", str(out)]
+    subprocess.run(command, check=True)
+    results = json.loads(next(out.rglob("*_results.json")).read_text())["results"]
+    found = {}
+    for name in names:
+        figures = {key.split(",")[0].removeprefix("pope_"): value for key, value in results[name].items() if "," in key}
+        figures["f1"] = figures.pop("f1_score")
+        samples = read_json_lines(next(out.rglob(f"*_samples_{name}.jsonl")))
+        answers = {sample["pope_accuracy"]["question_id"]: sample["filtered_resps"] for sample in samples}
+        texts = {key: text if isinstance(text, str) else text[0] for key, text in answers.items()}
+        found[name] = {key: figures[key] for key in FIGURES}, texts
+    return found
 
 
-def run_ours(model: str, protocol: str, dataset: Path, out: Path, batch_size: int) -> tuple[Figures, Answers]:
+def run_ours(model: str, protocol: str, dataset: Path, out: Path, batch_size: int) -> Outcome:
     """The same of `agevlm evaluate`; its answers are always scored as lmms-eval does."""
     evaluate_official(model, "pope", dataset, out, Settings(protocol=protocol, device="cpu", batch_size=batch_size))
     answers = {record["id"]: record["answer"] for record in read_json_lines(out / "predictions.jsonl")}
@@ -105,22 +113,16 @@ def run_ours(model: str, protocol: str, dataset: Path, out: Path, batch_size: in
     return {name: figures[name] for name in FIGURES}, {key.split("/")[1]: text for key, text in answers.items()}
 
 
-def compare(model: str, work: Path, protocol: str, added: str, batch_size: int) -> dict[str, Any]:
-    """Both on the same questions with the same prompt: figures of each, how many answers differ, what they say."""
-    task = f"pope_drawn_{protocol.replace('-', '_')}"
-    tasks = work / task
-    tasks.mkdir()
-    write_task(tasks, task, work / "pope", added)
-    theirs, their_answers = run_lmms_eval(model, task, tasks, work / f"{task}-lmms-eval", batch_size)
-    ours, our_answers = run_ours(model, protocol, work / "pope", work / f"{task}-ours", batch_size)
-    assert our_answers.keys() == their_answers.keys()
-    said = Counter(our_answers.values())
+def compare(theirs: Outcome, ours: Outcome) -> dict[str, Any]:
+    """Figures of both on the same questions with the same prompt, how many answers differ, and what they say."""
+    assert ours[1].keys() == theirs[1].keys()
+    said = Counter(ours[1].values())
     return {
-        "num_questions": len(our_answers),
-        "num_different_answers": sum(our_answers[key] != their_answers[key] for key in our_answers),
-        "largest_difference": max(abs(ours[name] - theirs[name]) for name in FIGURES),
-        "lmms_eval": theirs,
-        "agevlm": ours,
+        "num_questions": len(ours[1]),
+        "num_different_answers": sum(ours[1][key] != theirs[1][key] for key in ours[1]),
+        "largest_difference": max(abs(ours[0][name] - theirs[0][name]) for name in FIGURES),
+        "lmms_eval": theirs[0],
+        "agevlm": ours[0],
         "num_distinct_answers": len(said),
         "most_common_answers": dict(said.most_common(5)),
     }
@@ -191,9 +193,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary)
         write_dataset(work / "pope", args.num_scenes, args.seed)
+        (work / "tasks").mkdir()
+        for name, (_, _, added) in ARMS.items():
+            write_task(work / "tasks", name, work / "pope", added)
+        theirs = run_lmms_eval(args.model, list(ARMS), work / "tasks", work / "lmms-eval", args.batch_size)
         compared = {
-            "the task as it is": compare(args.model, work, "lmms-eval", ADDED, args.batch_size),
-            "the task without its added sentence": compare(args.model, work, "official", "", args.batch_size),
+            title: compare(theirs[name], run_ours(args.model, protocol, work / "pope", work / name, args.batch_size))
+            for name, (title, protocol, _) in ARMS.items()
         }
     report = {
         "model": args.model,
