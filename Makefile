@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 RUN ?= runs/quickstart
 
-.PHONY: help install quickstart test test-torchvision fuzz kill newest lowest check docs format wheel clean
+.PHONY: help install quickstart test test-torchvision fuzz kill newest lowest check docs format wheel browser clean
 help:
 	@echo "make quickstart   train, evaluate and report in the embedded world: $(RUN)/report.html"
 	@echo "make test         the whole test suite"
@@ -18,6 +18,7 @@ help:
 	@echo "make docs         build the site, strictly: site/index.html"
 	@echo "make format       put the code into shape"
 	@echo "make wheel        build dist/agevlm-*.whl"
+	@echo "make browser      fetch the Chromium that drives the server's page; without one these tests are skipped"
 	@echo "make clean        remove the virtual environment and every cache"
 
 install: $(INSTALLED)
@@ -94,6 +95,9 @@ format: $(INSTALLED)
 wheel: $(INSTALLED)
 	rm -rf dist
 	$(BIN)/python -m build --wheel --no-isolation
+
+browser: $(INSTALLED)
+	$(BIN)/playwright install chromium
 
 clean:
 	rm -rf $(VENV) .venv-newest .venv-lowest .venv-torchvision build dist site .pytest_cache .ruff_cache .mypy_cache .import_linter_cache

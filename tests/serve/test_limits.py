@@ -110,6 +110,9 @@ def cut_off() -> str:
         ({"attention": True, "messages": asked(None)}, "no picture"),
         ({"attention": {"layers": [7]}}, "the model has 2"),
         ({"attention": {"layers": []}}, "attention"),
+        ({"messages": [{"role": "user", "content": "a \ud800 fish"}]}, "half a surrogate pair"),
+        ({"model": "\udfff"}, "half a surrogate pair"),
+        ({"\ud800": 1}, "half a surrogate pair"),
     ],
 )
 def test_a_request_that_cannot_be_answered(narrow: Any, change: dict[str, Any], what: str) -> None:

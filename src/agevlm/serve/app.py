@@ -154,7 +154,7 @@ def _explained(error: RequestValidationError) -> ApiError:
     name = ".".join(place) or None
     if first["type"] == "extra_forbidden":
         return bad_request(f"{name} is not supported here: leave it out", name, "unsupported_parameter")
-    return bad_request(f"{name or 'the body'}: {first['msg']}", name)
+    return bad_request(f"{name or 'the body'}: {first['msg'].removeprefix('Value error, ')}", name)
 
 
 async def _unless_gone(http: Request, work: Awaitable[Value]) -> Value:

@@ -27,7 +27,9 @@ class ApiError(Exception):
         retry_s: int | None = None,
     ) -> None:
         super().__init__(message)
-        self.status, self.message, self.param, self.code, self.retry_s = status, message, param, code, retry_s
+        self.status, self.code, self.retry_s = status, code, retry_s
+        self.message = _sayable(message)
+        self.param = None if param is None else _sayable(param)
 
     @property
     def body(self) -> dict[str, Any]:
@@ -58,3 +60,8 @@ class StoppingError(ApiError):
 def bad_request(message: str, param: str | None = None, code: str | None = None) -> ApiError:
     """A request that cannot be answered as it stands."""
     return ApiError(400, message, param=param, code=code)
+
+
+def _sayable(text: str) -> str:
+    """On one line, and in characters that can be sent: a client's own words may be in it."""
+    return " ".join(text.encode("utf-8", "replace").decode().split())

@@ -6,11 +6,13 @@ that has no effect here is refused unless it asks for nothing, so that no answer
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Finish = Literal["stop", "length"]
+_SURROGATE = re.compile("[\ud800-\udfff]")
 MAX_STOPS, MAX_TOP_LOGPROBS = 4, 20
 
 
@@ -77,6 +79,21 @@ class Asking(_Strict):
 
     model: str = Field(max_length=500)
     messages: list[ChatMessage] = Field(min_length=1, max_length=1000)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_characters(cls, body: Any) -> Any:
+        """JSON can escape half a surrogate pair, which is no character: no tokenizer takes it, no reply can say it."""
+        left = [body]
+        while left:
+            value = left.pop()
+            if isinstance(value, dict):
+                left += [*value.keys(), *value.values()]
+            elif isinstance(value, list):
+                left += value
+            elif isinstance(value, str) and not value.isascii() and _SURROGATE.search(value):
+                raise ValueError("a text has half a surrogate pair, which is no character")
+        return body
 
 
 class ChatRequest(Asking):

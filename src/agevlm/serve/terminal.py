@@ -178,7 +178,7 @@ def _obey(here: Talk, line: str) -> None:
         if command == "/help":
             here.out.write(_HELP + "\n")
         elif command == "/picture":
-            here.show(Path("".join(shlex.split(rest))))
+            here.show(Path(" ".join(shlex.split(rest))))
         elif command == "/look":
             here.look(rest.strip())
         elif command.startswith("/"):
