@@ -205,13 +205,16 @@ def main() -> None:
         corpus = Path(directory)
         make_corpus(corpus)
         runner, told = Runner(corpus), 0
-        for turn in range(asked.rounds):
-            for name in names:
-                fuzz(runner, name, max(1, asked.num // len(names) // asked.rounds), asked.seed + turn)
-                for found_in, outcome, plan in runner.found[told:]:
-                    print(f"UNCLEAN {found_in}: {outcome.detail}\n    {str(plan)[:500]!r}", flush=True)
-                told = len(runner.found)
-            print(f"after turn {turn + 1} of {asked.rounds}:\n{runner.table()}", flush=True)
+        try:
+            for turn in range(asked.rounds):
+                for name in names:
+                    fuzz(runner, name, max(1, asked.num // len(names) // asked.rounds), asked.seed + turn)
+                    for found_in, outcome, plan in runner.found[told:]:
+                        print(f"UNCLEAN {found_in}: {outcome.detail}\n    {str(plan)[:500]!r}", flush=True)
+                    told = len(runner.found)
+                print(f"after turn {turn + 1} of {asked.rounds}:\n{runner.table()}", flush=True)
+        except KeyboardInterrupt:
+            print(f"stopped:\n{runner.table()}", flush=True)
         runner.close()
     sys.exit(1 if runner.found else 0)
 

@@ -12,8 +12,6 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from agevlm.documents import read_json
-
 if TYPE_CHECKING:
     import torch
 
@@ -64,6 +62,8 @@ def resolve_model(name: str | Path) -> str:
 
 def check_architecture(directory: str | Path) -> None:
     """Raise ValueError unless `directory` holds a checkpoint of this project's; names what it holds. Reads one file."""
+    from agevlm.documents import read_json
+
     config = read_json(_config_file(directory), "copy or train the checkpoint again")
     found = config.get("model_type") if isinstance(config, dict) else None
     if found not in MODEL_TYPES:
@@ -137,6 +137,7 @@ def load_vlm(name: str | Path, device: str = "auto", dtype: str = "auto") -> tup
 
 def _check_fit(source: str, model: Any, processor: Any) -> None:
     """ValueError where the processor of a checkpoint of ours is not the one that it was saved with."""
+    from agevlm.documents import read_json
     from agevlm.modeling.loading import reading
 
     for path in sorted(Path(source).glob("*config.json")):  # transformers goes on without some of them

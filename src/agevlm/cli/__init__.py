@@ -18,8 +18,6 @@ import typer
 
 from agevlm.cli import backbones, comparison, data, measure, scenes, serving, teachers, training
 from agevlm.cli.errors import explain
-from agevlm.documents import is_text
-from agevlm.signals import SIGNALS
 
 app = typer.Typer(
     name="agevlm",
@@ -126,7 +124,7 @@ def main() -> None:
         stopped.append(number)
         raise KeyboardInterrupt  # so that what is half-written is cleared away
 
-    before = {number: signal.signal(number, stop) for number in SIGNALS}
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         _check_text(arguments)
         app(args=arguments, prog_name="agevlm")
@@ -151,8 +149,11 @@ def main() -> None:
 def _check_text(arguments: Sequence[str]) -> None:
     """ValueError for an argument that is no UTF-8: no question, and no name that a dataset or a page could hold."""
     for argument in arguments:
-        if not is_text(argument):
-            raise ValueError(f"the argument {os.fsencode(argument)!r} is not UTF-8: type it again, or rename the file")
+        try:
+            argument.encode()
+        except UnicodeEncodeError as error:
+            fault = f"the argument {os.fsencode(argument)!r} is not UTF-8: type it again, or rename the file"
+            raise ValueError(fault) from error
 
 
 def _how_to_go_on(arguments: Sequence[str]) -> str:
