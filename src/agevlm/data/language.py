@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
@@ -37,8 +38,11 @@ LOCATION_WORDINGS = ("where is {}?", "in which corner of the picture is {}?")
 SIDES = {"horizontal": ("left of", "right of"), "vertical": ("above", "below")}
 
 
-# Which category to ask for in a picture that holds these; see `balance.py`.
-Chooser = Callable[[Collection[str], np.random.Generator], str]
+class Chooser(NamedTuple):
+    """How presence is asked: of which category in a picture that holds some (see `balance.py`), and in which words."""
+
+    category: Callable[[Collection[str], np.random.Generator], str]
+    wordings: tuple[str, ...] = PRESENCE_WORDINGS
 
 
 @dataclass
@@ -240,8 +244,9 @@ def _presence(picture: _Picture, rng: np.random.Generator) -> _Exchange | None:
             return None
         category = str(_pick(rng, candidates))
     else:
-        category = picture.choose(picture.present, rng)
-    wording, placed = str(_pick(rng, PRESENCE_WORDINGS)), category not in picture.labels
+        category = picture.choose.category(picture.present, rng)
+    wordings = PRESENCE_WORDINGS if picture.choose is None else picture.choose.wordings
+    wording, placed = str(_pick(rng, wordings)), category not in picture.labels
     return _presence_exchange(category, picture.masks(category), wording, placed=placed)
 
 
@@ -393,7 +398,7 @@ def make_conversations(
     A kind that the picture does not offer (a relation where there is one thing) is drawn again; fewer than `num` come
     back only where the picture offers none of the kinds. "conversation" is two to four exchanges of the other kinds,
     none of which asks the same of the same things.
-    `choose` names the categories that presence is asked of; None: what is there and what is not, equally often. An
+    `choose` names the categories that presence is asked of, and the words; None: what is there and what is not, equally often. An
     unknown kind is a ValueError.
     """
     weights = check_kinds(DEFAULT_KINDS if kinds is None else kinds)

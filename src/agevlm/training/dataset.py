@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 
 from agevlm.data.balance import PresenceBalance
 from agevlm.data.chat import TEXT
-from agevlm.data.language import DEFAULT_KINDS, LONG_KINDS
+from agevlm.data.language import DEFAULT_KINDS, LONG_KINDS, Chooser
 from agevlm.data.schema import Conversation, Message, Sample
 from agevlm.training.features import FeatureCache
 from agevlm.training.recipe import StageRecipe
@@ -56,7 +56,9 @@ class StageDataset(Dataset[tuple[Sample, NDArray[np.float16] | None]]):
         if settings is None or not self.stage.data[name]:
             return None
         try:
-            return PresenceBalance.of(source.categories(), source.vocabulary, **settings.model_dump())
+            return PresenceBalance.of(
+                source.categories(), source.vocabulary, **settings.model_dump(exclude={"wordings"})
+            )
         except ValueError as error:
             raise ValueError(f"stage {self.stage.name!r}, data {name}: {error}") from error
 
@@ -75,8 +77,8 @@ class StageDataset(Dataset[tuple[Sample, NDArray[np.float16] | None]]):
 
     def _draw(self, number: int, position: int, rng: np.random.Generator, index: int) -> Sample:
         source, num = self.sources[number].source, self.stage.questions_per_image
-        balance = self._balances[number]
-        choose = balance.choose if balance is not None else None
+        balance, presence = self._balances[number], self.stage.presence
+        choose = Chooser(balance.choose, presence.wordings) if balance is not None and presence is not None else None
         sample = source.sample(position, rng, self._kinds(index), num, choose)
         if not sample.conversations:  # nothing of the batch's length: anything that the stage asks for
             sample = source.sample(position, rng, self.stage.kinds, num, choose)

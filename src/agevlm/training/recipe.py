@@ -17,7 +17,7 @@ import yaml
 from pydantic import BaseModel, Discriminator, Field, Tag, ValidationError, model_validator
 
 from agevlm.data.augmentation import Augmentation
-from agevlm.data.language import check_kinds
+from agevlm.data.language import PRESENCE_WORDINGS, check_kinds
 from agevlm.data.mask_noise import MaskNoise
 from agevlm.data.scenes import WorldSpec
 from agevlm.documents import Strict, parse_yaml, read_yaml
@@ -159,6 +159,8 @@ class PresenceRecipe(Strict):
     hard_ratio: float = Field(0.0, ge=0, le=1)
     """Of the questions about absent things, before they are balanced: those that ask for one often seen with something
     that is there."""
+    wordings: tuple[Annotated[str, Field(pattern=r"^[^{}]*\{\}[^{}]*$")], ...] = Field(PRESENCE_WORDINGS, min_length=1)
+    """The question in words, each with {} for the thing and its article; one is drawn for each question."""
 
 
 class StageRecipe(Strict):
