@@ -398,8 +398,8 @@ def make_conversations(
     A kind that the picture does not offer (a relation where there is one thing) is drawn again; fewer than `num` come
     back only where the picture offers none of the kinds. "conversation" is two to four exchanges of the other kinds,
     none of which asks the same of the same things.
-    `choose` names the categories that presence is asked of, and the words; None: what is there and what is not, equally often. An
-    unknown kind is a ValueError.
+    `choose` names the categories that presence is asked of, and the words; None: what is there and what is not, equally
+    often. An unknown kind is a ValueError.
     """
     weights = check_kinds(DEFAULT_KINDS if kinds is None else kinds)
     picture = _Picture.of(annotated, vocabulary, choose)
