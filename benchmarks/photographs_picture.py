@@ -13,7 +13,9 @@ import json
 import sys
 from pathlib import Path
 
-from agevlm.comparison.attention import write_attention
+from agevlm.comparison.attention import choose_questions, write_attention
+from agevlm.comparison.run import tests_directory
+from agevlm.files import read_json_lines
 
 FREE = (4, 7, 8)  # COCO's numbers of these licences
 ARMS = {
@@ -38,10 +40,21 @@ def main() -> None:
         for picture in json.loads(asked.instances.read_text(encoding="utf-8"))["images"]
         if picture["license"] in FREE
     }
-    runs = {arm: asked.runs / arm / str(asked.seed) for arm in ARMS}
+    places = {arm: asked.runs / arm / str(asked.seed) for arm in ARMS}
+    runs = {arm: run for arm, run in places.items() if tests_directory(run, asked.test).is_dir()}
     if not write_attention(runs, ARMS, asked.out, test=asked.test, pictures=free):
         sys.exit("the arms agree on every adversarial question: there is nothing to show")
-    print(asked.out, *free.values(), sep="\n")
+    print(asked.out)
+    for picture in _shown(runs, asked.test, free):
+        print(picture, free[picture])
+
+
+def _shown(runs: dict[str, Path], test: str, free: dict[str, str]) -> list[str]:
+    """The ids of the pictures shown, in their order."""
+    files = {arm: tests_directory(run, test) / "predictions.jsonl" for arm, run in runs.items()}
+    answers = {arm: [row for row in read_json_lines(file) if row["image"] in free] for arm, file in files.items()}
+    pictures = {row["id"]: row["image"] for row in next(iter(answers.values()))}
+    return [pictures[key] for key in choose_questions(answers)]
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from agevlm.data.language import (
     MIN_OFFSET_RATIO,
     NUMBERS,
     SIDES,
+    Chooser,
     make_conversations,
     presence_conversation,
 )
@@ -164,6 +165,13 @@ def test_presence_asks_of_everything_that_is_absent_alike() -> None:
     absent = Counter(c.groundings[0].phrase for _, c in drawn("presence", 150) if c.messages[1].content == "no")
     assert set(absent) == set(CATEGORIES)
     assert max(absent.values()) < 4 * min(absent.values())
+
+
+def test_presence_is_asked_of_what_is_named_in_the_words_given() -> None:
+    asks = Chooser(lambda present, rng: "fish", ("Is there {} in the image?", "Any sign of {}?"))
+    made = make_conversations(annotated(0), np.random.default_rng(0), CATEGORIES, {"presence": 1}, 40, asks)
+    found = {conversation.messages[0].content for conversation in made}
+    assert found == {"Is there a fish in the image?", "Any sign of a fish?"}
 
 
 def test_coloured_presence_is_never_ambiguous() -> None:

@@ -55,6 +55,27 @@ def test_what_the_quickstart_reaches() -> None:
     assert told == {label: [spread(f[figure]["values"]) for f in files] for figure, label in FIGURES.items()}
 
 
+def test_what_came_of_photographs() -> None:
+    domains = load("results/photographs.json")["domains"]
+    page = (ROOT / "docs" / "results" / "photographs.md").read_text(encoding="utf-8")
+    told = table(page, "| test pictures: arm | random | adversarial | false yes | pointing | null token AUROC |")
+    arms = {"AGE +": "age_plus", "cross-attention, unguided": "cross_attention"}
+    pictures = {"COCO": "coco", "rooms": "indoor", "clothing": "clothing"}
+    names = ("pope.random.accuracy", "pope.adversarial.accuracy", "pope.adversarial.false_yes_ratio")
+    names = (*names, "pointing.accuracy", "null_token.auroc")
+
+    def cell(value: Any, name: str) -> str:
+        for key in name.split("."):
+            value = value.get(key, {})
+        return spread(value["values"]) if value else "–"
+
+    assert told == {
+        f"{where}: {arm}": [cell(domains[key]["arms"][of], name) for name in names]
+        for where, key in pictures.items()
+        for arm, of in arms.items()
+    }
+
+
 def test_the_readme_tells_what_guidance_gains_in_900_words() -> None:
     content = load("results/comparison.json")
 
