@@ -61,7 +61,7 @@ matters.
 | backbone | EfficientNet-Lite0, ImageNet weights published by Google | Apache-2.0 |
 | language model | `tiny-llama` of this package | Apache-2.0 |
 | photographs with masks | COCO 2017, {num_coco} pictures | annotations CC BY 4.0; photographs: COCO's terms of use |
-| rooms with masks | NYUv2 through DAQUAR, {num_indoor} pictures | for research, as their authors say |
+| rooms with masks | NYUv2 through DAQUAR, {num_indoor} pictures | the terms of its authors |
 | pictures with labels | Caltech-101, {num_objects} pictures | CC BY 4.0 |
 
 None of these pictures is in the package. Pictures that the official POPE questions ask about were kept out. The
