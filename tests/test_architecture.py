@@ -18,7 +18,8 @@ import agevlm
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted((ROOT / "src").rglob("*.py"))
-MODULES = sorted(m.name for m in pkgutil.walk_packages(agevlm.__path__, "agevlm."))
+PLUGIN = "agevlm.evaluation.lmms.model"  # for lmms-eval, which alone imports it
+MODULES = sorted({m.name for m in pkgutil.walk_packages(agevlm.__path__, "agevlm.")} - {PLUGIN})
 OPTIONAL = ("matplotlib", "pyarrow", "pycocotools")
 HEAVY = (*OPTIONAL, "scipy", "torch", "transformers", "numpy", "PIL", "rich")
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 700, 60

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from agevlm.data.balance import PresenceBalance
-from agevlm.data.language import make_conversations
+from agevlm.data.language import Chooser, make_conversations
 from agevlm.data.scenes import CATEGORIES, WorldSpec, draw_scene
 
 PICTURES = [draw_scene(WorldSpec(), 3, index).annotation for index in range(200)]
@@ -110,7 +110,9 @@ def test_conversations_ask_what_the_balance_chooses() -> None:
     rng = np.random.default_rng(1)
     said: Counter[tuple[str, str]] = Counter()
     for picture in PICTURES:
-        for conversation in make_conversations(picture, rng, CATEGORIES, {"presence": 1.0}, 30, balance.choose):
+        for conversation in make_conversations(
+            picture, rng, CATEGORIES, {"presence": 1.0}, 30, Chooser(balance.choose)
+        ):
             (grounding,) = conversation.groundings
             answer = conversation.messages[1].content
             assert grounding.present == (answer == "yes") == (grounding.phrase in picture.categories)

@@ -50,8 +50,9 @@ def questions(corpus: Path, work: Path, plan: Plan) -> None:
     from agevlm.data.chat import tokenise_conversation
     from agevlm.data.schema import Conversation, Message
     from agevlm.evaluation.questions import questions_of
+    from agevlm.vlms import Vlm
 
-    _, processor = _tiny()
+    model, processor = _tiny()
     with_text = (Message("user", plan.text, 1), Message("assistant", f"a {plan.text}."))
     conversation = Conversation("c", "caption", with_text)
     chat = tokenise_conversation(processor, conversation, 512)
@@ -62,7 +63,7 @@ def questions(corpus: Path, work: Path, plan: Plan) -> None:
     found, expected = ([token for token in ids if token in special] for ids in (chat.input_ids, plain.input_ids))
     assert found == expected[: len(found)], "text became a special token"
     sample = _sample(conversation)
-    questions_of(processor, [sample])
+    questions_of(Vlm(model, processor), [sample])
     _look(corpus / "pictures" / "picture.png", plan.text, work / "look.png" if plan.choice % 4 == 0 else None)
 
 

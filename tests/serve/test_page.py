@@ -62,10 +62,23 @@ def page(browser: Any, two: str) -> Iterator[Any]:
     context.close()
 
 
+WATCH = """() => {
+  const send = document.querySelector("#send");
+  window.began = false;
+  new MutationObserver(() => { window.began ||= send.classList.contains("stop"); }).observe(send, { attributes: true });
+}"""
+
+
 def ask(page: Any, question: str) -> None:
+    """Ask, and wait for the whole answer. It may be there before anybody looks: a watcher remembers that it began."""
+    page.evaluate(WATCH)
     page.fill("#question", question)
     page.press("#question", "Enter")
-    page.wait_for_selector("#send.stop", state="attached")
+    for _ in range(1500):
+        if page.evaluate("window.began"):
+            break
+        page.wait_for_timeout(20)
+    assert page.evaluate("window.began")
     page.wait_for_selector("#send:not(.stop)", timeout=60_000)
 
 

@@ -247,7 +247,7 @@ def test_rows_that_other_tools_broke_are_left_out_and_counted(tmp_path: Path) ->
         "span that is not its phrase": 1,
         "category outside the vocabulary": 1,
     }
-    assert "sample 4, 'gnu'" in finished[1].left_out.first["category outside the vocabulary"]
+    assert "sample 4, instance 'gnu'" in finished[1].left_out.first["category outside the vocabulary"]
 
 
 class White:

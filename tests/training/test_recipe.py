@@ -27,7 +27,7 @@ def with_stage(**settings: Any) -> dict[str, Any]:
     return {"stages": [STAGE | settings]}
 
 
-COMPARISONS = {"comparison", "sweeps", "longer", "ablations", "taught"}
+COMPARISONS = {"comparison", "sweeps", "longer", "ablations", "taught", "photographs"}
 RECIPES = sorted(path for path in (ROOT / "recipes").glob("*.yaml") if path.stem not in COMPARISONS)
 
 

@@ -145,6 +145,8 @@ def _check_fit(source: str, model: Any, processor: Any) -> None:
     saved = [Path(source) / name for name in ("chat_template.jinja", "processor_config.json", "tokenizer_config.json")]
     if Path(source).is_dir() and not any(path.is_file() and _has_template(path) for path in saved):
         raise ValueError(f"{source} has no chat template (chat_template.jinja): copy or train the checkpoint again")
+    with reading(source, "chat template"):
+        processor.apply_chat_template([{"role": "user", "content": "x"}], tokenize=False, add_generation_prompt=True)
     if processor.image_token_id != model.config.image_token_id:
         raise ValueError(
             f"the tokenizer in {source} has the image token {processor.image_token_id}, the model "

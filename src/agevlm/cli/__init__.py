@@ -42,7 +42,7 @@ app.command("similarity", epilog="Example: agevlm similarity tiny --out similari
     measure.similarity
 )
 app.command("look", epilog='Example: agevlm look tiny picture.png "is there a fish?" --out look.png')(measure.look)
-app.command("serve", epilog="Example: agevlm serve tiny --port 8000, then open http://127.0.0.1:8000")(serving.serve)
+app.command("serve", epilog="Example: agevlm serve tiny --port 8000")(serving.serve)
 app.command("chat", epilog="Example: agevlm chat tiny picture.png")(serving.chat)
 app.command("report", epilog="Example: agevlm report runs/first")(training.report)
 app.command("ground", epilog="Example: agevlm ground data/llava --teacher grounded-sam --out data/grounded")(

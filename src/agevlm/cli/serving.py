@@ -46,7 +46,7 @@ def serve(
     device: Device = "auto",
     dtype: DType = "auto",
 ) -> None:
-    """Serve models to OpenAI clients, and a page that shows where they look.
+    """Serve models by OpenAI's API, and a page.
 
     The API of OpenAI for chat under /v1, and at / a page to ask about pictures and see the heat map of each word. Needs
     the extra `serve`: pip install 'agevlm[serve]'.
