@@ -133,7 +133,8 @@ def test_layer_and_head_change_the_map(page: Any) -> None:
     before = page.evaluate("document.querySelector('.stage canvas').toDataURL()")
     with page.expect_response("**/v1/looks"):
         page.select_option("#layer", "0")
-    page.select_option("#head", "2")
+    with page.expect_response("**/v1/looks"):
+        page.select_option("#head", "2")
     page.wait_for_timeout(1500)
     assert page.evaluate("document.querySelector('.stage canvas').toDataURL()") != before
     assert page.locator("button.word[aria-pressed=true]").count() == 1
