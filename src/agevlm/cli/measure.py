@@ -145,11 +145,16 @@ def evaluate(
 
     at_once = {} if batch_size is None else {"batch_size": batch_size}
     common = {"num_images": num_images, "device": device, "dtype": dtype, **at_once}
-    given = {"seed": seed or None, "protocol": protocol, "images": images, "correct_prior": correct_prior or None}
-    given["answering"] = answering.value if answering != Answering.PLAIN else None
-    given["split"] = split.value if split != Split.TEST else None
-    given["parser"] = parser.value if parser != Parser.FIRST_WORD else None
-    settings = common | {name: value for name, value in given.items() if value is not None}
+    of_one_kind = {  # each with its default: only what was asked for must suit the benchmark
+        "seed": (seed, 0),
+        "split": (split.value, Split.TEST),
+        "parser": (parser.value, Parser.FIRST_WORD),
+        "answering": (answering.value, Answering.PLAIN),
+        "correct_prior": (correct_prior, False),
+        "protocol": (protocol, None),
+        "images": (images, None),
+    }
+    settings = common | {name: value for name, (value, default) in of_one_kind.items() if value != default}
     quiet_transformers()
     with bars() as progress:
         metrics = measure(model, benchmark, out=out, data=data, progress=progress, **settings)

@@ -31,7 +31,6 @@ from agevlm.data.masks import union_mask
 from agevlm.data.schema import Conversation, Sample
 from agevlm.evaluation.benchmarks import Settings, test_samples
 from agevlm.files import read_json_lines, write_beside
-from agevlm.training.recipe import load_recipe
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -111,7 +110,7 @@ def write_attention(
     if not chosen:
         return False
     first = next(iter(runs))
-    samples = _stored(measured[first]) if test else _samples(runs[first])
+    samples = _samples(runs[first], measured[first])
     figure = attention_figure(_ask(runs, predictions, _asked(samples, chosen)), titles, across=across)
     with write_beside(path) as beside:
         beside.write_bytes(figure_png(figure, photographs=True))
@@ -131,18 +130,11 @@ def _ask(runs: Mapping[str, Path], predictions: Mapping[str, Records], asked: Ma
     return [replace(question, looks=looks[key]) for key, question in asked.items()]
 
 
-def _samples(run: Path) -> Sequence[Sample]:
-    recipe = load_recipe(run / "recipe.yaml")
-    asked = recipe.evaluation
-    assert asked is not None, run
-    settings = Settings(seed=asked.seed, num_images=asked.num_images, split=asked.split)
-    return test_samples(run / "model", asked.benchmark, settings)
-
-
-def _stored(measured: Path) -> Sequence[Sample]:
-    """The samples of the dataset that metrics were measured on."""
+def _samples(run: Path, measured: Path) -> Sequence[Sample]:
+    """The samples that a run's figures in the directory `measured` are of."""
     facts = json.loads((measured / "metrics.json").read_text(encoding="utf-8"))["provenance"]
-    return test_samples("", facts["benchmark"], Settings())
+    settings = Settings(**{name: facts[name] for name in ("seed", "num_images", "split")})
+    return test_samples(run / "model", facts["benchmark"], settings)
 
 
 def _asked(samples: Iterable[Sample], chosen: Sequence[str]) -> dict[str, Asked]:

@@ -129,11 +129,11 @@ def summarise(recipe: ComparisonRecipe, out: Path) -> Nested:
 
     Differences are those of every two arms, in groups those to the first one. No finished run at all is a ValueError.
     """
-    arms = {arm: ArmRuns(out, arm, recipe.seeds_of(arm), recipe.groups_of_seeds) for arm in recipe.trained}
-    arms = {arm: runs for arm, runs in arms.items() if runs.directories}
+    arms = _finished(recipe, out)
     if not arms:
         raise ValueError(f"{out} holds no finished run of {', '.join(recipe.trained)}")
     groups = recipe.groups or {"": tuple(recipe.trained)}
+    pairs = _pairs(list(groups.values()))
     facts = _Facts()
     summary: Nested = {
         **recipe.words,
@@ -144,7 +144,7 @@ def summarise(recipe: ComparisonRecipe, out: Path) -> Nested:
         "chosen": [arm for arm in recipe.chosen if arm in arms],
         "runs": {arm: sorted(runs.directories) for arm, runs in arms.items()},
         "arms": {arm: estimates(runs) for arm, runs in arms.items()},
-        **_between(arms, _pairs(list(groups.values()))),
+        **_between(arms, pairs),
         "breakdown": {arm: cells for arm, runs in arms.items() if (cells := _breakdown(runs, facts))},
         "detection": {arm: _detection(runs) for arm, runs in arms.items()},
         "curves": {arm: curve for arm, runs in arms.items() if (curve := _curve(runs))},
@@ -156,7 +156,7 @@ def summarise(recipe: ComparisonRecipe, out: Path) -> Nested:
         "environment": _environment(arms),
     }
     if recipe.tests:
-        summary["domains"] = {name: figures for name in recipe.tests if (figures := _domain(recipe, out, name))}
+        summary["domains"] = {name: figures for name in recipe.tests if (figures := _domain(recipe, out, name, pairs))}
     if recipe.equal_time is not None and (out / COSTS).exists():
         summary["equal_time"] = _equal_time(recipe, out, arms)
     if recipe.costs and (out / COSTS).exists():
@@ -165,17 +165,22 @@ def summarise(recipe: ComparisonRecipe, out: Path) -> Nested:
     return summary
 
 
-def _domain(recipe: ComparisonRecipe, out: Path, name: str) -> Nested:
+def _finished(recipe: ComparisonRecipe, out: Path, test: str | None = None) -> dict[str, ArmRuns]:
+    """The arms with finished runs; with `test` those that were measured on it."""
+    arms = {arm: ArmRuns(out, arm, recipe.seeds_of(arm), recipe.groups_of_seeds, test) for arm in recipe.trained}
+    return {arm: runs for arm, runs in arms.items() if runs.directories}
+
+
+def _domain(recipe: ComparisonRecipe, out: Path, name: str, pairs: Iterable[tuple[str, str]]) -> Nested:
     """The figures on a dataset that the runs were measured on besides; {} where none was yet."""
-    arms = {arm: ArmRuns(out, arm, recipe.seeds_of(arm), recipe.groups_of_seeds, name) for arm in recipe.trained}
-    arms = {arm: runs for arm, runs in arms.items() if runs.directories}
+    arms = _finished(recipe, out, name)
     if not arms:
         return {}
     return {
         "data": str(recipe.tests[name]),
         "runs": {arm: sorted(runs.directories) for arm, runs in arms.items()},
         "arms": {arm: estimates(runs) for arm, runs in arms.items()},
-        **_between(arms, _pairs(list(recipe.groups.values()) or [tuple(recipe.trained)])),
+        **_between(arms, pairs),
         "detection": {arm: _detection(runs) for arm, runs in arms.items()},
     }
 

@@ -129,14 +129,12 @@ class _Vision(nn.Module):
         self.vision_model, self.config = backbone, SimpleNamespace(vision_grid=grid)
 
     def vision_features(self, pixel_values: Tensor) -> Tensor:
-        pixel_values = pixel_values.to(memory_format=torch.channels_last)  # on a CPU a third faster
         return join_feature_maps(self.vision_model(pixel_values).feature_maps, self.config.vision_grid)
 
 
 def _open_vision(settings: ProbeSettings) -> tuple[_Vision, Any]:
     name = resolve_model(settings.vision_model)
     backbone = load_backbone(name, settings.stages).float().to(choose_device()).eval().requires_grad_(False)
-    backbone.to(memory_format=torch.channels_last)
     squeezing = squeezing_processor(name)
     if settings.image_size:
         squeezing.size = {"height": settings.image_size, "width": settings.image_size}
