@@ -136,6 +136,8 @@ def recipes(corpus: Path, work: Path, plan: Plan) -> None:
         )
         value = plan.ops[0].value
         overrides = [f"{keys[plan.choice % len(keys)]}={value}", *([plan.text] if plan.choice > 40 else [])]
+        if plan.choice % 12 == 0:  # a number that does: beyond the parser lies more
+            path, overrides = corpus / "recipes" / "quickstart.yaml", [f"stages.0.warmup_ratio={plan.file}"]
     else:
         target = work / path.name
         data = path.read_bytes()
