@@ -115,9 +115,7 @@ def evaluate(
         Path | None, typer.Option(help="Where the picture files of --data lie, if not beside it.")
     ] = None,
     seed: Seed = 0,
-    num_images: Annotated[
-        int | None, typer.Option(min=1, help="Pictures to ask about; else 600 scenes or all.")
-    ] = None,
+    num_images: Annotated[int | None, typer.Option(min=1, help="Pictures asked about; else 600 scenes or all.")] = None,
     split: Annotated[
         Split, typer.Option(help="Which scenes: those of tests, or those for choosing settings.")
     ] = Split.TEST,
@@ -137,15 +135,14 @@ def evaluate(
 ) -> None:
     """Measure whether a model hallucinates.
 
-    Any vision-language model of transformers. POPE, counting,
-    colour, relation, localisation of object words and text perplexity, as JSON and as a table; or, with --data, a
-    benchmark that papers quote.
+    Any vision-language model of transformers. POPE, counting, colour, relation, localisation of object words and text
+    perplexity, as JSON and as a table; or, with --data, a benchmark that papers quote.
     """
     from agevlm.api import evaluate as measure
 
-    at_once = {} if batch_size is None else {"batch_size": batch_size}
-    common = {"num_images": num_images, "device": device, "dtype": dtype, **at_once}
-    of_one_kind = {  # each with its default: only what was asked for must suit the benchmark
+    common = {"num_images": num_images, "device": device, "dtype": dtype}
+    of_one_kind = {  # each with its default: only what was asked for must suit
+        "batch_size": (batch_size, None),
         "seed": (seed, 0),
         "split": (split.value, Split.TEST),
         "parser": (parser.value, Parser.FIRST_WORD),
