@@ -5,8 +5,8 @@
         --set stages.ground.guidance=null --set stages.instruct.guidance=null
     python benchmarks/guidance_picture.py runs/unguided/quickstart-0 runs/guided/quickstart-0
 
-The rule is that of `agevlm.comparison.attention`: of the adversarial questions on which the two disagree, half about
-things that are there and half about things that are not, evenly spread.
+The rule: of all adversarial questions, half about things that are there and half about things that are not, evenly
+spread over the test pictures.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ def main() -> None:
     asked = parser.parse_args()
     runs = {"unguided": asked.unguided, "guided": asked.guided}
     titles = {"unguided": "without guidance", "guided": "with guidance"}
-    if not write_attention(runs, titles, asked.out, across=True):
-        sys.exit("the two runs agree on every adversarial question: there is nothing to show")
+    if not write_attention(runs, titles, asked.out, across=True, disputed=False):
+        sys.exit("the two runs were asked no adversarial question: there is nothing to show")
     print(asked.out)
 
 

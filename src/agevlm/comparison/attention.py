@@ -61,18 +61,22 @@ class Asked:
     looks: Mapping[str, tuple[Look, bool]]  # arm → look, and whether the answer is right
 
 
-def choose_questions(predictions: Mapping[str, Records], num: int = NUM_QUESTIONS) -> list[str]:
+def choose_questions(
+    predictions: Mapping[str, Records], num: int = NUM_QUESTIONS, *, disputed: bool = True
+) -> list[str]:
     """The ids of at most `num` questions, by `RULE`, from arm → predictions of one seed, in whatever order they come.
 
-    Fewer where the arms disagree on fewer. Questions that not every arm was asked are left out.
+    Fewer where the arms disagree on fewer; with `disputed` false it does not matter whether they do. Questions that not
+    every arm was asked are left out.
     """
     by_arm = [{str(row["id"]): row for row in rows if row["kind"] == KIND} for rows in predictions.values()]
     shared = set.intersection(*(set(rows) for rows in by_arm)) if by_arm else set()
-    disputed = [key for key in shared if len({bool(rows[key]["correct"]) for rows in by_arm}) > 1]
+    if disputed:
+        shared = {key for key in shared if len({bool(rows[key]["correct"]) for rows in by_arm}) > 1}
     chosen: list[str] = []
     shown: set[str] = set()
     for truth, count in (("yes", num - num // 2), ("no", num // 2)):
-        rows = [by_arm[0][key] for key in sorted(disputed, key=_natural) if by_arm[0][key]["reference"] == truth]
+        rows = [by_arm[0][key] for key in sorted(shared, key=_natural) if by_arm[0][key]["reference"] == truth]
         one_each = {str(row["image"]): str(row["id"]) for row in reversed(rows) if row["image"] not in shown}
         ids = sorted(one_each.values(), key=_natural)
         places = np.linspace(0, len(ids) - 1, min(count, len(ids))).round().astype(int)
@@ -93,12 +97,13 @@ def write_attention(
     num: int = NUM_QUESTIONS,
     *,
     across: bool = False,
+    disputed: bool = True,
     test: str | None = None,
     pictures: Container[str] | None = None,
 ) -> bool:
-    """Draw the figure of arm → finished run, all of one seed, to `path` (PNG); False where no question is disputed.
+    """Draw the figure of arm → finished run, all of one seed, to `path` (PNG); False where there is no question to show.
 
-    `titles` are the names of arms for people; with `across` questions stand side by side. `test` is the dataset that
+    Questions are those of `choose_questions`. `titles` are the names of arms for people; with `across` questions stand side by side. `test` is the dataset that
     the runs were measured on besides; None: what each was measured on at its end. `pictures` are the ids of those that
     may be shown.
     """
@@ -106,7 +111,7 @@ def write_attention(
     predictions = {arm: read_json_lines(directory / "predictions.jsonl") for arm, directory in measured.items()}
     if pictures is not None:
         predictions = {arm: [row for row in rows if row["image"] in pictures] for arm, rows in predictions.items()}
-    chosen = choose_questions(predictions, num)
+    chosen = choose_questions(predictions, num, disputed=disputed)
     if not chosen:
         return False
     first = next(iter(runs))
