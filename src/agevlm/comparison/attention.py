@@ -101,11 +101,11 @@ def write_attention(
     test: str | None = None,
     pictures: Container[str] | None = None,
 ) -> bool:
-    """Draw the figure of arm → finished run, all of one seed, to `path` (PNG); False where there is no question to show.
+    """Draw the figure of arm → finished run, all of one seed, to `path` (PNG); False where no question is to be shown.
 
-    Questions are those of `choose_questions`. `titles` are the names of arms for people; with `across` questions stand side by side. `test` is the dataset that
-    the runs were measured on besides; None: what each was measured on at its end. `pictures` are the ids of those that
-    may be shown.
+    Questions are those of `choose_questions`. `titles` are the names of arms for people; with `across` questions stand
+    side by side. `test` is the dataset that the runs were measured on besides; None: what each was measured on at its
+    end. `pictures` are the ids of those that may be shown.
     """
     measured = {arm: tests_directory(run, test) if test else run for arm, run in runs.items()}
     predictions = {arm: read_json_lines(directory / "predictions.jsonl") for arm, directory in measured.items()}
