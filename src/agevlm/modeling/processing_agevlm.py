@@ -13,10 +13,11 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor
-from transformers import AutoImageProcessor, AutoTokenizer, BatchFeature, ViTImageProcessorPil
+from transformers import AutoImageProcessor, BatchFeature, ViTImageProcessorPil
 from transformers.image_utils import load_image
 from transformers.processing_utils import ProcessorMixin
 
+from .language import load_tokenizer
 from .loading import reading
 
 IMAGE_TOKEN = "<image>"
@@ -73,13 +74,12 @@ class AgeVlmProcessor(ProcessorMixin):
     ) -> Self:
         """A processor for any pair of backbones.
 
-        `tokenizer` is a directory, a hub id or an object, which is copied. `image_processor` is the side of the square
+        `tokenizer` is a directory, a hub id, a GGUF file or an object, which is copied. `image_processor` is the side of the square
         in pixels (then mean and standard deviation are CLIP's unless given), or a directory, hub id or object whose
         size, mean and standard deviation are taken over; cropping is not.
         """
         if isinstance(tokenizer, str | PathLike):
-            with reading(tokenizer, "tokenizer"):
-                tokenizer = AutoTokenizer.from_pretrained(tokenizer)
+            tokenizer = load_tokenizer(tokenizer)
         else:
             tokenizer = copy.deepcopy(tokenizer)
         return cls(squeezing_processor(image_processor, image_mean, image_std), tokenizer, **kwargs)

@@ -34,7 +34,7 @@ from rich.console import Console
 from transformers import set_seed
 
 import agevlm
-from agevlm.checkpoints import choose_device, computes_in, load_model, resolve_model
+from agevlm.checkpoints import choose_device, computes_in, load_model, resolve_language_model, resolve_model
 from agevlm.data.collate import Collator
 from agevlm.data.scenes import split_seed
 from agevlm.files import recover, write_beside
@@ -387,7 +387,7 @@ def build_model(recipe: Recipe) -> tuple[JoinedModel, AgeVlmProcessor]:
 def _join(recipe: Recipe) -> tuple[JoinedModel, AgeVlmProcessor]:
     settings = recipe.model
     torch.manual_seed(recipe.seed)
-    language, vision = resolve_model(settings.language_model), resolve_model(settings.vision_model)
+    language, vision = resolve_language_model(settings.language_model), resolve_model(settings.vision_model)
     processor = AgeVlmProcessor.from_backbones(language, vision)
     backbone = load_backbone(vision, settings.vision_stages)
     if settings.image_size:
