@@ -67,7 +67,7 @@ newest: wheel
 	.venv-newest/bin/pip uninstall --quiet --yes agevlm
 	.venv-newest/bin/pip install --quiet --upgrade --upgrade-strategy eager $(TORCH) dist/agevlm-*.whl pytest pytest-xdist
 	OMP_NUM_THREADS=1 .venv-newest/bin/python -m pytest --quiet tests/test_installed.py
-	.venv-newest/bin/pip install --quiet --upgrade --upgrade-strategy eager $(TORCH) peft spacy datasets
+	.venv-newest/bin/pip install --quiet --upgrade --upgrade-strategy eager $(TORCH) peft spacy datasets gguf
 	.venv-newest/bin/python tools/drift.py
 	OMP_NUM_THREADS=1 .venv-newest/bin/python $(PYTEST) $(QUICK)
 
@@ -75,7 +75,7 @@ lowest: wheel
 	test -d .venv-lowest || $(PYTHON) -m venv .venv-lowest
 	.venv-lowest/bin/pip uninstall --quiet --yes agevlm
 	.venv-lowest/bin/pip install --quiet --constraint constraints-lowest.txt dist/agevlm-*.whl pytest pytest-xdist \
-		peft spacy datasets
+		peft spacy datasets gguf
 	OMP_NUM_THREADS=1 .venv-lowest/bin/python $(PYTEST) $(QUICK)
 
 check: $(INSTALLED)
