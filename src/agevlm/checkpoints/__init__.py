@@ -72,7 +72,9 @@ def resolve_language_model(name: str | Path) -> str:
         return text
     parts = text.split("/", 2)
     if len(parts) < 3 or not _HUB_ID.fullmatch("/".join(parts[:2])) or Path(parts[0]).is_dir():
-        raise ValueError(f"no GGUF file {text!r}: expected one that exists, or 'organisation/name/file.gguf' on the hub")
+        raise ValueError(
+            f"no GGUF file {text!r}: expected one that exists, or 'organisation/name/file.gguf' on the hub"
+        )
     return text
 
 

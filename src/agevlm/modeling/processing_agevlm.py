@@ -19,6 +19,7 @@ from transformers.processing_utils import ProcessorMixin
 
 from .language import load_tokenizer
 from .loading import reading
+from .timm_models import is_timm, timm_pixels
 
 IMAGE_TOKEN = "<image>"
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -230,6 +231,9 @@ def squeezing_processor(
 
     See `AgeVlmProcessor.from_backbones`.
     """
+    if isinstance(image_processor, str | PathLike) and is_timm(image_processor):
+        side, mean, std = timm_pixels(image_processor)
+        return squeezing_processor(side, image_mean or mean, image_std or std)
     if isinstance(image_processor, str | PathLike):
         with reading(image_processor, "image processor"):
             image_processor = AutoImageProcessor.from_pretrained(image_processor)
@@ -246,6 +250,8 @@ def _square(image_processor: Any) -> dict[str, int]:
     if isinstance(image_processor, int):
         return {"height": image_processor, "width": image_processor}
     size = image_processor.size
+    if getattr(image_processor, "do_center_crop", False) and getattr(image_processor, "crop_size", None):
+        size = image_processor.crop_size  # what the network sees, of a picture resized to a little more
     side = size.get("height") or size.get("shortest_edge") or size.get("longest_edge")
     if side is None:
         raise ValueError(f"the image processor's size {size} names no side: pass the side of the square in pixels")

@@ -43,7 +43,7 @@ from agevlm.modeling.modeling_agevlm import AgeVlmForConditionalGeneration
 from agevlm.modeling.modeling_concat import ConcatVlmForConditionalGeneration
 from agevlm.modeling.processing_agevlm import AgeVlmProcessor
 from agevlm.modeling.versions import checkpoint_activations
-from agevlm.modeling.vision import load_backbone
+from agevlm.modeling.vision import fit_pictures, load_backbone
 from agevlm.signals import put_off
 from agevlm.training.arithmetic import choose_arithmetic, frozen_in_bfloat16
 from agevlm.training.compiled import compile_layers, compiled_for
@@ -390,8 +390,7 @@ def _join(recipe: Recipe) -> tuple[JoinedModel, AgeVlmProcessor]:
     language, vision = resolve_language_model(settings.language_model), resolve_model(settings.vision_model)
     processor = AgeVlmProcessor.from_backbones(language, vision)
     backbone = load_backbone(vision, settings.vision_stages)
-    if settings.image_size:
-        processor.image_processor.size = {"height": settings.image_size, "width": settings.image_size}
+    fit_pictures(backbone, processor.image_processor, settings.image_size)
     overrides: dict[str, Any] = {"image_token_id": processor.image_token_id, "vision_grid": settings.vision_grid}
     if settings.architecture == "concat":
         overrides |= {"pool_size": settings.pool_size, "image_positions": settings.image_positions != "none"}
