@@ -1,4 +1,4 @@
-"""Language models in GGUF files: the same logits, plain weights that are saved as safetensors, faults that are named."""
+"""Language models in GGUF files: the same logits, plain weights saved as safetensors, faults that are named."""
 
 from __future__ import annotations
 

@@ -182,5 +182,5 @@ def test_pictures_that_patches_do_not_fill_are_refused(tmp_path: Path) -> None:
     backbone, processor = load_backbone(tmp_path), squeezing_processor(SIDE)
     fit_pictures(backbone, processor, 40)
     assert processor.size["height"] == 40
-    with pytest.raises(ValueError, match="pictures of 36 pixels are not cut whole into patches of 8: .* 32 or 40"):
+    with pytest.raises(ValueError, match=r"pictures of 36 pixels are not cut whole into patches of 8: .* 32 or 40"):
         fit_pictures(backbone, processor, 36)

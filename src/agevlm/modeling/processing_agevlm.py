@@ -75,14 +75,11 @@ class AgeVlmProcessor(ProcessorMixin):
     ) -> Self:
         """A processor for any pair of backbones.
 
-        `tokenizer` is a directory, a hub id, a GGUF file or an object, which is copied. `image_processor` is the side of the square
-        in pixels (then mean and standard deviation are CLIP's unless given), or a directory, hub id or object whose
-        size, mean and standard deviation are taken over; cropping is not.
+        `tokenizer` is a directory, a hub id, a GGUF file or an object, which is copied. `image_processor` is the side
+        of the square in pixels (then mean and standard deviation are CLIP's unless given), or a directory, hub id,
+        `timm/NAME` or object whose size, mean and standard deviation are taken over; cropping is not.
         """
-        if isinstance(tokenizer, str | PathLike):
-            tokenizer = load_tokenizer(tokenizer)
-        else:
-            tokenizer = copy.deepcopy(tokenizer)
+        tokenizer = load_tokenizer(tokenizer) if isinstance(tokenizer, str | PathLike) else copy.deepcopy(tokenizer)
         return cls(squeezing_processor(image_processor, image_mean, image_std), tokenizer, **kwargs)
 
     @property

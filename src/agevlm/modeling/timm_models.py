@@ -106,8 +106,8 @@ def _find(source: str | PathLike[str]) -> tuple[str, str]:
         raise ValueError(f"{path} holds no {_WEIGHTS}: copy the model again, in safetensors")
     if content.get("model_args"):
         raise ValueError(
-            f"{path} changes its network by model_args={content['model_args']!s:.200}, which transformers' TimmBackbone "
-            "does not keep: name a model without"
+            f"{path} changes its network by model_args={content['model_args']!s:.200}, which the TimmBackbone of "
+            "transformers does not keep: name a model without"
         )
     return _known(str(content.get("architecture"))), f"local-dir:{path}"
 
