@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 import torch
 
-pytest.importorskip("gguf", reason="the extra gguf is not installed")
-
 from tiny_gguf import CHAT_TEMPLATE, make_llama, write_gguf
 from tiny_models import make_model, make_picture
 
 from agevlm import AgeVlmForConditionalGeneration, AgeVlmProcessor
 from agevlm.checkpoints import resolve_language_model, resolve_model
 from agevlm.modeling.language import load_language_model, load_tokenizer
+
+pytest.importorskip("gguf", reason="the extra gguf is not installed")
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Backbones of timm: by name, by directory, inside a network, and converted without it. `make test-torchvision` runs it.
+"""Backbones of timm: by name, by directory, in a network, and converted. `make test-torchvision` runs these tests.
 
 Nothing is downloaded: the networks are timm's own, with random weights where a name would fetch trained ones.
 """
@@ -11,17 +11,17 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tiny_models import make_text_config
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM
-
-timm: Any = pytest.importorskip("timm", reason="the extra timm is not installed")
 
 from agevlm import AgeVlmForConditionalGeneration
 from agevlm.checkpoints.importing import import_backbone
 from agevlm.modeling.processing_agevlm import squeezing_processor
 from agevlm.modeling.vision import fit_pictures, load_backbone
+
+timm: Any = pytest.importorskip("timm", reason="the extra timm is not installed")
 
 NAME = "test_convnext"  # of timm's own tests: 0.3 million parameters, pictures of 160 pixels
 STAGES = ["stages.0", "stages.1", "stages.2", "stages.3"]
@@ -96,14 +96,13 @@ def hub(tmp_path: Path) -> Path:
 def test_a_directory_of_the_hub_is_read_offline(hub: Path, tmp_path: Path) -> None:
     backbone = load_backbone(hub)
     theirs = timm.create_model(NAME).eval()
-    theirs.load_state_dict(
-        {name: value for name, value in timm.models.load_state_dict(str(hub / "model.safetensors")).items()}
-    )
+    theirs.load_state_dict(load_file(hub / "model.safetensors"))
     pixels = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(1))
     (found,) = backbone(pixels).feature_maps
     torch.testing.assert_close(found, theirs.forward_intermediates(pixels, intermediates_only=True)[-1])
     processor = squeezing_processor(hub)
-    assert (processor.size["height"], processor.image_mean, processor.image_std) == (96, [0.1, 0.2, 0.3], [0.4] * 3)
+    assert processor.size == {"height": 96, "width": 96}
+    assert [*processor.image_mean, *processor.image_std] == [0.1, 0.2, 0.3, 0.4, 0.4, 0.4]
     backbone.save_pretrained(tmp_path / "saved")
     assert str(hub) not in (tmp_path / "saved" / "config.json").read_text()
     assert torch.equal(load_backbone(tmp_path / "saved")(pixels).feature_maps[0], found)
@@ -111,7 +110,7 @@ def test_a_directory_of_the_hub_is_read_offline(hub: Path, tmp_path: Path) -> No
 
 def test_a_directory_without_safetensors_is_refused(hub: Path) -> None:
     (hub / "model.safetensors").rename(hub / "pytorch_model.bin")
-    with pytest.raises(ValueError, match="holds no model.safetensors"):
+    with pytest.raises(ValueError, match=r"holds no model.safetensors"):
         load_backbone(hub)
 
 

@@ -124,11 +124,10 @@ def _configuration(trunk: dict[str, Tensor]) -> Any:
     """The shape of a network, read from the names and shapes of its weights."""
     from transformers import ConvNextConfig
 
-    blocks = [
-        match for name in trunk if (match := re.fullmatch(r"stages\.(\d+)\.blocks\.(\d+)\.conv_dw\.weight", name))
-    ]
-    num_stages = 1 + max(int(match[1]) for match in blocks)
-    depths = [sum(int(match[1]) == stage for match in blocks) for stage in range(num_stages)]
+    found = (re.fullmatch(r"stages\.(\d+)\.blocks\.\d+\.conv_dw\.weight", name) for name in trunk)
+    stages = [int(match[1]) for match in found if match]
+    num_stages = 1 + max(stages)
+    depths = [stages.count(stage) for stage in range(num_stages)]
     widths = [
         trunk[f"stages.{stage}.blocks.0.conv_dw.weight"].shape[0] if depth else 0 for stage, depth in enumerate(depths)
     ]
@@ -170,7 +169,7 @@ def _check(found: dict[str, Tensor], expected: dict[str, Tensor], source: Path) 
         name = wrong[0]
         raise ValueError(
             f"{source}: is no ConvNeXt that transformers builds: {name} is {shapes.get(name, 'missing')}, and "
-            f"{wanted.get(name, 'nothing of that name')} was expected; ConvNeXt V2 and others are to be had by timm/NAME"
+            f"{wanted.get(name, 'nothing of that name')} was expected; ConvNeXt V2 and others go by timm/NAME"
         )
 
 
