@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-
 from tiny_gguf import CHAT_TEMPLATE, make_llama, write_gguf
 from tiny_models import make_model, make_picture
 
