@@ -93,6 +93,12 @@ def test_files_of_another_kind_and_halves_are_one_line(damage: str, file: Path, 
     assert "\n" not in str(caught.value)
 
 
+def test_a_tokenizer_without_an_end_is_refused(llama: Any, tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "endless.gguf", llama, eos=False)
+    with pytest.raises(ValueError, match="has no token for the end of text"):
+        AgeVlmProcessor.from_backbones(path, 32)
+
+
 def test_names_of_files_that_are_not_there(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no GGUF file 'nothing.gguf': expected one that exists"):
         resolve_language_model("nothing.gguf")

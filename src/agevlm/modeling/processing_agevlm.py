@@ -17,6 +17,7 @@ from transformers import AutoImageProcessor, BatchFeature, ViTImageProcessorPil
 from transformers.image_utils import load_image
 from transformers.processing_utils import ProcessorMixin
 
+from .chat_template import without_system_prompt
 from .language import load_tokenizer
 from .loading import reading
 from .timm_models import is_timm, timm_pixels
@@ -42,7 +43,7 @@ class AgeVlmProcessor(ProcessorMixin):
 
     `<image>` is added to the tokenizer as a special token where it is missing, and the end of text stands in for a
     missing padding token. Without a chat template of its own or of its tokenizer, turns read `user: …` and
-    `assistant: …`, an answer ending with the end of text.
+    `assistant: …`, an answer ending with the end of text. A tokenizer without an end of text is a ValueError.
     """
 
     def __init__(
@@ -53,6 +54,11 @@ class AgeVlmProcessor(ProcessorMixin):
         image_token: str = IMAGE_TOKEN,
         **kwargs: Any,
     ):
+        if tokenizer.eos_token is None:
+            raise ValueError(
+                f"the tokenizer {tokenizer.name_or_path or type(tokenizer).__name__} has no token for the end of text "
+                "(eos_token), with which an answer ends: name one in its tokenizer_config.json"
+            )
         if image_token not in tokenizer.get_vocab():
             tokenizer.add_special_tokens(
                 {"additional_special_tokens": [image_token]}, replace_extra_special_tokens=False
@@ -71,6 +77,7 @@ class AgeVlmProcessor(ProcessorMixin):
         image_processor: str | PathLike[str] | int | Any,
         image_mean: Sequence[float] | None = None,
         image_std: Sequence[float] | None = None,
+        default_system_prompt: bool = True,
         **kwargs: Any,
     ) -> Self:
         """A processor for any pair of backbones.
@@ -78,9 +85,14 @@ class AgeVlmProcessor(ProcessorMixin):
         `tokenizer` is a directory, a hub id, a GGUF file or an object, which is copied. `image_processor` is the side
         of the square in pixels (then mean and standard deviation are CLIP's unless given), or a directory, hub id,
         `timm/NAME` or object whose size, mean and standard deviation are taken over; cropping is not.
+        `default_system_prompt` says whether the chat template may begin a conversation with a system prompt of its own.
         """
         tokenizer = load_tokenizer(tokenizer) if isinstance(tokenizer, str | PathLike) else copy.deepcopy(tokenizer)
-        return cls(squeezing_processor(image_processor, image_mean, image_std), tokenizer, **kwargs)
+        processor = cls(squeezing_processor(image_processor, image_mean, image_std), tokenizer, **kwargs)
+        if not default_system_prompt:
+            template = without_system_prompt(tokenizer, processor.chat_template)
+            processor.chat_template = tokenizer.chat_template = template
+        return processor
 
     @property
     def model_input_names(self) -> list[str]:

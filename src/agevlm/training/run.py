@@ -388,7 +388,7 @@ def _join(recipe: Recipe) -> tuple[JoinedModel, AgeVlmProcessor]:
     settings = recipe.model
     torch.manual_seed(recipe.seed)
     language, vision = resolve_language_model(settings.language_model), resolve_model(settings.vision_model)
-    processor = AgeVlmProcessor.from_backbones(language, vision)
+    processor = AgeVlmProcessor.from_backbones(language, vision, default_system_prompt=settings.default_system_prompt)
     backbone = load_backbone(vision, settings.vision_stages)
     fit_pictures(backbone, processor.image_processor, settings.image_size)
     overrides: dict[str, Any] = {"image_token_id": processor.image_token_id, "vision_grid": settings.vision_grid}
