@@ -9,7 +9,7 @@ RUN ?= runs/quickstart
 help:
 	@echo "make quickstart   train, evaluate and report in the embedded world: $(RUN)/report.html"
 	@echo "make test         the whole test suite"
-	@echo "make test-torchvision   the tests of other models whose processors need torchvision: 5.6 GB the first time"
+	@echo "make test-torchvision   the tests of other models that need torchvision, and of timm's: 5.6 GB the first time"
 	@echo "make fuzz         10,000 damaged inputs: each ends in one line (NUM=, SEED=)"
 	@echo "make kill         work ended at random moments, and on full disks: what goes on is whole (MOMENTS=)"
 	@echo "make newest       install the newest of every dependency and run the quick tests: does a release break us?"
@@ -47,13 +47,14 @@ fuzz: $(INSTALLED)
 kill: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz/kills.py --moments $(MOMENTS)
 
-# Some processors of transformers need torchvision, which has builds for CUDA only beside this torch: an environment of its
+# Some processors of transformers, and timm, need torchvision, which has builds for CUDA only beside this torch: an environment of its
 # own, which runs on CPUs too. Not for CI: 5.6 GB.
 test-torchvision: $(INSTALLED)
 	test -d .venv-torchvision || $(PYTHON) -m venv .venv-torchvision
 	.venv-torchvision/bin/pip install --quiet torch==2.14.1 torchvision==0.29.1
-	.venv-torchvision/bin/pip install --quiet --editable . pytest pytest-xdist
-	OMP_NUM_THREADS=1 .venv-torchvision/bin/python -m pytest -rs --numprocesses 2 --dist worksteal --quiet tests/vlms
+	.venv-torchvision/bin/pip install --quiet --editable '.[timm]' pytest pytest-xdist
+	OMP_NUM_THREADS=1 .venv-torchvision/bin/python -m pytest -rs --numprocesses 2 --dist worksteal --quiet tests/vlms \
+		tests/modeling/test_timm.py
 
 # What most depends on the libraries around us. Nothing is given but torch, for its CPU build; extras come after the wheel
 # has shown that it trains and looks without them.
@@ -67,7 +68,7 @@ newest: wheel
 	.venv-newest/bin/pip uninstall --quiet --yes agevlm
 	.venv-newest/bin/pip install --quiet --upgrade --upgrade-strategy eager $(TORCH) dist/agevlm-*.whl pytest pytest-xdist
 	OMP_NUM_THREADS=1 .venv-newest/bin/python -m pytest --quiet tests/test_installed.py
-	.venv-newest/bin/pip install --quiet --upgrade --upgrade-strategy eager $(TORCH) peft spacy datasets
+	.venv-newest/bin/pip install --quiet --upgrade --upgrade-strategy eager $(TORCH) peft spacy datasets gguf
 	.venv-newest/bin/python tools/drift.py
 	OMP_NUM_THREADS=1 .venv-newest/bin/python $(PYTEST) $(QUICK)
 
@@ -75,7 +76,7 @@ lowest: wheel
 	test -d .venv-lowest || $(PYTHON) -m venv .venv-lowest
 	.venv-lowest/bin/pip uninstall --quiet --yes agevlm
 	.venv-lowest/bin/pip install --quiet --constraint constraints-lowest.txt dist/agevlm-*.whl pytest pytest-xdist \
-		peft spacy datasets
+		peft spacy datasets gguf
 	OMP_NUM_THREADS=1 .venv-lowest/bin/python $(PYTEST) $(QUICK)
 
 check: $(INSTALLED)

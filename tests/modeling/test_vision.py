@@ -11,6 +11,7 @@ from tiny_models import make_pixels, make_text_config, make_vision_config
 from transformers import AutoBackbone, AutoModelForCausalLM
 
 from agevlm import AgeVlmConfig, AgeVlmForConditionalGeneration, ConcatVlmConfig, ConcatVlmForConditionalGeneration
+from agevlm.modeling.processing_agevlm import squeezing_processor
 from agevlm.modeling.vision import join_feature_maps, load_backbone
 
 NETWORKS = (AgeVlmForConditionalGeneration, ConcatVlmForConditionalGeneration)
@@ -74,6 +75,19 @@ def test_larger_pictures_make_more_tokens(vision: Path) -> None:
 def test_stages_that_are_none_are_named(asked: list[str], message: str, vision: Path) -> None:
     with pytest.raises(ValueError, match=f"the feature maps stem, stage1, stage2, and {message}"):
         load_backbone(vision, asked)
+
+
+def test_without_timm_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agevlm.modeling.timm_models.is_timm_available", lambda: False)
+    (tmp_path / "config.json").write_text('{"architecture": "resnet18", "pretrained_cfg": {}}')
+    saved = tmp_path / "saved"
+    saved.mkdir()
+    (saved / "config.json").write_text('{"model_type": "timm_backbone", "backbone": "resnet18"}')
+    for name in ("timm/resnet18.a1_in1k", tmp_path, saved):
+        with pytest.raises(ValueError, match=r"pip install 'agevlm\[timm\]'"):
+            load_backbone(name)
+    with pytest.raises(ValueError, match=r"pip install 'agevlm\[timm\]'"):
+        squeezing_processor("timm/resnet18.a1_in1k")
 
 
 @pytest.mark.parametrize("config", [AgeVlmConfig, ConcatVlmConfig])

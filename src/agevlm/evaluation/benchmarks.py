@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from agevlm.checkpoints import load_vlm, resolve_model
+from agevlm.checkpoints import load_vlm, resolve_language_model, resolve_model
 from agevlm.data.chat import render_conversation
 from agevlm.data.schema import AnnotatedImage, Conversation, Sample
 from agevlm.documents import read_yaml
@@ -243,7 +243,7 @@ def _perplexity(origin: str | None, network: Any, processor: Any, conversations:
     if getattr(processor, "chat_template", None) is None:
         return {}
     texts = _texts(processor, conversations)
-    before = directory_perplexity(resolve_model(origin), texts, device=network.device) if origin else None
+    before = directory_perplexity(resolve_language_model(origin), texts, device=network.device) if origin else None
     after = text_perplexity(network, processor.tokenizer, texts)
     return {"before": before, "after": after, "language_model": origin, "num_texts": len(texts)}
 
@@ -257,14 +257,14 @@ def _texts(processor: Any, conversations: Iterable[Conversation]) -> list[str]:
 def _origin(model: str | Path, settings: Settings) -> str | None:
     """The language model to compare with; an unknown name is an error where a user gave it."""
     if settings.language_model:
-        resolve_model(settings.language_model)
+        resolve_language_model(settings.language_model)
         return settings.language_model
     start = _recipe(model).get("model") or {}
     try:
         if start.get("init"):
             return _origin(start["init"], settings)
         name = start.get("language_model")
-        return name if name and Path(resolve_model(name)).is_dir() else None
+        return name if name and Path(resolve_language_model(name)).exists() else None
     except ValueError:  # a recipe may name a directory of another machine
         return None
 

@@ -70,12 +70,11 @@ def _negative_log_likelihood(language_model: Any, batch: Sequence[Sequence[int]]
 def directory_perplexity(
     directory: str | Path, texts: Sequence[str], *, device: Any = "cpu", batch_size: int = DEFAULT_BATCH_SIZE
 ) -> float:
-    """Perplexity on chat texts of the causal language model and tokenizer in `directory` (or named by a hub id)."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    """Perplexity on chat texts of the causal language model and tokenizer in `directory`.
 
-    from agevlm.modeling.loading import load_whole, reading
+    It may also be a hub id or a GGUF file.
+    """
+    from agevlm.modeling.language import load_language_model, load_tokenizer
 
-    model = load_whole(AutoModelForCausalLM, directory).to(device)
-    with reading(directory, "tokenizer"):
-        tokenizer = AutoTokenizer.from_pretrained(directory)
-    return text_perplexity(model, tokenizer, texts, batch_size=batch_size)
+    model = load_language_model(directory).to(device)
+    return text_perplexity(model, load_tokenizer(directory), texts, batch_size=batch_size)

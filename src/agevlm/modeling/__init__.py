@@ -7,7 +7,7 @@ from __future__ import annotations
 
 
 def register() -> None:
-    """Let transformers' Auto classes know our networks and the backbone EfficientNet-Lite. Twice does no harm."""
+    """Let transformers' Auto classes know our networks and backbones. Twice does no harm."""
     from transformers import AutoBackbone, AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
 
     from .configuration_agevlm import AgeVlmConfig
@@ -16,6 +16,7 @@ def register() -> None:
     from .modeling_agevlm import AgeVlmForConditionalGeneration, AgeVlmModel
     from .modeling_concat import ConcatVlmForConditionalGeneration
     from .processing_agevlm import AgeVlmProcessor
+    from .vit_backbone import VitBackbone, VitBackboneConfig
 
     AutoConfig.register(AgeVlmConfig.model_type, AgeVlmConfig, exist_ok=True)
     AutoModel.register(AgeVlmConfig, AgeVlmModel, exist_ok=True)
@@ -26,3 +27,5 @@ def register() -> None:
     AutoProcessor.register(ConcatVlmConfig, AgeVlmProcessor, exist_ok=True)
     AutoConfig.register(EfficientNetLiteConfig.model_type, EfficientNetLiteConfig, exist_ok=True)
     AutoBackbone.register(EfficientNetLiteConfig, EfficientNetLiteBackbone, exist_ok=True)
+    AutoConfig.register(VitBackboneConfig.model_type, VitBackboneConfig, exist_ok=True)
+    AutoBackbone.register(VitBackboneConfig, VitBackbone, exist_ok=True)

@@ -20,7 +20,7 @@ from transformers import initialization as init
 from transformers.configuration_utils import PreTrainedConfig
 
 from .interleaving import decoder_layers
-from .loading import load_whole
+from .language import load_language_model
 from .supervision import Head, label_log_probs, mean_loss
 from .vision import build_backbone, join_feature_maps, load_backbone
 
@@ -71,13 +71,14 @@ class JoinedModel(PreTrainedModel):
     ) -> Self:
         """Join a decoder and a vision backbone into a new model whose own modules are yet to be trained.
 
-        Each is a directory, a hub id or a model object. An object is taken over, not copied; its weights and dtype
-        stay. A vision checkpoint may be of a plain model (ConvNextModel, …); its last stage gives the features unless
-        its configuration names others (`out_features`), which are joined to one grid. `config_overrides` are fields of
-        the model's configuration. Text without images stays the decoder's to the last bit.
+        Each is a directory, a hub id or a model object; a language model may be a GGUF file, a vision model
+        `timm/NAME`. An object is taken over, not copied; its weights and dtype stay. A vision checkpoint may be of a
+        plain model (ConvNextModel, …); its last stage gives the features unless its configuration names others
+        (`out_features`), which are joined to one grid. `config_overrides` are fields of the model's configuration.
+        Text without images stays the decoder's to the last bit.
         """
         if not isinstance(language_model, PreTrainedModel):
-            language_model = load_whole(AutoModelForCausalLM, language_model)
+            language_model = load_language_model(language_model)
         if not isinstance(vision_model, PreTrainedModel):
             vision_model = load_backbone(vision_model)
         if not hasattr(vision_model, "channels"):

@@ -19,20 +19,29 @@ _MAX_NAMED = 3  # tensors named in an error
 _AGAIN = "copy or train the checkpoint again"
 
 
-def load_whole(kind: Any, source: str | PathLike[str], *, may_lack: str | None = None, **options: Any) -> Any:
+def load_whole(
+    kind: Any,
+    source: str | PathLike[str],
+    *,
+    may_lack: str | None = None,
+    named: str | None = None,
+    advice: str = _AGAIN,
+    **options: Any,
+) -> Any:
     """The model of a checkpoint by `kind.from_pretrained`, with every weight that it needs, each a finite number.
 
     Weights with `may_lack` in their names may be missing, and start as new ones do. A checkpoint whose weights are
-    missing, of other shapes than its configuration says, not finite or not to be read is a ValueError that names it and
-    the weights.
+    missing, of other shapes than its configuration says, not finite or not to be read is a ValueError that names it (as
+    `named`, where that is not `source`) and the weights, and ends with `advice`.
     """
-    with reading(source, "weights"):
+    name = named or source
+    with reading(name, "weights", advice):
         model, found = kind.from_pretrained(source, output_loading_info=True, **options)
     missing = sorted(name for name in found["missing_keys"] if may_lack is None or may_lack not in name)
     if missing:
-        raise ValueError(f"{source} lacks the weights {_named(missing)}: {_AGAIN}")
+        raise ValueError(f"{name} lacks the weights {_named(missing)}: {advice}")
     if broken := not_finite(model):
-        raise ValueError(f"the weights {_named(broken)} in {source} are not finite: {_AGAIN}")
+        raise ValueError(f"the weights {_named(broken)} in {name} are not finite: {advice}")
     return model
 
 
@@ -50,17 +59,20 @@ def _spread(weight: torch.Tensor) -> float:
 
 
 @contextmanager
-def reading(source: str | PathLike[str], what: str) -> Iterator[None]:
-    """Whatever reading a part of a checkpoint raises becomes a ValueError that names both, a full memory excepted."""
+def reading(source: str | PathLike[str], what: str, advice: str = _AGAIN) -> Iterator[None]:
+    """Whatever reading a part of a checkpoint raises becomes a ValueError that names both, a full memory excepted.
+
+    It ends with `advice`, what to do about it.
+    """
     try:
         yield
     except MemoryError:
         raise
     except SafetensorError as error:
-        raise ValueError(f"the {what} in {source} cannot be read ({error}): {_AGAIN}") from error
+        raise ValueError(f"the {what} in {source} cannot be read ({error}): {advice}") from error
     except Exception as error:  # a damaged file makes transformers, tokenizers and json raise anything
         fault = f"{type(error).__name__}: {' '.join(str(error).split()):.300}"
-        raise ValueError(f"the {what} in {source} cannot be read ({fault}): {_AGAIN}") from error
+        raise ValueError(f"the {what} in {source} cannot be read ({fault}): {advice}") from error
 
 
 def _named(names: list[str]) -> str:

@@ -13,11 +13,14 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor
-from transformers import AutoImageProcessor, AutoTokenizer, BatchFeature, ViTImageProcessorPil
+from transformers import AutoImageProcessor, BatchFeature, ViTImageProcessorPil
 from transformers.image_utils import load_image
 from transformers.processing_utils import ProcessorMixin
 
+from .chat_template import without_system_prompt
+from .language import load_tokenizer
 from .loading import reading
+from .timm_models import is_timm, timm_pixels
 
 IMAGE_TOKEN = "<image>"
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -40,7 +43,7 @@ class AgeVlmProcessor(ProcessorMixin):
 
     `<image>` is added to the tokenizer as a special token where it is missing, and the end of text stands in for a
     missing padding token. Without a chat template of its own or of its tokenizer, turns read `user: …` and
-    `assistant: …`, an answer ending with the end of text.
+    `assistant: …`, an answer ending with the end of text. A tokenizer without an end of text is a ValueError.
     """
 
     def __init__(
@@ -51,6 +54,11 @@ class AgeVlmProcessor(ProcessorMixin):
         image_token: str = IMAGE_TOKEN,
         **kwargs: Any,
     ):
+        if tokenizer.eos_token is None:
+            raise ValueError(
+                f"the tokenizer {tokenizer.name_or_path or type(tokenizer).__name__} has no token for the end of text "
+                "(eos_token), with which an answer ends: name one in its tokenizer_config.json"
+            )
         if image_token not in tokenizer.get_vocab():
             tokenizer.add_special_tokens(
                 {"additional_special_tokens": [image_token]}, replace_extra_special_tokens=False
@@ -69,20 +77,22 @@ class AgeVlmProcessor(ProcessorMixin):
         image_processor: str | PathLike[str] | int | Any,
         image_mean: Sequence[float] | None = None,
         image_std: Sequence[float] | None = None,
+        default_system_prompt: bool = True,
         **kwargs: Any,
     ) -> Self:
         """A processor for any pair of backbones.
 
-        `tokenizer` is a directory, a hub id or an object, which is copied. `image_processor` is the side of the square
-        in pixels (then mean and standard deviation are CLIP's unless given), or a directory, hub id or object whose
-        size, mean and standard deviation are taken over; cropping is not.
+        `tokenizer` is a directory, a hub id, a GGUF file or an object, which is copied. `image_processor` is the side
+        of the square in pixels (then mean and standard deviation are CLIP's unless given), or a directory, hub id,
+        `timm/NAME` or object whose size, mean and standard deviation are taken over; cropping is not.
+        `default_system_prompt` says whether the chat template may begin a conversation with a system prompt of its own.
         """
-        if isinstance(tokenizer, str | PathLike):
-            with reading(tokenizer, "tokenizer"):
-                tokenizer = AutoTokenizer.from_pretrained(tokenizer)
-        else:
-            tokenizer = copy.deepcopy(tokenizer)
-        return cls(squeezing_processor(image_processor, image_mean, image_std), tokenizer, **kwargs)
+        tokenizer = load_tokenizer(tokenizer) if isinstance(tokenizer, str | PathLike) else copy.deepcopy(tokenizer)
+        processor = cls(squeezing_processor(image_processor, image_mean, image_std), tokenizer, **kwargs)
+        if not default_system_prompt:
+            template = without_system_prompt(tokenizer, processor.chat_template)
+            processor.chat_template = tokenizer.chat_template = template
+        return processor
 
     @property
     def model_input_names(self) -> list[str]:
@@ -230,6 +240,9 @@ def squeezing_processor(
 
     See `AgeVlmProcessor.from_backbones`.
     """
+    if isinstance(image_processor, str | PathLike) and is_timm(image_processor):
+        side, mean, std = timm_pixels(image_processor)
+        return squeezing_processor(side, image_mean or mean, image_std or std)
     if isinstance(image_processor, str | PathLike):
         with reading(image_processor, "image processor"):
             image_processor = AutoImageProcessor.from_pretrained(image_processor)
@@ -246,6 +259,8 @@ def _square(image_processor: Any) -> dict[str, int]:
     if isinstance(image_processor, int):
         return {"height": image_processor, "width": image_processor}
     size = image_processor.size
+    if getattr(image_processor, "do_center_crop", False) and getattr(image_processor, "crop_size", None):
+        size = image_processor.crop_size  # what the network sees, of a picture resized to a little more
     side = size.get("height") or size.get("shortest_edge") or size.get("longest_edge")
     if side is None:
         raise ValueError(f"the image processor's size {size} names no side: pass the side of the square in pixels")

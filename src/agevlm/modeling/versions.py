@@ -1,7 +1,8 @@
 """What goes by one name in some of the versions of transformers that we take, and by another in others.
 
 The cache of keys and values is `cache` from 5.24 on, `past_key_values` before; our methods are written with `cache`.
-Checkpointing is of activations from 5.23 on, of gradients before. No other file asks which version runs.
+Checkpointing is of activations from 5.23 on, of gradients before. A GGUF file may stay quantised from the version on
+that has `GgufConfig`. No other file asks which version runs.
 """
 
 from __future__ import annotations
@@ -52,3 +53,12 @@ def checkpoint_activations(model: Any, enable: bool, *, use_reentrant: bool = Fa
         getattr(model, f"{kind}_checkpointing_enable")({"use_reentrant": use_reentrant})
     else:
         getattr(model, f"{kind}_checkpointing_disable")()
+
+
+def dequantised(gguf_file: str) -> dict[str, Any]:
+    """What `from_pretrained` has to hear to make plain weights of a GGUF file."""
+    import transformers
+
+    if not hasattr(transformers, "GgufConfig"):  # then there is no other way
+        return {"gguf_file": gguf_file}
+    return {"gguf_file": gguf_file, "quantization_config": transformers.GgufConfig(dequantize=True)}

@@ -13,13 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import MODEL_FOR_BACKBONE_MAPPING, AutoConfig, PreTrainedModel
+from transformers import MODEL_FOR_BACKBONE_MAPPING, MODEL_MAPPING, AutoConfig, PreTrainedModel
 from transformers.configuration_utils import PreTrainedConfig
 
 from . import register
 from .configuration_agevlm import AgeVlmConfig, VisionGrid
 from .configuration_concat import ConcatVlmConfig
 from .loading import load_whole, reading
+from .timm_models import SavedTimm, check_timm, fixed_side, is_timm, load_timm
+from .vit_backbone import TOWERS, VitBackbone, VitBackboneConfig
 
 NUM_FREQUENCIES = 4
 POSITION_CODE_SIZE = 2 + 4 * NUM_FREQUENCIES
@@ -28,6 +30,8 @@ POSITION_CODE_SIZE = 2 + 4 * NUM_FREQUENCIES
 def build_backbone(config: PreTrainedConfig) -> PreTrainedModel:
     """A new backbone; one without attention, such as ConvNext, is not asked for an attention kernel."""
     backbone = backbone_class(config)
+    if config.model_type == "timm_backbone":
+        check_timm(config.backbone)
     if not backbone.has_attentions:
         config._attn_implementation = "eager"
     return backbone._from_config(config)
@@ -36,31 +40,79 @@ def build_backbone(config: PreTrainedConfig) -> PreTrainedModel:
 def load_backbone(path: str | PathLike[str], out_features: Sequence[str] | None = None) -> PreTrainedModel:
     """The backbone in a directory or under a hub id, be it saved as backbone, plain model or classifier.
 
-    Of a network of ours its vision model is taken, and nothing else.
+    Of a network of ours its vision model is taken, of a CLIP or SigLIP its vision transformer, and nothing else.
+    `timm/NAME` is a model of timm's.
     `out_features` names the feature maps that it gives, in any order; None: as its configuration says, which is the
     last one where it says nothing. A name that it does not have is a ValueError that lists those it has, and so is a
     checkpoint that is not whole.
     `AutoBackbone.from_pretrained` does not take directories.
     """
-    register()  # our own backbone is found by its type as any other
+    register()  # our own backbones are found by their type as any other
+    if is_timm(path):
+        return load_timm(path, out_features, lambda known, asked: _numbers(path, known, asked))
     with reading(path, "configuration"):
         config = AutoConfig.from_pretrained(path)
+    if config.model_type in {*TOWERS, *TOWERS.values()}:
+        return _load_tower(path, config, out_features)
     taken: dict[str, Any] = {}
     if isinstance(config, AgeVlmConfig | ConcatVlmConfig):
         config, taken = config.vision_config, {"key_mapping": {r"^vision_model\.": ""}}
-    backbone_class(config)
+    kind = backbone_class(config)
     if out_features is not None:
-        unknown = [name for name in out_features if name not in config.stage_names]
-        if unknown or not out_features:
-            asked = repr(unknown[0]) if unknown else "none"
-            raise ValueError(
-                f"the vision model {path} has the feature maps {', '.join(config.stage_names)}, and {asked} was asked "
-                "for: name one or more of these"
-            )
-        config.out_features = [name for name in config.stage_names if name in out_features]
+        config.out_features = [
+            config.stage_names[number] for number in _numbers(path, config.stage_names, out_features)
+        ]
     saved_so = out_features is None and any("Backbone" in name for name in config.architectures or ())
     may_lack = None if saved_so else "hidden_states_norms"  # of the feature maps that were not asked for then
-    return load_whole(backbone_class(config), path, may_lack=may_lack, config=config, **taken)
+    reader = SavedTimm if config.model_type == "timm_backbone" else kind
+    return load_whole(reader, path, may_lack=may_lack, config=config, **taken)
+
+
+def _load_tower(path: str | PathLike[str], config: Any, out_features: Sequence[str] | None) -> VitBackbone:
+    """The vision transformer of a CLIP or SigLIP, saved alone or with its text model."""
+    vision = config.vision_config if config.model_type in TOWERS else config
+    ours = VitBackboneConfig(vision_config=vision)
+    if out_features is not None:
+        ours.out_features = [ours.stage_names[number] for number in _numbers(path, ours.stage_names, out_features)]
+    tower = load_whole(MODEL_MAPPING[type(vision)], path, config=ours.vision_config)
+    return VitBackbone(ours, tower).eval()
+
+
+def _numbers(path: str | PathLike[str], known: Sequence[str], asked: Sequence[str] | None) -> list[int]:
+    """The numbers of the feature maps that are asked for by name, in order; of the last one where none are."""
+    if asked is None:
+        return [len(known) - 1]
+    unknown = [name for name in asked if name not in known]
+    if unknown or not asked:
+        raise ValueError(
+            f"the vision model {path} has the feature maps {', '.join(known)}, and "
+            f"{repr(unknown[0]) if unknown else 'none'} was asked for: name one or more of these"
+        )
+    return [number for number, name in enumerate(known) if name in asked]
+
+
+def fit_pictures(backbone: PreTrainedModel, image_processor: Any, side: int | None) -> None:
+    """Let an image processor make squares of `side` pixels, or of its own where it is None, for a backbone.
+
+    ValueError where the backbone cannot take them, or would not see their right and bottom edge.
+    """
+    if side is not None:
+        image_processor.size = {"height": side, "width": side}
+    config = backbone.config
+    only = fixed_side(config.backbone) if config.model_type == "timm_backbone" else None
+    for size in (image_processor.size["height"], image_processor.size["width"]):
+        if only is not None and size != only:
+            raise ValueError(
+                f"{config.backbone} of timm takes pictures of {only} pixels alone, and image_size={size}: leave it out"
+            )
+        patch = getattr(config, "patch_size", None)
+        if hasattr(config, "depths") or not isinstance(patch, int) or size % patch == 0:
+            continue  # convolutions pad
+        below = size // patch * patch
+        raise ValueError(
+            f"pictures of {size} pixels are not cut whole into patches of {patch}: set image_size to "
+            f"{below or patch} or {below + patch}"
+        )
 
 
 def backbone_class(config: PreTrainedConfig) -> Any:
@@ -68,7 +120,7 @@ def backbone_class(config: PreTrainedConfig) -> Any:
     if type(config) not in MODEL_FOR_BACKBONE_MAPPING:
         raise ValueError(
             f"vision models of type {config.model_type!r} give no feature map in transformers: "
-            "use one with a backbone class (convnext, convnextv2, dinov2, swin, …)"
+            "use one with a backbone class (convnext, convnextv2, dinov2, swin, …), a CLIP, a SigLIP, or timm/NAME"
         )
     return MODEL_FOR_BACKBONE_MAPPING[type(config)]
 

@@ -32,7 +32,7 @@ from agevlm.evaluation.localisation import TOLERANCE_RATIO, points_inside
 from agevlm.evaluation.scores import auroc, interval_of_mean
 from agevlm.modeling.configuration_agevlm import VisionGrid
 from agevlm.modeling.processing_agevlm import squeezing_processor
-from agevlm.modeling.vision import join_feature_maps, load_backbone
+from agevlm.modeling.vision import fit_pictures, join_feature_maps, load_backbone
 from agevlm.training.arithmetic import choose_arithmetic
 from agevlm.training.features import FeatureCache, cached_features
 from agevlm.training.sources import ParquetSource
@@ -136,8 +136,7 @@ def _open_vision(settings: ProbeSettings) -> tuple[_Vision, Any]:
     name = resolve_model(settings.vision_model)
     backbone = load_backbone(name, settings.stages).float().to(choose_device()).eval().requires_grad_(False)
     squeezing = squeezing_processor(name)
-    if settings.image_size:
-        squeezing.size = {"height": settings.image_size, "width": settings.image_size}
+    fit_pictures(backbone, squeezing, settings.image_size)
     return _Vision(backbone, settings.grid), SimpleNamespace(image_processor=squeezing)
 
 

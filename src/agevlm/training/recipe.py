@@ -41,9 +41,11 @@ class ModelRecipe(Strict):
     architecture: Literal["cross_attention", "concat"] = "cross_attention"
     """How the decoder reads the image: by cross-attention, or as image tokens in front of the text (the baseline)."""
     language_model: str = "tiny-llama"
-    """A directory, a hub id, or a name in the package."""
+    """A directory, a hub id, a GGUF file, or a name in the package."""
+    default_system_prompt: bool = True
+    """Whether the chat template may begin a conversation with a system prompt of its own: SmolLM2's has 20 tokens."""
     vision_model: str = "tiny-convnext"
-    """A directory, a hub id, or a name in the package."""
+    """A directory, a hub id, `timm/NAME`, or a name in the package."""
     vision_stages: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     """Names of the vision model's feature maps, joined to one grid. Null: what its configuration names, as a rule the
     last."""

@@ -34,7 +34,7 @@ from rich.console import Console
 from transformers import set_seed
 
 import agevlm
-from agevlm.checkpoints import choose_device, computes_in, load_model, resolve_model
+from agevlm.checkpoints import choose_device, computes_in, load_model, resolve_language_model, resolve_model
 from agevlm.data.collate import Collator
 from agevlm.data.scenes import split_seed
 from agevlm.files import recover, write_beside
@@ -43,7 +43,7 @@ from agevlm.modeling.modeling_agevlm import AgeVlmForConditionalGeneration
 from agevlm.modeling.modeling_concat import ConcatVlmForConditionalGeneration
 from agevlm.modeling.processing_agevlm import AgeVlmProcessor
 from agevlm.modeling.versions import checkpoint_activations
-from agevlm.modeling.vision import load_backbone
+from agevlm.modeling.vision import fit_pictures, load_backbone
 from agevlm.signals import put_off
 from agevlm.training.arithmetic import choose_arithmetic, frozen_in_bfloat16
 from agevlm.training.compiled import compile_layers, compiled_for
@@ -387,11 +387,10 @@ def build_model(recipe: Recipe) -> tuple[JoinedModel, AgeVlmProcessor]:
 def _join(recipe: Recipe) -> tuple[JoinedModel, AgeVlmProcessor]:
     settings = recipe.model
     torch.manual_seed(recipe.seed)
-    language, vision = resolve_model(settings.language_model), resolve_model(settings.vision_model)
-    processor = AgeVlmProcessor.from_backbones(language, vision)
+    language, vision = resolve_language_model(settings.language_model), resolve_model(settings.vision_model)
+    processor = AgeVlmProcessor.from_backbones(language, vision, default_system_prompt=settings.default_system_prompt)
     backbone = load_backbone(vision, settings.vision_stages)
-    if settings.image_size:
-        processor.image_processor.size = {"height": settings.image_size, "width": settings.image_size}
+    fit_pictures(backbone, processor.image_processor, settings.image_size)
     overrides: dict[str, Any] = {"image_token_id": processor.image_token_id, "vision_grid": settings.vision_grid}
     if settings.architecture == "concat":
         overrides |= {"pool_size": settings.pool_size, "image_positions": settings.image_positions != "none"}
