@@ -65,6 +65,10 @@ class ModelRecipe(Strict):
     """The attention kernel. Null: the decoder's own."""
     image_size: int | None = Field(None, ge=8, le=8192)
     """Side of the square picture in pixels. Null: as the vision model's own processor says."""
+    language_shape: str | None = None
+    """What a plan takes the language model for while it is not at hand: a shape in the package, or a config.json."""
+    vision_shape: str | None = None
+    """The same of the vision model."""
 
 
 class ScenesSource(Strict):
@@ -78,11 +82,22 @@ class ScenesSource(Strict):
     """Which scenes. Null: the recipe's seed."""
 
 
+class ExpectedData(Strict):
+    """What a plan reckons with while a dataset is not there."""
+
+    num_images: Images
+    """How many pictures."""
+    text_len: AtOnce
+    """Tokens of a conversation, the longest of a batch."""
+
+
 class ParquetSource(Strict):
     """A grounded dataset in the project's Parquet schema, as `agevlm data coco` writes it."""
 
     parquet: Path
     """The directory of the dataset."""
+    expected: ExpectedData | None = None
+    """What a plan reckons with while the dataset is not there. Null: what it assumes of any."""
     augment: Augmentation | None = None
     """Other views of its pictures; all questions are then made from the annotated instances. Null: the pictures as they
     are."""

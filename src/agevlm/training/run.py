@@ -39,8 +39,6 @@ from agevlm.data.collate import Collator
 from agevlm.data.scenes import split_seed
 from agevlm.files import recover, write_beside
 from agevlm.modeling.joined import JoinedModel
-from agevlm.modeling.modeling_agevlm import AgeVlmForConditionalGeneration
-from agevlm.modeling.modeling_concat import ConcatVlmForConditionalGeneration
 from agevlm.modeling.processing_agevlm import AgeVlmProcessor
 from agevlm.modeling.versions import checkpoint_activations
 from agevlm.modeling.vision import load_backbone
@@ -53,6 +51,7 @@ from agevlm.training.own_data import DATA, PROBE, OwnData, prepare
 from agevlm.training.progress import RunProgress
 from agevlm.training.recipe import LabelsSource, Recipe, StageRecipe, dump_recipe, load_recipe
 from agevlm.training.recipe import ParquetSource as ParquetRecipe
+from agevlm.training.shapes import network_of
 from agevlm.training.sources import DrawnSource, ParquetSource, SceneSource, Source
 from agevlm.training.stages import describe, freeze_for_stage, merge_adapters, merged_weights
 from agevlm.training.trainer import (
@@ -392,14 +391,8 @@ def _join(recipe: Recipe) -> tuple[JoinedModel, AgeVlmProcessor]:
     backbone = load_backbone(vision, settings.vision_stages)
     if settings.image_size:
         processor.image_processor.size = {"height": settings.image_size, "width": settings.image_size}
-    overrides: dict[str, Any] = {"image_token_id": processor.image_token_id, "vision_grid": settings.vision_grid}
-    if settings.architecture == "concat":
-        overrides |= {"pool_size": settings.pool_size, "image_positions": settings.image_positions != "none"}
-        return ConcatVlmForConditionalGeneration.from_backbones(language, backbone, **overrides), processor
-    overrides |= {name: getattr(settings, name) for name in ("null_token", "image_positions", "query_key_norm_init")}
-    if settings.cross_attention_layers is not None:
-        overrides["cross_attention_layers"] = list(settings.cross_attention_layers)
-    return AgeVlmForConditionalGeneration.from_backbones(language, backbone, **overrides), processor
+    kind, fields = network_of(settings)
+    return kind.from_backbones(language, backbone, image_token_id=processor.image_token_id, **fields), processor
 
 
 def _check_layers(recipe: Recipe, model: Any) -> None:
