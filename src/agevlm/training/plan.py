@@ -9,12 +9,11 @@ weights, no data and no GPU. What cannot be known then is assumed, and a plan sa
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from agevlm.modeling.interleaving import decoder_layers
 from agevlm.modeling.joined import JoinedModel
@@ -22,18 +21,9 @@ from agevlm.training.plan_inputs import Reckoned, reckon
 from agevlm.training.recipe import Recipe, StageRecipe
 from agevlm.training.shapes import Shapes
 from agevlm.training.stages import freeze_for_stage, parameter_groups
-from agevlm.training.step_cost import (
-    StepCost,
-    StepShape,
-    feature_shape,
-    materialise,
-    optimiser_bytes,
-    step_cost,
-    vision_flops,
-)
+from agevlm.training.step_cost import StepCost, StepShape, VisionCost, optimiser_bytes, step_cost, vision_cost
 from agevlm.training.trainer import images_per_process
 
-GIB = 2**30
 DEFAULT_MFU = 0.4  # share of the peak that training reaches: 0.3 to 0.5 for models of this size
 
 
@@ -72,6 +62,13 @@ def _gpus() -> dict[str, Gpu]:
 GPUS = _gpus()
 
 
+def find_gpu(name: str) -> Gpu:
+    """A GPU of the table. ValueError for one that is not in it."""
+    if name not in GPUS:
+        raise ValueError(f"no GPU {name!r}: expected one of {', '.join(GPUS)}")
+    return GPUS[name]
+
+
 @dataclass(frozen=True)
 class Machine:
     """What a run would train on. `mfu` is the share of a GPU's peak that training reaches: an assumption."""
@@ -83,18 +80,18 @@ class Machine:
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Bytes on one GPU while a stage trains. `gathered` are what is held beside a GPU's own: buckets, whole layers."""
+    """Bytes on one GPU while a stage trains.
+
+    `activations` are what is kept for the backward pass and what is being worked on; `gathered` what is held beside a
+    GPU's own: DDP's buckets, whole layers of FSDP. `total` is the most at a time: as activations go, gradients come.
+    """
 
     weights: int
     gradients: int
     optimiser: int
     activations: int
     gathered: int
-
-    @property
-    def total(self) -> int:
-        """All of it."""
-        return self.weights + self.gradients + self.optimiser + self.activations + self.gathered
+    total: int
 
 
 @dataclass(frozen=True)
@@ -161,38 +158,28 @@ class Plan:
         content = asdict(self)
         for stage, written in zip(self.stages, content["stages"], strict=True):
             written |= {"parameters": stage.parameters, "trainable": stage.trainable}
-            for way, memory in stage.memory.items():
-                written["memory"][way]["total"] = memory.total
         return content | {"hours": self.hours, "fits": {way: self.fits(way) for way in self.stages[0].memory}}
 
 
 @dataclass(frozen=True)
-class Network:
-    """What all stages share: parameters without adapters, the feature map of a picture, its tokens and operations."""
+class _Network:
+    """What all stages share: configurations, arithmetic, parameters without adapters, what a picture takes."""
 
+    shapes: Shapes
+    dtype: torch.dtype
     num_parameters: int
-    feature_shape: tuple[int, int, int]
+    vision: VisionCost
     num_image_tokens: int
-    vision_flops: int
 
     @classmethod
-    def of(cls, recipe: Recipe, shapes: Shapes, image_size: tuple[int, int]) -> Network:
+    def of(cls, recipe: Recipe, shapes: Shapes, image_size: tuple[int, int]) -> _Network:
         """That of a recipe."""
+        dtype = torch.float32 if recipe.dtype == "float32" else torch.bfloat16
         model = shapes.build(recipe.model)
-        pool = getattr(model.config, "pool_size", 1)
-        with FakeTensorMode():
-            materialise(model)
-            channels, height, width = feature_shape(model, image_size)
-            flops = vision_flops(model, image_size)
-        tokens = math.ceil(height / pool) * math.ceil(width / pool)
-        return cls(sum(p.numel() for p in model.parameters()), (channels, height, width), tokens, flops)
-
-
-def find_gpu(name: str) -> Gpu:
-    """A GPU of the table. ValueError for one that is not in it."""
-    if name not in GPUS:
-        raise ValueError(f"no GPU {name!r}: expected one of {', '.join(GPUS)}")
-    return GPUS[name]
+        number, pool = sum(p.numel() for p in model.parameters()), getattr(model.config, "pool_size", 1)
+        vision = vision_cost(model, image_size, dtype)
+        tokens = math.prod(math.ceil(side / pool) for side in vision.features[1:])
+        return cls(shapes, dtype, number, vision, tokens)
 
 
 def plan_run(recipe: Recipe, machine: Machine, text_len: int | None = None) -> Plan:
@@ -203,25 +190,20 @@ def plan_run(recipe: Recipe, machine: Machine, text_len: int | None = None) -> P
     """
     shapes = Shapes.of(recipe.model)
     reckoned = reckon(recipe, shapes, text_len)
-    dtype = torch.float32 if recipe.dtype == "float32" else torch.bfloat16
-    narrow = dtype == torch.bfloat16 and shapes.language.config.dtype == torch.bfloat16
-    network = Network.of(recipe, shapes, reckoned.image_size)
-    stages = []
+    network = _Network.of(recipe, shapes, reckoned.image_size)
+    narrow = network.dtype == torch.bfloat16 and shapes.language.config.dtype == torch.bfloat16
+    stages: list[StagePlan] = []
     for stage in recipe.stages:
-        stages.append(_plan_stage(recipe, stage, shapes, machine, reckoned, network, dtype, narrow))
+        stages.append(_plan_stage(recipe, stage, network, machine, reckoned, narrow))
         narrow = narrow and "language_model" not in stage.modules
-    whole = 4 * network.num_parameters
-    features = _plan_features(network, machine, reckoned, dtype) if recipe.reads_features else None
-    snapshots = (
-        sum((stage.steps - 1) // recipe.snapshot_steps for stage in recipe.stages) if recipe.snapshot_steps else 0
-    )
-    checkpoints = len(stages) + 1 + snapshots
+    features = _plan_features(network, machine, reckoned) if recipe.reads_features else None
+    whole, checkpoints = 4 * network.num_parameters, _num_checkpoints(recipe)
     newest = 2 * max(whole + stage.memory["ddp"].optimiser for stage in stages)  # one, while the next is written
     cache = features.bytes_per_image * (features.num_images or 0) if features else 0
     return Plan(
         name=recipe.name,
         machine=machine,
-        dtype=str(dtype).removeprefix("torch."),
+        dtype=str(network.dtype).removeprefix("torch."),
         stages=tuple(stages),
         features=features,
         checkpoint_bytes=whole,
@@ -231,6 +213,12 @@ def plan_run(recipe: Recipe, machine: Machine, text_len: int | None = None) -> P
     )
 
 
+def _num_checkpoints(recipe: Recipe) -> int:
+    """Models that a run leaves: of each stage, at the end, and snapshots."""
+    every = recipe.snapshot_steps
+    return len(recipe.stages) + 1 + sum((stage.steps - 1) // every for stage in recipe.stages if every)
+
+
 def _assumed(recipe: Recipe, machine: Machine) -> Iterator[str]:
     yield f"training reaches {machine.mfu:.0%} of the peak of a GPU's products (--mfu)"
     if recipe.dtype == "auto":
@@ -238,36 +226,24 @@ def _assumed(recipe: Recipe, machine: Machine) -> Iterator[str]:
 
 
 def _plan_stage(
-    recipe: Recipe,
-    stage: StageRecipe,
-    shapes: Shapes,
-    machine: Machine,
-    reckoned: Reckoned,
-    network: Network,
-    dtype: torch.dtype,
-    narrow: bool,
+    recipe: Recipe, stage: StageRecipe, network: _Network, machine: Machine, reckoned: Reckoned, narrow: bool
 ) -> StagePlan:
-    model = shapes.build(recipe.model)
+    model = network.shapes.build(recipe.model)
     counts = freeze_for_stage(model, stage)
     if narrow:
         _narrow(model)
-    groups = parameter_groups(model, stage)
-    held = sum(p.numel() * p.element_size() for p in model.parameters())
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    gathered = _gathered(model)
     text = reckoned.texts[stage.name]
     shape = StepShape(
         num_images=images_per_process(stage, machine.num_gpus),
         num_questions=stage.questions_per_image,
         text_len=text.text_len,
         num_supervised=text.num_supervised,
-        num_guided=text.num_guided if stage.guidance else 0,
+        num_guided=text.num_guided,
         image_size=reckoned.image_size,
-        cached=recipe.reads_features,
     )
-    cost = step_cost(model, stage, shape, dtype)
+    held = _Held.by(model, stage)
+    cost = _step_cost(model, stage, shape, network, recipe.reads_features)
     flops = cost.flops * machine.num_gpus * stage.gradient_accumulation_steps
-    whole = MemoryPlan(held, 4 * trained, optimiser_bytes(groups), 0, 0)
     samples = stage.steps * stage.images_per_batch * stage.gradient_accumulation_steps
     return StagePlan(
         name=stage.name,
@@ -275,12 +251,33 @@ def _plan_stage(
         modules=counts,
         shape=shape,
         flops_per_step=flops,
-        hours=flops * stage.steps / (machine.num_gpus * machine.gpu.peak(dtype) * machine.mfu) / 3600,
+        hours=_hours(flops * stage.steps, machine, network.dtype),
         text_tokens=samples * stage.questions_per_image * text.text_len,
         image_tokens=samples * network.num_image_tokens,
         gradient_checkpointing=stage.gradient_checkpointing,
-        memory=_divided(whole, cost, stage, machine.num_gpus, gathered),
+        memory=_memory(held, cost, machine.num_gpus, accumulates=stage.gradient_accumulation_steps > 1),
     )
+
+
+def _step_cost(model: JoinedModel, stage: StageRecipe, shape: StepShape, network: _Network, cached: bool) -> StepCost:
+    """What a step takes; a frozen vision model runs before all else and leaves nothing but its feature maps."""
+    if "vision_model" in stage.trainable:
+        return step_cost(model, stage, shape, network.dtype, None)
+    vision, number = network.vision, shape.num_images
+    cost = step_cost(model, stage, shape, network.dtype, vision.features)
+    if cached:
+        return cost
+    peak = number * vision.peak_bytes
+    return StepCost(
+        flops=cost.flops + number * vision.flops,
+        peak_bytes=max(cost.peak_bytes, peak),
+        passing_bytes=max(cost.passing_bytes, peak),
+        copied_bytes=cost.copied_bytes,
+    )
+
+
+def _hours(flops: float, machine: Machine, dtype: torch.dtype) -> float:
+    return flops / (machine.num_gpus * machine.gpu.peak(dtype) * machine.mfu) / 3600
 
 
 def _narrow(model: JoinedModel) -> None:
@@ -292,32 +289,46 @@ def _narrow(model: JoinedModel) -> None:
                     parameter.data = parameter.data.bfloat16()
 
 
-def _gathered(model: JoinedModel) -> int:
-    """Bytes that FSDP holds beside a GPU's shard: what lies outside of layers, and two layers at a time."""
-    layers = [*decoder_layers(model.language_model), *getattr(model, "cross_attention", ())]
-    sizes = [sum(p.numel() * p.element_size() for p in layer.parameters()) for layer in layers]
-    whole = sum(p.numel() * p.element_size() for p in model.parameters())
-    return whole - sum(sizes) + 2 * max(sizes)
+@dataclass(frozen=True)
+class _Held:
+    """Bytes that stay on a GPU that has all, and what FSDP holds beside its part: what lies outside, and two layers."""
+
+    weights: int
+    gradients: int
+    optimiser: int
+    gathered: int
+
+    @classmethod
+    def by(cls, model: JoinedModel, stage: StageRecipe) -> _Held:
+        """Those of a network that is frozen for a stage."""
+        layers = [*decoder_layers(model.language_model), *getattr(model, "cross_attention", ())]
+        sizes = [_bytes(layer.parameters()) for layer in layers]
+        weights = _bytes(model.parameters())
+        gradients = _bytes(p for p in model.parameters() if p.requires_grad)
+        state = optimiser_bytes(parameter_groups(model, stage))
+        return cls(weights, gradients, state, weights - sum(sizes) + 2 * max(sizes))
 
 
-def _divided(
-    whole: MemoryPlan, cost: StepCost, stage: StageRecipe, num_gpus: int, gathered: int
-) -> dict[str, MemoryPlan]:
+def _bytes(parameters: Iterable[torch.nn.Parameter]) -> int:
+    return sum(parameter.numel() * parameter.element_size() for parameter in parameters)
+
+
+def _memory(held: _Held, cost: StepCost, num_gpus: int, *, accumulates: bool) -> dict[str, MemoryPlan]:
     """The memory of one GPU: DDP holds all, and gradients once more in buckets; FSDP a part, and whole layers."""
-    if stage.gradient_accumulation_steps > 1:  # gradients lie there while the next batch goes forward
-        activations = cost.passing_bytes + cost.copied_bytes
-    else:
-        activations = max(cost.peak_bytes - whole.gradients, 0)
-    if num_gpus == 1:
-        return {"ddp": replace(whole, activations=activations)}
-    parts = {name: math.ceil(getattr(whole, name) / num_gpus) for name in ("weights", "gradients", "optimiser")}
-    return {
-        "ddp": replace(whole, activations=activations, gathered=whole.gradients),
-        "fsdp": replace(whole, **parts, activations=cost.passing_bytes, gathered=gathered),
-    }
+    kept = cost.passing_bytes + cost.copied_bytes
+    moving = held.gradients + kept if accumulates else max(cost.peak_bytes, held.gradients)
+    buckets = held.gradients if num_gpus > 1 else 0
+    total = held.weights + held.optimiser + moving + buckets
+    found = {"ddp": MemoryPlan(held.weights, held.gradients, held.optimiser, kept, buckets, total)}
+    if num_gpus > 1:  # autocast's copies are the layers that are gathered
+        own = [math.ceil(part / num_gpus) for part in (held.weights, held.gradients, held.optimiser)]
+        total = sum(own) + cost.passing_bytes + held.gathered
+        found["fsdp"] = MemoryPlan(*own, cost.passing_bytes, held.gathered, total)
+    return found
 
 
-def _plan_features(network: Network, machine: Machine, reckoned: Reckoned, dtype: torch.dtype) -> FeaturePlan:
-    number, flops = reckoned.total_images, network.vision_flops
-    hours = None if number is None else number * flops / (machine.gpu.peak(dtype) * machine.mfu) / 3600
-    return FeaturePlan(number, 2 * math.prod(network.feature_shape), flops, hours)
+def _plan_features(network: _Network, machine: Machine, reckoned: Reckoned) -> FeaturePlan:
+    number, vision = reckoned.total_images, network.vision
+    one = replace(machine, num_gpus=1)  # the main process computes them
+    hours = None if number is None else _hours(number * vision.flops, one, network.dtype)
+    return FeaturePlan(number, 2 * math.prod(vision.features), vision.flops, hours)

@@ -6,7 +6,7 @@ The directory of a run:
     stages.json                     what each stage trained, for how long
     1-align/ 2-…/                   the model at the end of each stage, and the newest checkpoint of a stage in progress
     snapshots/1-align-300/ …        the model every `snapshot_steps` steps, where the recipe asks for it
-    model/                          the model at the end
+    model/                          the model at the end, with its card
     metrics.json, predictions.jsonl, metrics.md, report.html
 
 Under `accelerate launch` every process holds the whole model and takes its part of each batch; the main one writes.
@@ -44,9 +44,11 @@ from agevlm.modeling.versions import checkpoint_activations
 from agevlm.modeling.vision import load_backbone
 from agevlm.signals import put_off
 from agevlm.training.arithmetic import choose_arithmetic, frozen_in_bfloat16
+from agevlm.training.card import write_card
 from agevlm.training.compiled import compile_layers, compiled_for
 from agevlm.training.dataset import SourceData, StageDataset
 from agevlm.training.features import cached_features
+from agevlm.training.needs import missing
 from agevlm.training.own_data import DATA, PROBE, OwnData, prepare
 from agevlm.training.progress import RunProgress
 from agevlm.training.recipe import LabelsSource, Recipe, StageRecipe, dump_recipe, load_recipe
@@ -88,7 +90,8 @@ def train(
 
     `resume` goes on after a kill: whole stages are kept, a stage in progress goes on from its newest checkpoint, with
     the losses of a run that was never killed. Without it an `out` that holds a run is a ValueError; nothing there is
-    touched. `dry_run` builds the model, prints what each stage would train, and stops. Launched in several processes,
+    touched. `dry_run` says what is missing, builds the model, prints what each stage would train, and
+    stops. Launched in several processes,
     it is the same run: they divide the pictures of each batch. A batch that they cannot divide is a ValueError.
     Ctrl-C and SIGTERM take effect behind the step in progress, when a checkpoint is written; a second one at once.
     """
@@ -161,7 +164,9 @@ class Run:
             self.lock.release()
 
     def describe(self) -> None:
-        """Print what each stage would train."""
+        """Print what each stage would train. ValueError, a line for each, where something that it names is missing."""
+        if needs := missing(self.recipe):
+            raise ValueError("\n".join(str(need) for need in needs))
         model, _ = build_model(self.recipe)
         _check_layers(self.recipe, model)
         for stage in self.recipe.stages:
@@ -203,6 +208,7 @@ class Run:
             if self.recipe.cache_dir is None:
                 shutil.rmtree(cache, ignore_errors=True)
             self._save(final, model, processor)
+            write_card(self.out)
             self._measure(final)
         return final
 
@@ -351,6 +357,7 @@ class Run:
 
         if self.recipe.evaluation is not None:
             measure(self.recipe, self.out, model_directory, self.console)
+            write_card(self.out)
 
     def _write(self, name: str, text: str) -> None:
         with write_beside(self.out / name) as beside:

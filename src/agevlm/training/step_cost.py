@@ -33,8 +33,7 @@ class StepShape:
     """The sizes of the batch that one process sees at a time.
 
     `num_images` pictures of `image_size` (height, width) pixels, `num_questions` rows of `text_len` tokens about each;
-    of a row, `num_supervised` tokens are learned and `num_guided` positions are guided. `cached`: feature maps are
-    read, and no picture.
+    of a row, `num_supervised` tokens are learned and `num_guided` positions are guided.
     """
 
     num_images: int
@@ -43,7 +42,6 @@ class StepShape:
     num_supervised: int
     num_guided: int
     image_size: tuple[int, int]
-    cached: bool
 
     @property
     def num_rows(self) -> int:
@@ -140,17 +138,37 @@ class _Watch(TorchDispatchMode):
         return most
 
 
-def step_cost(model: JoinedModel, stage: StageRecipe, shape: StepShape, dtype: torch.dtype) -> StepCost:
+@dataclass(frozen=True)
+class VisionCost:
+    """What the frozen vision model makes of a picture, and takes for it: (C, h, w), operations, bytes at most."""
+
+    features: tuple[int, int, int]
+    flops: int
+    peak_bytes: int
+
+
+def vision_cost(model: JoinedModel, image_size: tuple[int, int], dtype: torch.dtype) -> VisionCost:
+    """What a picture of `image_size` (height, width) pixels takes of a network on the meta device, which is used up."""
+    with FakeTensorMode():
+        materialise(model.requires_grad_(False).eval())
+        with _Watch(model.parameters()) as watch, autocast(dtype):
+            channels, height, width = model.vision_features(torch.empty(1, 3, *image_size)).shape[1:]
+    return VisionCost((int(channels), int(height), int(width)), watch.flops, watch.peak())
+
+
+def step_cost(
+    model: JoinedModel, stage: StageRecipe, shape: StepShape, dtype: torch.dtype, features: tuple[int, int, int] | None
+) -> StepCost:
     """What a step takes of a network on the meta device, frozen for a stage; the network is used up.
 
-    `dtype` is that of products, as in training.
+    `dtype` is that of products, as in training. `features` (C, h, w) are given of a picture in place of its pixels.
     """
     with FakeTensorMode():
         materialise(model)
         if stage.gradient_checkpointing:
             checkpoint_activations(model, True)
         model.train()
-        inputs = _inputs(model, stage, shape)
+        inputs = _inputs(stage, shape, features)
         with _Watch(model.parameters()) as watch, _losses_of(model, shape):
             with autocast(dtype):
                 outputs = model(**inputs, use_cache=False)
@@ -180,7 +198,7 @@ def materialise(model: nn.Module) -> None:
                 module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype)
 
 
-def _inputs(model: JoinedModel, stage: StageRecipe, shape: StepShape) -> dict[str, Any]:
+def _inputs(stage: StageRecipe, shape: StepShape, features: tuple[int, int, int] | None) -> dict[str, Any]:
     rows, length = shape.num_rows, shape.text_len
     inputs: dict[str, Any] = {
         "input_ids": torch.zeros(rows, length, dtype=torch.long),
@@ -190,22 +208,13 @@ def _inputs(model: JoinedModel, stage: StageRecipe, shape: StepShape) -> dict[st
         "image_index": torch.zeros(rows, 1, dtype=torch.long),
         "rows_per_image": shape.num_questions,
     }
-    pixels = torch.empty(shape.num_images, 3, *shape.image_size)
-    if shape.cached:
-        features = feature_shape(model, shape.image_size)
+    if features is not None:
         inputs["image_features"] = torch.empty(shape.num_images, *features)
     else:
-        inputs["pixel_values"] = pixels
+        inputs["pixel_values"] = torch.empty(shape.num_images, 3, *shape.image_size)
     if shape.num_guided and stage.guidance is not None and stage.guidance.weight:
         inputs["attention_rows"] = torch.zeros(rows, min(shape.num_guided, length), dtype=torch.long)
     return inputs
-
-
-@torch.no_grad()
-def feature_shape(model: JoinedModel, image_size: tuple[int, int]) -> tuple[int, int, int]:
-    """The (C, h, w) of the feature map of a picture, for a network of fake tensors."""
-    channels, height, width = model.vision_features(torch.empty(1, 3, *image_size)).shape[1:]
-    return int(channels), int(height), int(width)
 
 
 @contextmanager
@@ -229,13 +238,6 @@ def _guidance(outputs: Any) -> Tensor | float:
     """A stand-in for the guidance loss: it reads the asked rows, whose attention is what guidance costs."""
     weights = getattr(outputs, "row_weights", None)
     return 0.0 if weights is None else sum(layer.clamp(min=1e-6).log().sum() for layer in weights)
-
-
-def vision_flops(model: JoinedModel, image_size: tuple[int, int]) -> int:
-    """Operations of the vision model for one picture; the network is one of fake tensors."""
-    with _Watch() as watch, torch.no_grad():
-        model.vision_features(torch.empty(1, 3, *image_size))
-    return watch.flops
 
 
 def optimiser_bytes(groups: list[dict[str, Any]]) -> int:
