@@ -45,7 +45,8 @@ def test_the_wheel_holds_code_checkpoints_and_recipes_and_nothing_else(wheel: Pa
     for name in PACKAGED:
         assert f"agevlm/checkpoints/{name}/config.json" in names
         assert f"agevlm/checkpoints/{name}/model.safetensors" in names
-    for name in ("recipes/quickstart.yaml", "recipes/scenes.yaml", "py.typed"):
+    shape = "training/known_shapes/llama-3.2-1b.json"
+    for name in ("recipes/quickstart.yaml", "recipes/scenes.yaml", "recipes/age_vlm_1b.yaml", shape, "py.typed"):
         assert f"agevlm/{name}" in names
     for path in (ROOT / "src/agevlm/analysis/templates").iterdir():
         assert f"agevlm/analysis/templates/{path.name}" in names

@@ -34,7 +34,7 @@ API = {  # page → its first line and the modules that it shows whole
     "Teachers": ("(picture, phrase) → masks.", ["agevlm.teachers.base", "agevlm.teachers.registry"]),
     "Training": (
         "Recipes and runs.",
-        ["agevlm.training.recipe", "agevlm.training.recipe_files", "agevlm.training.run"],
+        ["agevlm.training.recipe", "agevlm.training.recipe_files", "agevlm.training.run", "agevlm.training.plan"],
     ),
     "Evaluation": (
         "Questions, answers, scores.",

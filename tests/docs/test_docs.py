@@ -21,7 +21,9 @@ from agevlm.evaluation.official.table import BENCHMARKS
 from agevlm.evaluation.parsing import YES_NO_PARSERS
 from agevlm.guidance import GUIDANCE_LOSSES
 from agevlm.training.foundation import FoundationSpec
+from agevlm.training.plan import GPUS
 from agevlm.training.recipe import Recipe, parse_recipe
+from agevlm.training.shapes import known_shapes
 from agevlm.training.teachers import TeacherSpec
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -167,3 +169,8 @@ def test_the_site_has_a_page_for_every_command_and_model() -> None:
     assert "| `text_ratio` | number, 0 to 1 | `0.0` |" in pages["reference/recipe.md"]
     assert "[WorldSpec](recipe.md#worldspec)" in pages["reference/foundation.md"]
     assert "::: agevlm.api.look" in pages["reference/api/index.md"]
+
+
+def test_the_page_of_plans_names_every_gpu_and_every_shape() -> None:
+    named = set(re.findall(r"`([\w.-]+)`", read("plan.md")))
+    assert [name for name in (*GPUS, *known_shapes()) if name not in named] == []

@@ -16,7 +16,7 @@ from typing import Annotated
 
 import typer
 
-from agevlm.cli import backbones, comparison, data, measure, scenes, serving, teachers, training
+from agevlm.cli import backbones, comparison, data, measure, planning, scenes, serving, teachers, training
 from agevlm.cli.errors import explain
 
 app = typer.Typer(
@@ -34,6 +34,7 @@ data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Conver
 app.command("train", epilog="Example: agevlm train quickstart --out runs/first --set stages.2.learning_rate=1e-4")(
     training.train
 )
+app.command("plan", epilog="Example: agevlm plan age_vlm_1b --gpu h100 --num-gpus 8 --json plan.json")(planning.plan)
 app.command("evaluate", epilog="Example: agevlm evaluate tiny --benchmark scenes --out runs/tiny --seed 7")(
     measure.evaluate
 )

@@ -91,7 +91,13 @@ def label_log_probs(head: Head, hidden_RTW: Tensor, labels_RT: Tensor) -> Tensor
     labels_RT = labels_RT.to(hidden_RTW.device)
     supervised_RT = labels_RT != IGNORED
     supervised_RT[:, 0] = False
-    hidden_SW, labels_S = hidden_RTW[:, :-1][supervised_RT[:, 1:]], labels_RT[supervised_RT]
+    log_probs_S = token_log_probs(head, hidden_RTW[:, :-1][supervised_RT[:, 1:]], labels_RT[supervised_RT])
+    log_probs_RT = torch.zeros(labels_RT.shape, device=hidden_RTW.device)
+    return log_probs_RT.masked_scatter(supervised_RT, log_probs_S)
+
+
+def token_log_probs(head: Head, hidden_SW: Tensor, labels_S: Tensor) -> Tensor:
+    """Log-probability (S) of labels, each given the hidden state of the token before it; blocks as in the above."""
 
     def score(hidden_SW: Tensor, labels_S: Tensor) -> Tensor:
         return -F.cross_entropy(head(hidden_SW[None])[0].float(), labels_S, reduction="none")
@@ -102,8 +108,7 @@ def label_log_probs(head: Head, hidden_RTW: Tensor, labels_RT: Tensor) -> Tensor
         scores = [score(*block) for block in blocks]
     else:
         scores = [checkpoint(score, *block, use_reentrant=False) for block in blocks]
-    log_probs_RT = torch.zeros(labels_RT.shape, device=hidden_RTW.device)
-    return log_probs_RT.masked_scatter(supervised_RT, torch.cat(scores))
+    return torch.cat(scores)
 
 
 def mean_loss(log_probs_RT: Tensor, labels_RT: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, Discriminator, Field, Tag, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, Discriminator, Field, Tag, ValidationError, model_validator
 
 from agevlm.data.augmentation import Augmentation
 from agevlm.data.language import PRESENCE_WORDINGS, check_kinds
@@ -31,6 +31,7 @@ Rate = Annotated[float, Field(gt=0, le=1e3)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Steps = Annotated[int, Field(ge=1, le=10**9)]
 Images = Annotated[int, Field(ge=1, le=10**9)]
+Commands = Annotated[tuple[str, ...], BeforeValidator(lambda given: (given,) if isinstance(given, str) else given)]
 AtOnce = Annotated[int, Field(ge=1, le=2**16)]
 """What is in memory at once: pictures of a batch, questions on a picture."""
 
@@ -67,6 +68,10 @@ class ModelRecipe(Strict):
     """The attention kernel. Null: the decoder's own."""
     image_size: int | None = Field(None, ge=8, le=8192)
     """Side of the square picture in pixels. Null: as the vision model's own processor says."""
+    language_shape: str | None = None
+    """What a plan takes the language model for while it is not at hand: a shape in the package, or a config.json."""
+    vision_shape: str | None = None
+    """The same of the vision model."""
 
 
 class ScenesSource(Strict):
@@ -80,11 +85,22 @@ class ScenesSource(Strict):
     """Which scenes. Null: the recipe's seed."""
 
 
+class ExpectedData(Strict):
+    """What a plan reckons with while a dataset is not there."""
+
+    num_images: Images
+    """How many pictures."""
+    text_len: AtOnce
+    """Tokens of a conversation, the longest of a batch."""
+
+
 class ParquetSource(Strict):
     """A grounded dataset in the project's Parquet schema, as `agevlm data coco` writes it."""
 
     parquet: Path
     """The directory of the dataset."""
+    expected: ExpectedData | None = None
+    """What a plan reckons with while the dataset is not there. Null: what it assumes of any."""
     augment: Augmentation | None = None
     """Other views of its pictures; all questions are then made from the annotated instances. Null: the pictures as they
     are."""
@@ -264,6 +280,19 @@ class EvaluationRecipe(Strict):
     """Questions at once. Scores do not depend on it."""
 
 
+class CardRecipe(Strict):
+    """What the model card says that a run cannot know."""
+
+    license: str | None = None
+    """Of the trained weights, by its name on the hub (apache-2.0, llama3.2, …). Null: not told."""
+    languages: tuple[str, ...] = ()
+    """Of the text, by their codes (en)."""
+    datasets: tuple[str, ...] = ()
+    """Hub ids of what the data were made of."""
+    base_models: tuple[str, ...] = ()
+    """Hub ids beside those that `model` names: what a converted vision model was."""
+
+
 class Recipe(Strict):
     """A whole run."""
 
@@ -275,10 +304,15 @@ class Recipe(Strict):
     """What the network is joined from."""
     data: dict[str, Source] = Field({"scenes": ScenesSource()})
     """Name → source."""
+    prepare: dict[str, Commands] = Field({})
+    """Directory or hub id that the recipe names → the commands that make it, one or several in order. `--dry-run` tells
+    them where it is missing; nothing runs them."""
     stages: tuple[StageRecipe, ...] = Field(min_length=1)
     """A list of stages, each with a name of its own."""
     evaluation: EvaluationRecipe | None = EvaluationRecipe()
     """What is measured at the end. Null: nothing."""
+    card: CardRecipe = CardRecipe()
+    """What the model card says that a run cannot know."""
     dtype: Literal["auto", "float32", "bfloat16"] = "float32"
     """Arithmetic of products; what trains is float32. auto: bfloat16 where the machine computes in it, else float32."""
     compile: bool = False

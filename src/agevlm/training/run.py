@@ -6,7 +6,7 @@ The directory of a run:
     stages.json                     what each stage trained, for how long
     1-align/ 2-…/                   the model at the end of each stage, and the newest checkpoint of a stage in progress
     snapshots/1-align-300/ …        the model every `snapshot_steps` steps, where the recipe asks for it
-    model/                          the model at the end
+    model/                          the model at the end, with its card
     metrics.json, predictions.jsonl, metrics.md, report.html
 
 Under `accelerate launch` every process holds the whole model and takes its part of each batch; the main one writes.
@@ -39,20 +39,21 @@ from agevlm.data.collate import Collator
 from agevlm.data.scenes import split_seed
 from agevlm.files import recover, write_beside
 from agevlm.modeling.joined import JoinedModel
-from agevlm.modeling.modeling_agevlm import AgeVlmForConditionalGeneration
-from agevlm.modeling.modeling_concat import ConcatVlmForConditionalGeneration
 from agevlm.modeling.processing_agevlm import AgeVlmProcessor
 from agevlm.modeling.versions import checkpoint_activations
 from agevlm.modeling.vision import fit_pictures, load_backbone
 from agevlm.signals import put_off
 from agevlm.training.arithmetic import choose_arithmetic, frozen_in_bfloat16
+from agevlm.training.card import write_card
 from agevlm.training.compiled import compile_layers, compiled_for
 from agevlm.training.dataset import SourceData, StageDataset
 from agevlm.training.features import cached_features
+from agevlm.training.needs import missing
 from agevlm.training.own_data import DATA, PROBE, OwnData, prepare
 from agevlm.training.progress import RunProgress
 from agevlm.training.recipe import LabelsSource, Recipe, StageRecipe, dump_recipe, load_recipe
 from agevlm.training.recipe import ParquetSource as ParquetRecipe
+from agevlm.training.shapes import network_of
 from agevlm.training.sources import DrawnSource, ParquetSource, SceneSource, Source
 from agevlm.training.stages import describe, freeze_for_stage, merge_adapters, merged_weights
 from agevlm.training.trainer import (
@@ -89,7 +90,8 @@ def train(
 
     `resume` goes on after a kill: whole stages are kept, a stage in progress goes on from its newest checkpoint, with
     the losses of a run that was never killed. Without it an `out` that holds a run is a ValueError; nothing there is
-    touched. `dry_run` builds the model, prints what each stage would train, and stops. Launched in several processes,
+    touched. `dry_run` says what is missing, builds the model, prints what each stage would train, and
+    stops. Launched in several processes,
     it is the same run: they divide the pictures of each batch. A batch that they cannot divide is a ValueError.
     Ctrl-C and SIGTERM take effect behind the step in progress, when a checkpoint is written; a second one at once.
     """
@@ -162,7 +164,9 @@ class Run:
             self.lock.release()
 
     def describe(self) -> None:
-        """Print what each stage would train."""
+        """Print what each stage would train. ValueError, a line for each, where something that it names is missing."""
+        if needs := missing(self.recipe):
+            raise ValueError("\n".join(str(need) for need in needs))
         model, _ = build_model(self.recipe)
         _check_layers(self.recipe, model)
         for stage in self.recipe.stages:
@@ -204,6 +208,7 @@ class Run:
             if self.recipe.cache_dir is None:
                 shutil.rmtree(cache, ignore_errors=True)
             self._save(final, model, processor)
+            write_card(self.out)
             self._measure(final)
         return final
 
@@ -352,6 +357,7 @@ class Run:
 
         if self.recipe.evaluation is not None:
             measure(self.recipe, self.out, model_directory, self.console)
+            write_card(self.out)
 
     def _write(self, name: str, text: str) -> None:
         with write_beside(self.out / name) as beside:
@@ -391,14 +397,8 @@ def _join(recipe: Recipe) -> tuple[JoinedModel, AgeVlmProcessor]:
     processor = AgeVlmProcessor.from_backbones(language, vision, default_system_prompt=settings.default_system_prompt)
     backbone = load_backbone(vision, settings.vision_stages)
     fit_pictures(backbone, processor.image_processor, settings.image_size)
-    overrides: dict[str, Any] = {"image_token_id": processor.image_token_id, "vision_grid": settings.vision_grid}
-    if settings.architecture == "concat":
-        overrides |= {"pool_size": settings.pool_size, "image_positions": settings.image_positions != "none"}
-        return ConcatVlmForConditionalGeneration.from_backbones(language, backbone, **overrides), processor
-    overrides |= {name: getattr(settings, name) for name in ("null_token", "image_positions", "query_key_norm_init")}
-    if settings.cross_attention_layers is not None:
-        overrides["cross_attention_layers"] = list(settings.cross_attention_layers)
-    return AgeVlmForConditionalGeneration.from_backbones(language, backbone, **overrides), processor
+    kind, fields = network_of(settings)
+    return kind.from_backbones(language, backbone, image_token_id=processor.image_token_id, **fields), processor
 
 
 def _check_layers(recipe: Recipe, model: Any) -> None:

@@ -1,0 +1,225 @@
+"""Plans: what they say of a step holds of a real one, and what they say of a run adds up."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from rich.console import Console
+from tiny_runs import STAGES, make_recipe
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+
+from agevlm.modeling.versions import checkpoint_activations
+from agevlm.training.arithmetic import autocast
+from agevlm.training.muon import Muon
+from agevlm.training.plan import GPUS, Machine, find_gpu, plan_run
+from agevlm.training.recipe import ModelRecipe, Recipe, StageRecipe, load_recipe, parse_recipe
+from agevlm.training.recipe_files import packaged_recipes
+from agevlm.training.run import build_model, train
+from agevlm.training.shapes import Shapes
+from agevlm.training.stages import freeze_for_stage, parameter_groups
+from agevlm.training.step_cost import StepShape
+
+WITHIN = 0.15
+ATTENTION = {  # the fused kernel of a CPU, which FlopCounterMode does not know
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: (
+        lambda g, q, k, v, *_, **__: sdpa_backward_flop_count(g, q, k, v)
+    ),
+}
+SIZES: dict[str, tuple[dict[str, int], tuple[int, int, int]]] = {  # decoder; pictures, questions and tokens of a batch
+    "narrow": ({"hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 4, "vocab_size": 2000}, (4, 2, 48)),
+    "wide": ({"hidden_size": 192, "intermediate_size": 512, "num_hidden_layers": 6, "vocab_size": 9000}, (2, 3, 96)),
+}
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Random foundations of each size."""
+    from tiny_models import make_text_config, make_tokenizer, make_vision_config
+    from transformers import AutoBackbone, AutoModelForCausalLM
+
+    from agevlm.training.foundation import image_processor
+
+    made = {}
+    for name, (options, _) in SIZES.items():
+        directory = made[name] = tmp_path_factory.mktemp(name)
+        text = make_text_config(**options, head_dim=16, max_position_embeddings=256, tie_word_embeddings=True)
+        AutoModelForCausalLM.from_config(text).save_pretrained(directory / "llama")
+        make_tokenizer().save_pretrained(directory / "llama")
+        vision = make_vision_config(hidden_sizes=[16, 32], out_features=["stage2"])
+        AutoBackbone.from_config(vision).save_pretrained(directory / "convnext")
+        image_processor(64).save_pretrained(directory / "convnext")
+    return made
+
+
+def batch_of(shape: StepShape, vocabulary: int) -> dict[str, Any]:
+    """A real batch of a planned shape, every row with its last tokens supervised."""
+    rows, length = shape.num_rows, shape.text_len
+    ids = torch.randint(5, vocabulary, (rows, length), generator=torch.Generator().manual_seed(0))
+    labels = torch.full_like(ids, -100)
+    labels[:, -shape.num_supervised :] = ids[:, -shape.num_supervised :]
+    mask = torch.ones_like(ids)
+    mask[0, 0] = 0  # as in most batches, a row is padded
+    batch: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, "labels": labels}
+    batch |= {"images_seen": torch.ones_like(ids), "image_index": torch.arange(rows)[:, None] // shape.num_questions}
+    batch["rows_per_image"] = shape.num_questions
+    batch["pixel_values"] = torch.randn(shape.num_images, 3, *shape.image_size)
+    if shape.num_guided:
+        batch["attention_rows"] = torch.randint(0, length, (rows, shape.num_guided))
+    return batch
+
+
+def measure(recipe: Recipe, stage: StageRecipe, shape: StepShape) -> dict[str, int]:
+    """Operations and bytes of a real step, the latter as the allocator tells them."""
+    dtype = torch.bfloat16 if recipe.dtype == "bfloat16" else torch.float32
+    model, _ = build_model(recipe)
+    freeze_for_stage(model, stage)
+    if stage.gradient_checkpointing:
+        checkpoint_activations(model, True)
+    model.train()
+    batch = batch_of(shape, 30)
+
+    def step() -> None:
+        with autocast(dtype):
+            outputs = model(**batch, use_cache=False)
+            loss = outputs.loss
+            if outputs.row_weights is not None:
+                loss = loss + sum(weights.clamp(min=1e-6).log().sum() for weights in outputs.row_weights)
+        del outputs
+        loss.backward()
+
+    with FlopCounterMode(display=False, custom_mapping=ATTENTION) as counter:
+        step()
+    model.zero_grad(set_to_none=True)
+    peak = allocated(step)
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    optimiser = Muon(parameter_groups(model, stage), lr=1e-3, betas=(0.9, 0.98))
+    optimiser.step()
+    states = [value for state in optimiser.state.values() for name, value in state.items() if name != "step"]
+    return {
+        "flops": counter.get_total_flops(),
+        "weights": sum(p.nbytes for p in model.parameters()),
+        "gradients": sum(gradient.nbytes for gradient in gradients),
+        "optimiser": sum(state.nbytes for state in states),
+        "peak": peak,
+    }
+
+
+def allocated(work: Any) -> int:
+    """The most bytes that the allocator of the CPU gave out at a time in a piece of work."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        work()
+    now = most = 0
+    for event in profiler.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            now += event.nbytes()
+            most = max(most, now)
+    return most
+
+
+STEPS: dict[str, dict[str, Any]] = {
+    "align": STAGES["align"],
+    "instruct": STAGES["instruct"],
+    "checkpointed": STAGES["ground"] | {"gradient_checkpointing": True},
+    "muon": STAGES["instruct"] | {"optimizer": "muon"},
+}
+
+
+CASES = {
+    "narrow": [("align", {}), ("instruct", {"dtype": "bfloat16"}), ("muon", {}), ("checkpointed", {})],
+    "wide": [("instruct", {}), ("checkpointed", {"dtype": "bfloat16"})],
+}
+
+
+@pytest.mark.parametrize(
+    ("size", "name", "settings"), [(size, *case) for size, cases in CASES.items() for case in cases]
+)
+def test_a_planned_step_is_a_real_one_within_15_percent(
+    parts: dict[str, Path], size: str, name: str, settings: dict[str, Any]
+) -> None:
+    images, questions, length = SIZES[size][1]
+    stage = {"name": name, **STEPS[name], "images_per_batch": images, "questions_per_image": questions}
+    recipe = parse_recipe(make_recipe(parts[size], stage, cache_features=False, **settings), "r.yaml")
+    planned = plan_run(recipe, Machine(GPUS["h100"]), text_len=length).stages[0]
+    found = measure(recipe, recipe.stages[0], planned.shape)
+    memory = planned.memory["ddp"]
+    assert planned.flops_per_step == pytest.approx(found["flops"], rel=WITHIN)
+    assert memory.weights == found["weights"]
+    assert memory.gradients == found["gradients"]
+    assert memory.optimiser == found["optimiser"]
+    moving = memory.total - memory.weights - memory.optimiser
+    assert moving == pytest.approx(found["peak"], rel=WITHIN)
+
+
+def test_an_unknown_gpu_is_told_with_those_that_are_known() -> None:
+    with pytest.raises(ValueError, match=r"no GPU 'h10': expected one of .*h100"):
+        find_gpu("h10")
+
+
+TOY = [
+    "model.cross_attention_layers=null",
+    "data={captions: {num_scenes: 6}, coco: {num_scenes: 6}, refcoco: {num_scenes: 6}, instructions: {num_scenes: 6}}",
+    "evaluation=null",
+    "num_workers=0",
+    "max_length=96",
+]
+
+
+def toy(foundation: Path) -> list[str]:
+    """Overrides that bring a full recipe down to tiny models, drawn data and a step or two a stage."""
+    parts = [f"model.language_model={foundation / 'llama'}", f"model.vision_model={foundation / 'convnext'}"]
+    stages = [f"stages.{index}.{key}" for index in range(4) for key in ("steps=2", "images_per_batch=2")]
+    return [*parts, *TOY, "model.image_size=64", *stages]
+
+
+def test_the_recipe_of_135m_runs_at_toy_size(foundation: Path, tmp_path: Path) -> None:
+    recipe = load_recipe(packaged_recipes()["age_vlm_135m"], toy(foundation))
+    model = train(recipe, tmp_path / "run", console=Console(file=io.StringIO()))
+    stages = json.loads((tmp_path / "run" / "stages.json").read_text())
+    assert [stage["name"] for stage in stages] == ["align", "cross-attention", "ground", "instruct"]
+    card = ModelCard.load(model / "README.md")
+    assert card.data.datasets == ["liuhaotian/LLaVA-Pretrain", "liuhaotian/LLaVA-Instruct-150K"]
+
+
+@pytest.mark.parametrize(("name", "parameters"), [("age_vlm_1b", 1_235_814_400), ("age_vlm_135m", 134_515_008)])
+def test_the_shapes_in_the_package_have_the_parameters_of_their_models(name: str, parameters: int) -> None:
+    recipe = load_recipe(packaged_recipes()[name])
+    model = Shapes.of(recipe.model).build(recipe.model)
+    assert sum(p.numel() for p in model.language_model.parameters()) == parameters
+    assert next(model.parameters()).device.type == "meta"
+
+
+def test_a_recipe_is_planned_on_one_gpu_and_on_several(foundation: Path) -> None:
+    recipe = load_recipe(packaged_recipes()["age_vlm_1b"], [*toy(foundation), "cache_features=true"])
+    recipe = recipe.model_copy(update={"stages": recipe.stages[2:3]})
+    one, two = (plan_run(recipe, Machine(GPUS["h100"], number)) for number in (1, 2))
+    assert one.record()["fits"] == {"ddp": True}
+    assert two.fits("ddp") and two.fits("fsdp")
+    assert one.features is not None and one.features.num_images == 12
+    assert [s.text_tokens for s in one.stages] == [s.text_tokens for s in two.stages]
+    for alone, shared in zip(one.stages, two.stages, strict=True):
+        assert alone.modules == shared.modules
+        assert shared.flops_per_step == pytest.approx(alone.flops_per_step, rel=0.02)
+        assert shared.memory["fsdp"].optimiser == pytest.approx(alone.memory["ddp"].optimiser / 2, abs=1)
+        assert shared.memory["ddp"].gathered == alone.memory["ddp"].gradients
+    json.dumps(two.record())
+
+
+def test_what_cannot_be_divided_or_found_is_told(foundation: Path) -> None:
+    recipe = load_recipe(packaged_recipes()["age_vlm_1b"], toy(foundation))
+    with pytest.raises(ValueError, match="3 processes cannot divide images_per_batch = 2"):
+        plan_run(recipe, Machine(GPUS["h100"], 3))
+    absent = ModelRecipe(vision_model="models/nowhere/at-all", vision_shape="convnext-huge")
+    with pytest.raises(ValueError, match=r"no shape 'convnext-huge': expected one of convnext-base"):
+        Shapes.of(absent)
+    with pytest.raises(
+        ValueError, match=r"the configuration of models/nowhere/at-all is neither here nor in the cache"
+    ):
+        Shapes.of(ModelRecipe(vision_model="models/nowhere/at-all"))
