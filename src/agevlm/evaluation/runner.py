@@ -61,7 +61,7 @@ def evaluate(
     judge([item.question for item in asked], references, parser)  # its errors come now, not after the last answer
     if answering == "mask" and not any(word.present for prompt in prompts for word in prompt.words):
         raise ValueError(
-            "answering by mask needs masks of what is asked, and these questions have none: `agevlm data ground` makes them"
+            "answering by mask needs masks of what is asked, and these questions have none: `agevlm ground` makes them"
         )
     if device is not None:
         model.to(device)
