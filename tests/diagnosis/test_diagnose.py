@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import io
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -9,14 +11,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from tiny_models import make_picture
 from typer.testing import CliRunner
 
 import agevlm
 from agevlm.cli import app
-from agevlm.data.images import open_image
+from agevlm.data.images import MAX_PIXELS, open_image
 from agevlm.data.parquet import Record, write_parquet
-from agevlm.data.schema import Sample
+from agevlm.data.schema import ImageSource, Sample
 from agevlm.diagnosis.asking import CONDITIONS, ask, presence_samples
 from agevlm.diagnosis.captions import CaptionReading, CaptionWord, _batch, read_captions
 from agevlm.diagnosis.figures import CalibrationError, _caption_figures, differences_of, figures_of
@@ -195,3 +198,49 @@ def test_questions_that_ask_of_no_thing_are_one_clear_line(samples: list[Sample]
     silent: list[Any] = [replace(sample, conversations=()) for sample in samples]
     with pytest.raises(ValueError, match=r"at least two pictures, and 0 of 3 samples have some"):
         presence_samples(silent)
+
+
+def test_a_family_that_is_not_known_gets_maps_by_occlusion_and_the_page_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agevlm.vlms.families.FAMILIES", ())
+    monkeypatch.setattr("agevlm.diagnosis.pictures.NUM_CASES", 1)
+    found = agevlm.diagnose(tiny_families.made("llava"), out=tmp_path, num_images=2, device="cpu")
+    for part in ("where it looks", "matching pictures", "logit lens"):
+        assert "models of the type 'llava' are not known" in found.record["left_out"][part]
+        assert "maps are made by occlusion" in found.record["left_out"][part]
+    assert found.verdict[1] == "Where it looks is not measured."
+    html = found.page.read_text(encoding="utf-8")
+    assert "by occlusion" in html and "are not known" in html
+    assert "answers.picture.random.accuracy" in found.record["figures"]
+    with np.load(tmp_path / "arrays.npz") as arrays:
+        shapes = {name: arrays[name].shape for name in arrays.files if name.endswith("by occlusion")}
+    assert shapes and set(shapes.values()) == {(8, 8)}
+
+
+def test_pictures_of_80_megapixels_and_of_one_pixel_are_diagnosed(tmp_path: Path, samples: list[Sample]) -> None:
+    files = []
+    for number, size in enumerate(((8944, 8944), (1, 1))):
+        file = io.BytesIO()
+        Image.new("RGB", size, (200, 30, 30)).save(file, "PNG", compress_level=1)
+        files.append(ImageSource(f"picture {number}", size[1], size[0], data=file.getvalue()))
+    assert 79_900_000 < files[0].width * files[0].height < MAX_PIXELS
+    bare = [
+        replace(s, images=(file,), conversations=tuple(replace(c, groundings=()) for c in s.conversations[:1]))
+        for s, file in zip(samples, files, strict=False)
+    ]
+    write_parquet(tmp_path / "data", [Record(sample) for sample in bare])
+    found = agevlm.diagnose("tiny", tmp_path / "data", out=tmp_path / "out", device="cpu")
+    assert found.page.is_file()
+    assert found.record["reliability"]["num_questions"] and len(found.verdict) == 3
+    larger = ImageSource("picture", 9000, 9000, data=files[0].data)
+    with pytest.raises(ValueError, match="its record says 9000 × 9000"):
+        open_image(larger)
+
+
+def test_a_processor_without_a_chat_template_is_one_clear_line(tmp_path: Path) -> None:
+    model, processor = tiny_families.made("llava")
+    silent = copy.copy(processor)
+    silent.chat_template = None
+    with pytest.raises(ValueError, match="the processor of 'llava' has no chat template: write the whole prompt"):
+        agevlm.diagnose((model, silent), out=tmp_path, num_images=2)

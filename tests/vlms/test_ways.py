@@ -15,7 +15,7 @@ from agevlm.data.schema import Message
 from agevlm.vlms import WAYS, Inputs, Row, Vlm, attention, way_named
 from agevlm.vlms.attention import _STEERING
 from agevlm.vlms.crop import GENERAL, best_window, relative_maps
-from agevlm.vlms.steering import Change, amplified, last_position, positions_behind, reweighted, steered
+from agevlm.vlms.steering import Change, amplified, last_position, reweighted, steered, word_positions
 from agevlm.vlms.views import SeenPicture, View
 
 from .test_families import eager
@@ -35,8 +35,15 @@ def rows_of(vlm: Vlm, masks: bool = False) -> list[Row]:
         messages = (Message("user", question, 1),)
         mask = np.zeros((picture.picture.height, picture.picture.width), dtype=bool)
         mask[: mask.shape[0] // 2, : mask.shape[1] // 3] = True
-        rows.append(Row(vlm.chat(messages).text, messages, (picture,), (mask,) if masks else ()))
+        text = vlm.chat(messages).text
+        start = text.index("fish")
+        rows.append(Row(text, messages, (picture,), (mask,) if masks else (), ((start, start + 4),)))
     return rows
+
+
+def words_and_last(vlm: Vlm, inputs: Inputs) -> list[list[int]]:
+    spans = [[(text.index("fish"), text.index("fish") + 4)] for text in inputs.texts]
+    return word_positions(vlm, inputs, spans)
 
 
 def asked(vlm: Vlm, inputs: Inputs, positions: Any = None, change: Change | None = None) -> torch.Tensor:
@@ -56,9 +63,9 @@ def test_a_way_that_changes_nothing_gives_the_plain_answer(name: str) -> None:
     everywhere = [[np.ones((p.size), dtype=bool) for p in of] for of in inputs.pictures]
     for positions, change in (
         (last_position(inputs), amplified(inputs, 0.0)),
-        (positions_behind(vlm, inputs), amplified(inputs, 0.0)),
-        (positions_behind(vlm, inputs), reweighted(inputs, everywhere, 0.01)),
-        (positions_behind(vlm, inputs), reweighted(inputs, [[None], [None]], 0.01)),
+        (words_and_last(vlm, inputs), amplified(inputs, 0.0)),
+        (words_and_last(vlm, inputs), reweighted(inputs, everywhere, 0.01)),
+        (words_and_last(vlm, inputs), reweighted(inputs, [[None], [None]], 0.01)),
     ):
         torch.testing.assert_close(asked(vlm, inputs, positions, change), plain, atol=2e-5, rtol=1e-4)
     assert asked(vlm, inputs, last_position(inputs), amplified(inputs, 3.0)).sub(plain).abs().max() > 1e-4
@@ -74,7 +81,7 @@ def test_steered_attention_is_that_of_the_formula_in_eager_attention(name: str) 
     for row, (picture,) in enumerate(inputs.pictures):
         is_image[row, picture.columns] = 1.0
     halved = 0.5 ** is_image[:, None, None]
-    behind = positions_behind(vlm, inputs)
+    behind = words_and_last(vlm, inputs)
     with eager_weights_changed(vlm, behind, lambda weights: renormed(weights * halved)):
         expected = vlm.ask(inputs, max_new_tokens=1)[1].logits[:, -1]
     bias = torch.log(halved)
@@ -160,10 +167,11 @@ def test_guided_rows_are_the_plain_ones_reweighted_toward_the_mask(name: str, mo
     with asking.steer():
         vlm.ask(inputs, max_new_tokens=1)
     plain = vlm.ask(inputs, positions=last_position(inputs), max_new_tokens=1)[1].rows
-    last = [len(places) - 1 for places in positions_behind(vlm, inputs)]
+    last = [len(places) - 1 for places in words_and_last(vlm, inputs)]
     for row, (picture,) in enumerate(inputs.pictures):
         shares = picture.shares(rows[row].masks[0])
         factors = torch.ones(plain[min(plain)].shape[-1])
+        factors[list(inputs.null_columns)] = 0.01
         factors[picture.columns] = torch.from_numpy(np.where(np.isnan(shares), 1, 0.01 + 0.99 * shares)).float()
         expected = renormed(plain[min(plain)][row, :, 0] * factors)
         torch.testing.assert_close(seen[0][row, :, last[row]], expected, atol=1e-5, rtol=1e-4)

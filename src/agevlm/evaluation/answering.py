@@ -139,7 +139,8 @@ def _row(prompt: Prompt, pictures: Sequence[Kept]) -> Row:
         [rle for word in prompt.words if word.image == image for rle in word.masks] for image in range(len(pictures))
     ]
     unions = tuple(union_mask(of) if of else None for of in masks)
-    return Row(prompt.text, prompt.messages, tuple(pictures), unions)
+    spans = tuple((word.start, word.end) for word in prompt.words if word.present)
+    return Row(prompt.text, prompt.messages, tuple(pictures), unions, spans)
 
 
 def _word_maps(

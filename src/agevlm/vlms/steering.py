@@ -40,15 +40,20 @@ def reweighted(inputs: Inputs, masks: Sequence[Sequence[NDArray[Any] | None]], o
     """Weights of image tokens times `outside`, but for what of a token's box lies in the mask of its picture.
 
     `masks[r][i]` (height, width) is of picture i of row r; None, or an empty one, changes nothing, as is done with
-    tokens that stand for no pixels. A token half in the mask keeps the mean of 1 and `outside`. The softmax scales each
-    row to sum 1 again.
+    tokens that stand for no pixels. A token half in the mask keeps the mean of 1 and `outside`. A null token lies
+    outside. The softmax scales each row to sum 1 again.
     """
     factors = [
         [_factors(picture.shares(mask), outside) if mask is not None and mask.any() else np.ones(len(picture.columns))
          for picture, mask in zip(row, of_row, strict=True)]
         for row, of_row in zip(inputs.pictures, masks, strict=True)
     ]  # fmt: skip
-    biases_RN = torch.from_numpy(_along_keys(inputs, [[np.log(of) for of in row] for row in factors]))
+    placed = _along_keys(inputs, [[np.log(of) for of in row] for row in factors])
+    for row, of_row in enumerate(masks):
+        for null, mask in zip(inputs.null_columns, of_row, strict=False):
+            if mask is not None and mask.any():
+                placed[row, null] = np.log(outside)
+    biases_RN = torch.from_numpy(placed)
     return lambda logits: logits + _to(biases_RN, logits)
 
 
@@ -58,7 +63,8 @@ def _factors(shares_n: NDArray[np.float64], outside: float) -> NDArray[np.float6
 
 def _along_keys(inputs: Inputs, values: Sequence[Sequence[NDArray[Any]]]) -> NDArray[np.float32]:
     """Values of the image tokens of each picture at their columns among the keys, 0 elsewhere: (R, columns)."""
-    last = max((int(p.columns.max()) for row in inputs.pictures for p in row if len(p.columns)), default=-1)
+    columns = (int(p.columns.max()) for row in inputs.pictures for p in row if len(p.columns))
+    last = max((*columns, *inputs.null_columns), default=-1)
     placed = np.zeros((len(inputs.pictures), last + 1), dtype=np.float32)
     for row, (pictures, of_row) in enumerate(zip(inputs.pictures, values, strict=True)):
         for picture, of_picture in zip(pictures, of_row, strict=True):
@@ -77,14 +83,11 @@ def last_position(inputs: Inputs) -> list[list[int]]:
     return [[inputs.text_len - 1]] * len(inputs.texts)
 
 
-def positions_behind(vlm: Vlm, inputs: Inputs) -> list[list[int]]:
-    """All positions of each row's text behind its last picture."""
-    in_text = vlm.family is not None and not (vlm.family.cross or vlm.family.front)
-    starts = [
-        max((int(picture.columns.max()) + 1 for picture in row), default=0) if in_text else sees_from
-        for row, sees_from in zip(inputs.pictures, inputs.sees_from, strict=True)
-    ]
-    return [list(range(min(start, inputs.text_len - 1), inputs.text_len)) for start in starts]
+def word_positions(vlm: Vlm, inputs: Inputs, spans: Sequence[Sequence[tuple[int, int]]]) -> list[list[int]]:
+    """The positions of the tokens of each row's words, `texts[r][start:end]`, and that from which its answer begins."""
+    tokenizer = vlm.processor.tokenizer
+    words = [inputs.words_of(tokenizer, row, of_row) for row, of_row in enumerate(spans)]
+    return [sorted({token for of in tokens for token in of} | {inputs.text_len - 1}) for tokens in words]
 
 
 @contextmanager

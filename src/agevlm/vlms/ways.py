@@ -21,7 +21,7 @@ from agevlm.data.schema import Message
 from agevlm.vlms.contrast import Contrast, noised
 from agevlm.vlms.crop import best_window, cut, relative_maps
 from agevlm.vlms.inputs import Inputs, Kept
-from agevlm.vlms.steering import amplified, check_steerable, last_position, positions_behind, reweighted, steered
+from agevlm.vlms.steering import amplified, check_steerable, last_position, reweighted, steered, word_positions
 from agevlm.vlms.vlm import Vlm
 
 PAI_ALPHA, PAI_GAMMA, PAI_START_RATIO = 0.2, 1.1, 2 / 32
@@ -30,12 +30,16 @@ OUTSIDE_MASK = 0.01
 
 @dataclass(frozen=True)
 class Row:
-    """A prompt as text and as messages, its pictures, and of each the mask (H, W) of what is asked for, or None."""
+    """A prompt as text and as messages, and its pictures.
+
+    `masks` (H, W) are of each picture those of what is asked for, or None; `spans` where in the text it is named.
+    """
 
     text: str
     messages: tuple[Message, ...]
     pictures: tuple[Kept, ...]
     masks: tuple[NDArray[Any] | None, ...] = ()
+    spans: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -120,12 +124,13 @@ def guided(vlm: Vlm, rows: Sequence[Row]) -> Asking:
     """Attention toward a teacher's mask: outside it image tokens weigh 0.01 times as much, in all layers and heads.
 
     After PASTA (Zhang et al., 2023, arXiv 2311.02262), which weighs down all but some words of a prompt by that factor
-    in chosen heads; here all but the mask, for all text behind the picture. Rows without a mask are left alone. No
-    further pass, but for the teacher's.
+    in chosen heads; here all but the mask, and from the words for the thing, from where the answer begins, and from the
+    answer, as guidance in training does. Rows without a mask are left alone. No further pass, but for the teacher's.
     """
     inputs = _encoded(vlm, rows)
     change = reweighted(inputs, [row.masks or (None,) * len(row.pictures) for row in rows], OUTSIDE_MASK)
-    return Asking(inputs, None, lambda: steered(vlm, inputs, positions_behind(vlm, inputs), change))
+    positions = word_positions(vlm, inputs, [row.spans for row in rows])
+    return Asking(inputs, None, lambda: steered(vlm, inputs, positions, change))
 
 
 WAYS: Mapping[str, Callable[[Vlm, Sequence[Row]], Asking]] = {
