@@ -60,7 +60,7 @@ def test_a_way_that_changes_nothing_gives_the_plain_answer(name: str) -> None:
     rows = rows_of(vlm)
     inputs = WAYS["plain"](vlm, rows).inputs
     plain = asked(vlm, inputs)
-    everywhere = [[np.ones((p.size), dtype=bool) for p in of] for of in inputs.pictures]
+    everywhere = [[None if inputs.null_columns else np.ones(p.size, dtype=bool) for p in of] for of in inputs.pictures]
     for positions, change in (
         (last_position(inputs), amplified(inputs, 0.0)),
         (words_and_last(vlm, inputs), amplified(inputs, 0.0)),

@@ -30,7 +30,7 @@ from agevlm.vlms.inputs import Inputs, Kept
 from agevlm.vlms.maps import WordMap, attention_maps, maps_of, occlusion_map
 from agevlm.vlms.views import SeenPicture, View
 from agevlm.vlms.vlm import Answer, Reading, Vlm, YesNo
-from agevlm.vlms.ways import WAYS, Asking, Row, way_named
+from agevlm.vlms.ways import WAYS, Asking, Row, Way, way_named
 
 __all__ = [
     "WAYS",
@@ -45,6 +45,7 @@ __all__ = [
     "SeenPicture",
     "View",
     "Vlm",
+    "Way",
     "WordMap",
     "YesNo",
     "attention_maps",

@@ -2,7 +2,7 @@
 
 Both change the logits of attention before its softmax, for some text positions, in the layers that look, through the
 attention function of `attention.py`; so they work for every family whose image tokens are known. Nothing is learned,
-and with `alpha` 0, or a mask over the whole picture, the model is as it was.
+and with `alpha` 0, or a mask over the whole picture where there is no null token, the model is as it was.
 """
 
 # Shapes: R rows of text, H heads, K steered positions, N keys, n image tokens of a picture.

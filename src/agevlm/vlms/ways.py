@@ -133,7 +133,9 @@ def guided(vlm: Vlm, rows: Sequence[Row]) -> Asking:
     return Asking(inputs, None, lambda: steered(vlm, inputs, positions, change))
 
 
-WAYS: Mapping[str, Callable[[Vlm, Sequence[Row]], Asking]] = {
+Way = Callable[[Vlm, Sequence[Row]], Asking]
+
+WAYS: Mapping[str, Way] = {
     "plain": plain,
     "vcd": contrasted,
     "pai": attentive,
@@ -145,7 +147,7 @@ WAYS: Mapping[str, Callable[[Vlm, Sequence[Row]], Asking]] = {
 STEERING = ("pai", "vicrop", "mask")  # those that need to know the image tokens
 
 
-def way_named(name: str, vlm: Vlm) -> Callable[[Vlm, Sequence[Row]], Asking]:
+def way_named(name: str, vlm: Vlm) -> Way:
     """The way called `name`; ValueError where there is none, or where the family of the model cannot serve it."""
     if name not in WAYS:
         raise ValueError(f"there is no way to answer {name!r}: choose one of {', '.join(WAYS)}")
