@@ -80,7 +80,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="+", help="names, directories or hub ids")
     parser.add_argument("--out", type=Path, required=True, help="the file of all figures (.json)")
-    parser.add_argument("--num-images", type=int, default=50, help="six questions about each")
+    parser.add_argument("--num-images", type=int, default=70, help="some four questions about each")
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()
