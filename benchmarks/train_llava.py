@@ -3,10 +3,12 @@
     python benchmarks/train_llava.py llava --out runs/llava
     python benchmarks/train_llava.py concat --out runs/concat
 
-Both start from the packaged language model, read the same pictures and conversations in the same order, and take the
-same steps with the same optimiser; every row has one picture and several questions about it. Concatenation has the
-packaged ConvNeXt. LLaVA needs a tower that gives tokens: a SigLIP encoder, which first learns to give that ConvNeXt's
-features (`--distil-steps`), for a transformer that sees its first picture in the drawn world learns too slowly.
+Both start from the packaged language model, read the same pictures and questions in the same order, take the same
+steps with the same optimiser, and are guided alike: words of things that are there look at their masks, in every layer
+of the decoder (`--guidance-weight 0` lets them look where they like). A picture is 6 by 6 image tokens, and questions
+about it do not see each other. Concatenation has the packaged ConvNeXt, pooled. LLaVA needs a tower that gives tokens:
+a SigLIP encoder, which first learns to give that ConvNeXt's features (`--distil-steps`), for a transformer that sees
+its first picture in the drawn world learns too slowly.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import argparse
 import json
 import time
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +29,19 @@ from torch import Tensor, nn
 
 from agevlm import AgeVlmProcessor, ConcatVlmForConditionalGeneration
 from agevlm.checkpoints import resolve_model
-from agevlm.data.chat import tokenise_conversation
+from agevlm.data.collate import Collator
 from agevlm.data.language import make_conversations
 from agevlm.data.scenes import CATEGORIES, WorldSpec, draw_scene, split_seed
-from agevlm.data.schema import Conversation
+from agevlm.data.schema import Sample
 from agevlm.files import write_beside
+from agevlm.guidance.losses import guidance_loss
 from agevlm.modeling.vision import load_backbone
 from agevlm.training.arithmetic import autocast, choose_arithmetic
 from agevlm.training.muon import Muon
+from agevlm.vlms.attention import RowReader, reading
 
-SIDE, PATCH, WIDTH = 96, 8, 128
+SIDE, PATCH, WIDTH = 96, 16, 128
+GRID = (SIDE // PATCH, SIDE // PATCH)
 KINDS = {
     "caption": 0.1,
     "presence": 0.6,
@@ -55,14 +60,28 @@ TEMPLATE = (
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 
-Pictures = Tensor  # (I, 3, SIDE, SIDE) float32 in [-1, 1]
+# Shapes: I pictures, R rows of text about them, T tokens of a row, S of it behind the picture, P up to the picture's
+# last, X tokens of a packed sequence, K guided positions of a row, Q of all rows of a picture, N image tokens,
+# C channels, H heads (of features: their grid H by W).
 
 
-def draw(num: int, seed: int) -> tuple[Pictures, list[Any]]:
-    """Pictures of the training split, and their annotations."""
+@dataclass(frozen=True)
+class Drawn:
+    """Pictures (I, 3, SIDE, SIDE) in [-1, 1], what is in them, and what the packaged ConvNeXt makes of them."""
+
+    pictures: Tensor
+    annotations: list[Any]
+    features_ICHW: Tensor  # float16, before pooling
+
+
+@torch.inference_mode()
+def draw(num: int, seed: int) -> Drawn:
+    """Pictures of the training split."""
     scenes = [draw_scene(WorldSpec(), split_seed("train", seed), index) for index in range(num)]
     pixels = torch.from_numpy(np.stack([scene.image for scene in scenes])).permute(0, 3, 1, 2)
-    return pixels.float() / 127.5 - 1, [scene.annotation for scene in scenes]
+    pictures, teacher = pixels.float() / 127.5 - 1, load_backbone(resolve_model("tiny-convnext")).eval()
+    features = [teacher(pictures[n : n + 64]).feature_maps[-1].half() for n in range(0, num, 64)]
+    return Drawn(pictures.clone(), [scene.annotation for scene in scenes], torch.cat(features).clone())
 
 
 def make_llava(processor: AgeVlmProcessor) -> tuple[Any, Any]:
@@ -105,21 +124,16 @@ def make_llava(processor: AgeVlmProcessor) -> tuple[Any, Any]:
     return model, llava
 
 
-def distil(model: Any, pictures: Pictures, steps: int, dtype: torch.dtype) -> None:
-    """Let the tower give the features of the packaged ConvNeXt, up to a linear map."""
-    teacher = load_backbone(resolve_model("tiny-convnext")).eval()
-    tower, head = model.model.vision_tower, nn.Linear(WIDTH, teacher.channels[-1])
-    with torch.no_grad():
-        some = teacher(pictures[:256]).feature_maps[-1]
-    mean, std = (found[None, :, None, None] for found in (some.mean((0, 2, 3)), some.std((0, 2, 3))))
-    for step, batch in enumerate(batches(len(pictures), 32, steps, seed=1)):
-        if step == 0:
-            optimiser, schedule = optimise([tower, head], steps, 2e-3, dtype)
+def distil(model: Any, drawn: Drawn, steps: int, dtype: torch.dtype) -> None:
+    """Let the tower give the pooled features of the packaged ConvNeXt, up to a linear map."""
+    wanted_INC = nn.functional.avg_pool2d(drawn.features_ICHW.float(), 2).flatten(2).transpose(1, 2)
+    wanted_INC = (wanted_INC - wanted_INC.mean((0, 1))) / wanted_INC.std((0, 1))
+    tower, head = model.model.vision_tower, nn.Linear(WIDTH, wanted_INC.shape[-1])
+    optimiser, schedule = optimise([tower, head], steps, 2e-3, dtype)
+    for step, batch in enumerate(batches(len(wanted_INC), 64, steps, seed=1)):
         with autocast(dtype):
-            with torch.no_grad():
-                wanted = ((teacher(pictures[batch]).feature_maps[-1].float() - mean) / std).flatten(2).transpose(1, 2)
-            seen = tower(pixel_values=pictures[batch], output_hidden_states=True).hidden_states[-1]
-            loss = (head(seen).float() - wanted).square().mean()
+            seen = tower(pixel_values=drawn.pictures[batch], output_hidden_states=True).hidden_states[-1]
+        loss = (head(seen.float()) - wanted_INC[batch]).square().mean()
         advance(loss, optimiser, schedule, step, steps, "distil")
 
 
@@ -158,48 +172,103 @@ def advance(loss: Tensor, optimiser: Muon, schedule: Any, step: int, steps: int,
         print(f"{name} {step} loss {loss.item():.3f} at {time.process_time():.0f} s", flush=True)
 
 
-def row_of(processor: Any, annotation: Any, rng: np.random.Generator, num_questions: int) -> Any:
-    """Several questions about one picture as one conversation in tokens."""
-    made = make_conversations(annotation, rng, CATEGORIES, KINDS, num_questions)
-    first = True
-    messages = []
-    for message in (message for conversation in made for message in conversation.messages):
-        shown = message.num_images if first else 0
-        first = first and not message.num_images
-        messages.append(replace(message, num_images=shown))
-    return tokenise_conversation(processor, Conversation(made[0].id, "conversation", tuple(messages)))
+def asked(drawn: Drawn, batch: list[int], rng: np.random.Generator, num: int) -> list[tuple[Sample, Any]]:
+    """Pictures with several questions about each, and their features, as a collator takes them."""
+    items = []
+    for number in batch:
+        annotation = drawn.annotations[number]
+        made = make_conversations(annotation, rng, CATEGORIES, KINDS, num)
+        items.append(
+            (Sample(annotation.image.id, (annotation.image,), made), drawn.features_ICHW[number, None].numpy())
+        )
+    return items
 
 
-def collate(rows: list[Any], image_id: int, num_image_tokens: int, pad_id: int) -> dict[str, Tensor]:
-    """Rows padded on the right; an image token is as many as its picture has."""
-    ids, labels = [], []
-    for row in rows:
-        told: list[tuple[int, int]] = []
-        for token, said in zip(row.input_ids, row.supervised, strict=True):
-            told += [(token, token if said else -100)] * (num_image_tokens if token == image_id else 1)
-        ids.append([token for token, _ in told])
-        labels.append([label for _, label in told])
-    longest = max(map(len, ids))
+def packed(told: dict[str, Any], image_id: int, num_image_tokens: int) -> dict[str, Tensor]:
+    """Rows (R, T) about I pictures as sequences (I, X): a picture once, then its questions, blind to each other.
+
+    `positions` (R, K) are the guided positions in the sequence.
+    """
+    each, ids_RT = told["rows_per_image"], told["input_ids"]
+    place_R = (ids_RT == image_id).int().argmax(1)
+    before = int(told["attention_mask"][0, : place_R[0]].sum())  # tokens in front of the picture
+    front, num_text = before + num_image_tokens, ids_RT.shape[1] - int(place_R.min()) - 1
+    columns_RS = place_R[:, None] + 1 + torch.arange(num_text)
+    real_RS = columns_RS < ids_RT.shape[1]
+    ids_RS, labels_RS = (
+        told[name].gather(1, columns_RS.clamp(max=ids_RT.shape[1] - 1)) for name in ("input_ids", "labels")
+    )
+    ids_IT, start_I1 = ids_RT[::each], place_R[::each, None]
+    pictures_IN = ids_IT.new_full((len(ids_IT), num_image_tokens), image_id)
+    prefix_IP = torch.cat([ids_IT.gather(1, start_I1 - before + torch.arange(before)), pictures_IN], 1)
+    labels_IX = labels_RS.masked_fill(~real_RS, -100).view(len(ids_IT), -1)
+    block_R = torch.arange(len(ids_RT)) % each
+    shift_R = front + block_R * num_text - place_R - 1
+    block_X = torch.cat([torch.full((front,), -1), torch.arange(each).repeat_interleave(num_text)])
+    causal_XX = torch.ones(len(block_X), len(block_X)).tril().bool()
+    seen_XX = causal_XX & ((block_X[:, None] == block_X) | (block_X == -1))
+    place_X = torch.cat([torch.arange(front), (front + torch.arange(num_text)).repeat(each)])
     return {
-        "input_ids": torch.tensor([row + [pad_id] * (longest - len(row)) for row in ids]),
-        "attention_mask": torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in ids]),
-        "labels": torch.tensor([row + [-100] * (longest - len(row)) for row in labels]),
+        "input_ids": torch.cat([prefix_IP, ids_RS.view(len(ids_IT), -1)], 1),
+        "labels": torch.cat([torch.full_like(prefix_IP, -100), labels_IX], 1),
+        "position_ids": place_X.expand(len(ids_IT), -1),
+        "attention_mask": seen_XX.expand(len(ids_IT), 1, -1, -1),
+        "positions": (told["attention_rows"] + shift_R[:, None]).clamp(min=0),
     }
 
 
-def train(model: Any, processor: Any, drawn: tuple[Pictures, list[Any]], args: Any, dtype: torch.dtype) -> None:
-    """The same rows in the same order for every model."""
-    pictures, annotations = drawn
-    expanded = (SIDE // PATCH) ** 2 if args.model == "llava" else 1
+def step_of_llava(model: Any, told: dict[str, Any], pictures: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """The loss of a batch, and of each layer the attention (R, H, K, N) of guided positions on image tokens, sum 1."""
+    each, num_image_tokens = told["rows_per_image"], GRID[0] * GRID[1]
+    made = packed(told, model.config.image_token_id, num_image_tokens)
+    positions_RK, decoder = made.pop("positions"), model.get_decoder()
+    reader = RowReader(
+        {module: number for number, layer in enumerate(decoder.layers) for module in layer.modules()},
+        positions_RK.view(len(pictures), -1),
+    )
+    with reading(reader, decoder):
+        loss = model(**made, pixel_values=pictures, use_cache=False).loss
+    start = int((made["input_ids"][0] == model.config.image_token_id).int().argmax())
+    weights = []
+    for weights_IHQX in reader.weights.values():
+        of_picture = weights_IHQX[..., start : start + num_image_tokens]
+        of_picture = of_picture / of_picture.sum(-1, keepdim=True).clamp(min=1e-9)
+        weights.append(of_picture.unflatten(2, (each, -1)).transpose(1, 2).flatten(0, 1))
+    return loss, weights
+
+
+def step_of_concat(model: Any, told: dict[str, Any]) -> tuple[Tensor, list[Tensor]]:
+    """The same of our concatenation."""
+    names = (
+        "input_ids",
+        "attention_mask",
+        "labels",
+        "image_features",
+        "images_seen",
+        "rows_per_image",
+        "attention_rows",
+    )
+    output = model(**{name: told[name] for name in names}, use_cache=False)
+    return output.loss, list(output.row_weights)
+
+
+def train(model: Any, processor: Any, drawn: Drawn, args: Any, dtype: torch.dtype) -> None:
+    """The same questions in the same order for every model."""
+    collate = Collator(processor, GRID, guided=True, free_answers=("counting",))
     optimiser, schedule = optimise([model], args.steps, args.learning_rate, dtype)
-    rng, pad_id = np.random.default_rng(args.seed), processor.tokenizer.pad_token_id
+    rng = np.random.default_rng(args.seed)
     model.train()
-    for step, batch in enumerate(batches(len(pictures), args.batch_size, args.steps, args.seed)):
-        rows = [row_of(processor, annotations[number], rng, args.questions) for number in batch]
-        told = collate(rows, model.config.image_token_id, expanded, pad_id)
+    for step, batch in enumerate(batches(len(drawn.pictures), args.batch_size, args.steps, args.seed)):
+        told = collate(asked(drawn, batch, rng, args.questions))
         with autocast(dtype):
-            loss = model(**told, pixel_values=pictures[batch], use_cache=False).loss
-        advance(loss, optimiser, schedule, step, args.steps, args.model)
+            if args.model == "llava":
+                loss, weights = step_of_llava(model, told, drawn.pictures[batch])
+            else:
+                loss, weights = step_of_concat(model, told)
+        guidance, num = guidance_loss(weights, told["guidance_shares"], told["guidance_present"])
+        guidance = guidance / max(num, 1)
+        name = f"{args.model} guidance {guidance.item():.3f}"
+        advance(loss + args.guidance_weight * guidance, optimiser, schedule, step, args.steps, name)
     model.eval()
 
 
@@ -208,12 +277,13 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", choices=("llava", "concat"))
     parser.add_argument("--out", type=Path, required=True, help="the directory of the checkpoint")
-    parser.add_argument("--num-scenes", type=int, default=4000)
-    parser.add_argument("--steps", type=int, default=450)
-    parser.add_argument("--distil-steps", type=int, default=500)
+    parser.add_argument("--num-scenes", type=int, default=3000)
+    parser.add_argument("--steps", type=int, default=420)
+    parser.add_argument("--distil-steps", type=int, default=400)
     parser.add_argument("--batch-size", type=int, default=16, help="pictures of a step")
-    parser.add_argument("--questions", type=int, default=5, help="questions about each picture of a step")
+    parser.add_argument("--questions", type=int, default=4, help="questions about each picture of a step")
     parser.add_argument("--learning-rate", type=float, default=1.5e-3)
+    parser.add_argument("--guidance-weight", type=float, default=1.5)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     return parser.parse_args()
@@ -226,17 +296,20 @@ def main() -> None:
     torch.manual_seed(args.seed)
     quiet()
     dtype, started = choose_arithmetic(device="cpu"), time.perf_counter()
-    processor: Any = AgeVlmProcessor.from_pretrained(resolve_model("tiny"))
-    drawn = draw(args.num_scenes, args.seed)
+    ours: Any = AgeVlmProcessor.from_pretrained(resolve_model("tiny"))
+    processor, drawn = ours, draw(args.num_scenes, args.seed)
     if args.model == "llava":
-        model, processor = make_llava(processor)
-        distil(model, drawn[0], args.distil_steps, dtype)
+        model, processor = make_llava(ours)
+        distil(model, drawn, args.distil_steps, dtype)
     else:
         model = ConcatVlmForConditionalGeneration.from_backbones(
-            resolve_model("tiny-llama"), resolve_model("tiny-convnext"), image_token_id=processor.image_token_id
+            resolve_model("tiny-llama"),
+            resolve_model("tiny-convnext"),
+            image_token_id=ours.image_token_id,
+            pool_size=2,
         )
         model.vision_model.requires_grad_(False)
-    train(model, processor, drawn, args, dtype)
+    train(model, ours, drawn, args, dtype)
     model.save_pretrained(args.out)
     processor.save_pretrained(args.out)
     took = {"cpu_s": time.process_time(), "wall_s": time.perf_counter() - started}

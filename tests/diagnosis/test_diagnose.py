@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import io
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -9,21 +11,26 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
+from tiny_models import make_picture
 from typer.testing import CliRunner
 
 import agevlm
 from agevlm.cli import app
+from agevlm.data.images import MAX_PIXELS, open_image
 from agevlm.data.parquet import Record, write_parquet
-from agevlm.data.schema import Sample
+from agevlm.data.schema import ImageSource, Sample
 from agevlm.diagnosis.asking import CONDITIONS, ask, presence_samples
-from agevlm.diagnosis.figures import CalibrationError, differences_of, figures_of
+from agevlm.diagnosis.captions import CaptionReading, CaptionWord, _batch, read_captions
+from agevlm.diagnosis.figures import CalibrationError, _caption_figures, differences_of, figures_of
 from agevlm.diagnosis.heads import HeadReading, read_heads, without_sinks
-from agevlm.diagnosis.lens import read_lens
+from agevlm.diagnosis.lens import lens_of, read_lens
 from agevlm.diagnosis.run import _examine
 from agevlm.evaluation import benchmarks
 from agevlm.evaluation.benchmarks import Settings, caption_samples
 from agevlm.evaluation.detection import calibration_error, reliability
-from agevlm.vlms import Vlm
+from agevlm.evaluation.localisation import map_entropy
+from agevlm.vlms import Answer, Vlm
 from tests.vlms import tiny_families
 
 SETTINGS = Settings(num_images=3)
@@ -87,13 +94,59 @@ def test_the_lens_needs_image_tokens_in_the_decoder(tiny: Vlm, samples: list[Sam
     assert all(0 < confidence <= 1 for confidence in found.values())
 
 
+def test_the_words_of_a_caption_are_scored_where_the_model_first_says_them(tiny: Vlm, samples: list[Sample]) -> None:
+    found = read_captions(tiny, samples)
+    assert isinstance(found, CaptionReading)
+    assert found.captions.keys() == {sample.id for sample in samples}
+    known = {(s.id, w.phrase): bool(w.present) for s in samples for c in s.conversations for w in c.groundings}
+    assert found.words and all(known[word.image, word.phrase] is word.present for word in found.words)
+    word = next(word for word in found.words if word.present)
+    seen = agevlm.look((tiny.model, tiny.processor), open_image(_picture(samples, word)), "describe the picture.")
+    assert seen.answer == found.captions[word.image]
+    of_look = next(w for w in seen.words if w.where == "answer" and w.word == word.phrase)
+    assert word.scores["null_mass"] == pytest.approx(of_look.null_mass, abs=1e-5)
+    assert word.scores["entropy"] == pytest.approx(map_entropy(of_look.map), abs=1e-4)
+    assert 0 <= word.scores["p_no"] < 1 and "logit_lens" not in word.scores
+
+
+def _picture(samples: list[Sample], word: CaptionWord) -> Any:
+    return next(sample.images[0] for sample in samples if sample.id == word.image)
+
+
+def test_the_probability_of_a_word_is_that_of_its_tokens_where_it_stands(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that says what we want it to say, word for word."""
+    vlm = Vlm(*tiny_families.made("llava"))
+    ids = tuple(vlm.processor.tokenizer.convert_tokens_to_ids(["a", "red", "fish", "a", "boat", "fish"]))
+    monkeypatch.setattr(vlm, "answers", lambda inputs, limit: [Answer("a red fish a boat fish", ids)])
+    pictures = [make_picture(0, (64, 64))]
+    text = vlm.prompt("what is in the picture ?")
+    ((number, caption, scores),) = _batch(vlm, text, pictures, ["fish", "boat", "house"], lens_of(vlm))
+    assert (number, caption) == (0, "a red fish a boat fish")
+    assert scores.keys() == {"fish", "boat"}
+    log_probs = vlm.log_probs(vlm.encode([text], [pictures]), [ids])[0]
+    for phrase, place in (("fish", 2), ("boat", 4)):
+        assert scores[phrase]["p_no"] == pytest.approx(1 - float(log_probs[place].exp()), abs=1e-5)
+        assert scores[phrase].keys() == {"p_no", "entropy", "logit_lens"}
+
+
+def test_made_up_words_of_captions_are_figures() -> None:
+    """Two pictures; what is made up has the higher number but once in four."""
+    rows = (("a", True, 0.1), ("a", False, 0.9), ("b", True, 0.5), ("b", False, 0.4))
+    words = tuple(CaptionWord(i, f"w{n}", there, {"p_no": p}) for n, (i, there, p) in enumerate(rows))
+    figures = dict(_caption_figures(CaptionReading(words, {}, 0)))
+    assert figures["captions.made_up_ratio"].value == 0.5
+    assert figures["captions.p_no.auroc"].value == pytest.approx(0.75)
+    assert "captions.null_mass.auroc" not in figures
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_family_is_examined(name: str, samples: list[Sample]) -> None:
     vlm = Vlm(*tiny_families.made(name))
     captions = caption_samples("tiny", "scenes", SETTINGS)
     exam = _examine(vlm, name, samples[:2], captions[:2], SETTINGS, None)
     figures = figures_of(exam)
-    assert exam.left_out.keys() == ({"logit lens"} if name == "mllama" else set())
+    words = "words of its own captions"  # a random model may name nothing that was asked for
+    assert exam.left_out.keys() - {words} == ({"logit lens"} if name == "mllama" else set())
     wanted = ["calibration.error", "similarity.caption_likelihood.auroc", "looking.best_head.mass"]
     wanted += ["made_up.entropy.auroc", "made_up.p_no.auroc", "answers.blank.random.accuracy"]
     for figure in wanted:
@@ -145,3 +198,49 @@ def test_questions_that_ask_of_no_thing_are_one_clear_line(samples: list[Sample]
     silent: list[Any] = [replace(sample, conversations=()) for sample in samples]
     with pytest.raises(ValueError, match=r"at least two pictures, and 0 of 3 samples have some"):
         presence_samples(silent)
+
+
+def test_a_family_that_is_not_known_gets_maps_by_occlusion_and_the_page_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agevlm.vlms.families.FAMILIES", ())
+    monkeypatch.setattr("agevlm.diagnosis.pictures.NUM_CASES", 1)
+    found = agevlm.diagnose(tiny_families.made("llava"), out=tmp_path, num_images=2, device="cpu")
+    for part in ("where it looks", "matching pictures", "logit lens"):
+        assert "models of the type 'llava' are not known" in found.record["left_out"][part]
+        assert "maps are made by occlusion" in found.record["left_out"][part]
+    assert found.verdict[1] == "Where it looks is not measured."
+    html = found.page.read_text(encoding="utf-8")
+    assert "by occlusion" in html and "are not known" in html
+    assert "answers.picture.random.accuracy" in found.record["figures"]
+    with np.load(tmp_path / "arrays.npz") as arrays:
+        shapes = {name: arrays[name].shape for name in arrays.files if name.endswith("by occlusion")}
+    assert shapes and set(shapes.values()) == {(8, 8)}
+
+
+def test_pictures_of_80_megapixels_and_of_one_pixel_are_diagnosed(tmp_path: Path, samples: list[Sample]) -> None:
+    files = []
+    for number, size in enumerate(((8944, 8944), (1, 1))):
+        file = io.BytesIO()
+        Image.new("RGB", size, (200, 30, 30)).save(file, "PNG", compress_level=1)
+        files.append(ImageSource(f"picture {number}", size[1], size[0], data=file.getvalue()))
+    assert 79_900_000 < files[0].width * files[0].height < MAX_PIXELS
+    bare = [
+        replace(s, images=(file,), conversations=tuple(replace(c, groundings=()) for c in s.conversations[:1]))
+        for s, file in zip(samples, files, strict=False)
+    ]
+    write_parquet(tmp_path / "data", [Record(sample) for sample in bare])
+    found = agevlm.diagnose("tiny", tmp_path / "data", out=tmp_path / "out", device="cpu")
+    assert found.page.is_file()
+    assert found.record["reliability"]["num_questions"] and len(found.verdict) == 3
+    larger = ImageSource("picture", 9000, 9000, data=files[0].data)
+    with pytest.raises(ValueError, match="its record says 9000 × 9000"):
+        open_image(larger)
+
+
+def test_a_processor_without_a_chat_template_is_one_clear_line(tmp_path: Path) -> None:
+    model, processor = tiny_families.made("llava")
+    silent = copy.copy(processor)
+    silent.chat_template = None
+    with pytest.raises(ValueError, match="the processor of 'llava' has no chat template: write the whole prompt"):
+        agevlm.diagnose((model, silent), out=tmp_path, num_images=2)

@@ -147,5 +147,38 @@ def test_contrastive_decoding_is_that_of_its_formula(name: str, samples: list[Sa
         ids = [token for token in said if token not in vlm.end_ids]
         assert prediction.answer == vlm.processor.tokenizer.decode(ids, skip_special_tokens=True).strip()
     assert found.words == plain.words
-    with pytest.raises(ValueError, match="there is no way to answer 'loud': choose one of plain, vcd"):
+    with pytest.raises(ValueError, match=r"no way to answer 'loud': choose one of plain, vcd, pai, vicrop, mask"):
         evaluate(vlm.model, vlm.processor, asked, answering="loud")
+
+
+@pytest.mark.parametrize("name", ["llava", "mllama", "agevlm", "agevlm_concat"])
+def test_every_way_to_answer_is_asked_in_batches_of_any_size(name: str, samples: list[Sample]) -> None:
+    model, processor = tiny_families.made(name)
+    asked = presence(samples)
+    plain = evaluate(model, processor, asked)
+    for way in ("pai", "vicrop", "mask"):
+        found, alone = (evaluate(model, processor, asked, answering=way, batch_size=size) for size in (None, 1))
+        for one, two in zip(found.predictions, alone.predictions, strict=True):
+            assert one.p_yes == pytest.approx(two.p_yes, abs=1e-4)
+        moved = [abs(a.p_yes - b.p_yes) for a, b in zip(found.predictions, plain.predictions, strict=True)]
+        assert max(moved) > 1e-6, way
+        if way == "vicrop":
+            assert found.note is not None and "where its words look is not measured" in found.note
+        else:
+            assert found.note is None and found.words.keys() == plain.words.keys()
+
+
+def test_a_mask_steers_only_questions_that_have_one(samples: list[Sample]) -> None:
+    model, processor = tiny_families.made("llava")
+    asked = presence(samples)
+    plain, found = (evaluate(model, processor, asked, answering=way) for way in ("plain", "mask"))
+    for sample in asked:
+        for conversation in sample.conversations:
+            one, two = (
+                next(p.p_yes for p in e.predictions if p.question.id == conversation.id) for e in (plain, found)
+            )
+            assert one is not None and two is not None
+            assert (abs(one - two) > 1e-5) == bool(conversation.groundings[0].present)
+    bare = [replace(s, conversations=tuple(replace(c, groundings=()) for c in s.conversations)) for s in asked]
+    with pytest.raises(ValueError, match=r"needs masks of what is asked, and these questions have none"):
+        evaluate(model, processor, bare, answering="mask")

@@ -349,6 +349,8 @@ def test_bad_input_is_one_clear_line() -> None:
         vlm.encode(["a", "b"], [[]])
     with pytest.raises(ValueError, match=r"has \d+ tokens .* context takes 512"):
         vlm.encode(["fish " * 600], [[]])
+    with pytest.raises(ValueError, match=r"tokens with those of its pictures, .* show fewer or smaller pictures"):
+        vlm.encode([vlm.prompt(QUESTION, 9)], [[make_picture()] * 9])  # 64 tokens each
     ours = Vlm(*made("agevlm"))
     with pytest.raises(ValueError, match="keep them together"):
         ours.encode([ours.prompt(QUESTION)] * 2, [ours.keep([make_picture()]), ours.keep([make_picture()])])

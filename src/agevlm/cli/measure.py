@@ -31,10 +31,13 @@ class Parser(StrEnum):
 
 
 class Answering(StrEnum):
-    """Ways to answer; see agevlm.evaluation.answering."""
+    """Ways to answer; see agevlm.vlms.ways."""
 
     PLAIN = "plain"
     VCD = "vcd"
+    PAI = "pai"
+    VICROP = "vicrop"
+    MASK = "mask"
 
 
 def look(
@@ -121,7 +124,7 @@ def evaluate(
     ] = Split.TEST,
     parser: Annotated[Parser, typer.Option(help="How a yes or a no is read from an answer.")] = Parser.FIRST_WORD,
     answering: Annotated[
-        Answering, typer.Option(help="As the model does, or by visual contrastive decoding (vcd).")
+        Answering, typer.Option(help="As the model does, or in a way that hangs more on the picture, untrained.")
     ] = Answering.PLAIN,
     batch_size: Annotated[
         int | None,

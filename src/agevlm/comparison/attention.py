@@ -23,7 +23,7 @@ from PIL import Image
 from agevlm.analysis.attention import Look, WordMap, look
 from agevlm.analysis.figures import enlarge, overlay
 from agevlm.analysis.words import FAINT, INK
-from agevlm.checkpoints import load_model
+from agevlm.checkpoints import load_vlm
 from agevlm.comparison.document import figure_png
 from agevlm.comparison.run import tests_directory
 from agevlm.data.images import open_image
@@ -126,7 +126,7 @@ def _ask(runs: Mapping[str, Path], predictions: Mapping[str, Records], asked: Ma
     """Every chosen question through the model of every run."""
     looks: dict[str, dict[str, tuple[Look, bool]]] = {key: {} for key in asked}
     for arm, run in runs.items():
-        model, processor = load_model(run / "model")
+        model, processor = load_vlm(run / "model")
         rows = {str(row["id"]): row for row in predictions[arm]}
         for key in asked:
             question, phrase = rows[key]["question"], rows[key]["words"][0]["phrase"]

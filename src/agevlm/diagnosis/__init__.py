@@ -3,10 +3,11 @@
     Vlm, samples ──▶ asking   the questions as they are, with a blank picture, with another   → records
                  ──▶ heads    attention of object words, by layer and head, against masks      → HeadReading
                  ──▶ lens     what the image tokens say before a word is written               → confidences
+                 ──▶ captions the words of captions that it writes by itself                    → CaptionReading
                  ──▶ analysis.similarity   matching against mismatched captions                 → Similarity
-    examination: all four of one model ──▶ figures: estimates with intervals ──▶ page
+    examination: all five of one model ──▶ figures: estimates with intervals ──▶ page
 
-- `asking.py`, `heads.py`, `lens.py` run a model and know nothing of each other
+- `asking.py`, `heads.py`, `lens.py`, `captions.py` run a model and know of each other at most the lens
 - `figures.py`: pure functions from what they found to figures; `drawings.py` and `page.py` show them
 - `run.py`: `diagnose`, with names, files and progress
 

@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike
 
 from agevlm.analysis.similarity import Similarity
 from agevlm.diagnosis.asking import Answers, Condition, Record
+from agevlm.diagnosis.captions import CaptionReading
 from agevlm.diagnosis.heads import HeadReading
 from agevlm.evaluation.detection import NUM_BINS
 from agevlm.evaluation.run_figures import Figure, Floats, Ranks, Share, divide, figure_of, reference_is_yes
@@ -40,11 +41,17 @@ class Examination:
     similarity: Similarity | str
     heads: HeadReading | str
     lens: Mapping[tuple[str, str], float] | str
+    captions: CaptionReading | str
 
     @property
     def left_out(self) -> dict[str, str]:
         """Part → why it is missing."""
-        parts = {"matching pictures": self.similarity, "where it looks": self.heads, "logit lens": self.lens}
+        parts = {
+            "matching pictures": self.similarity,
+            "where it looks": self.heads,
+            "logit lens": self.lens,
+            "words of its own captions": self.captions,
+        }
         missing = {name: part for name, part in parts.items() if isinstance(part, str)}
         if self.answers.note:
             missing["attention of words"] = self.answers.note
@@ -93,6 +100,8 @@ def figures_of(exam: Examination) -> dict[str, Figure]:
         found |= dict(_similarity_figures(exam.similarity))
     if isinstance(exam.heads, HeadReading):
         found |= dict(_head_figures(exam.heads))
+    if isinstance(exam.captions, CaptionReading):
+        found |= dict(_caption_figures(exam.captions))
     for name in DETECTORS:
         scored = [(record, score) for record in once if (score := _score(exam, record, name)) is not None]
         absent = [not reference_is_yes(record) for record, _ in scored]
@@ -147,6 +156,19 @@ def _head_figures(heads: HeadReading) -> Iterator[tuple[str, Figure]]:
         yield f"looking.best_head.{name}", Share(ids, images, heads.heads[name][told, layer, head], ones)
     yield "looking.chance.mass", Share(ids, images, heads.area[told], ones)
     yield "looking.chance.pointing", Share(ids, images, heads.touched[told], ones)
+
+
+def _caption_figures(found: CaptionReading) -> Iterator[tuple[str, Figure]]:
+    """Of the words of its own captions: how many are made up, and what tells."""
+    ids, images = ([f"{w.image}/{w.phrase}" for w in found.words], [w.image for w in found.words])
+    absent = [not word.present for word in found.words]
+    yield "captions.made_up_ratio", Share(ids, images, np.array(absent, dtype=float), np.ones(len(absent)))
+    for name in DETECTORS:
+        scored = [(place, word.scores[name]) for place, word in enumerate(found.words) if name in word.scores]
+        made_up = [absent[place] for place, _ in scored]
+        if len(set(made_up)) == 2:
+            of_ids, of_images = ([known[place] for place, _ in scored] for known in (ids, images))
+            yield f"captions.{name}.auroc", Ranks(of_ids, of_images, [score for _, score in scored], made_up)
 
 
 def _score(exam: Examination, record: Record, name: str) -> float | None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -26,8 +27,32 @@ from agevlm.vlms import Vlm
 MAX_LAYERS = 6  # spread evenly over the upper half; each costs image tokens × vocabulary
 
 
-def read_lens(vlm: Vlm, samples: Sequence[Sample], progress: Progress | None) -> dict[tuple[str, str], float] | str:
-    """The confidence of each word by picture and phrase; a sentence where that cannot be done says why."""
+@dataclass(frozen=True)
+class Lens:
+    """The final norm and the head of a decoder, to read hidden states through."""
+
+    norm: Any
+    head: Any
+
+    @torch.inference_mode()
+    def confidence(self, vlm: Vlm, text: str, picture: Any, phrases: Sequence[str]) -> dict[str, float]:
+        """How surely some image token says each word, in a prompt with one picture."""
+        inputs = vlm.encode([text], [[picture]])
+        top = len(vlm.layers)
+        layers = sorted({int(number) for number in np.linspace(max(1, top // 2), top, MAX_LAYERS).round()})
+        states = vlm.read(inputs, states=layers).states
+        columns = inputs.pictures[0][0].columns
+        wanted = {phrase: _first_ids(vlm, phrase) for phrase in phrases}
+        best = dict.fromkeys(phrases, 0.0)
+        for layer in layers:
+            shares_nV = self.head(self.norm(states[layer][:1, columns]))[0].float().softmax(-1)
+            for phrase, ids in wanted.items():
+                best[phrase] = max(best[phrase], float(shares_nV[:, ids].max()))
+        return best
+
+
+def lens_of(vlm: Vlm) -> Lens | str:
+    """The lens of a model; a sentence where it has none says why."""
     if vlm.note is not None:
         return vlm.note
     if vlm.family is not None and vlm.family.cross:
@@ -35,6 +60,14 @@ def read_lens(vlm: Vlm, samples: Sequence[Sample], progress: Progress | None) ->
     norm, head = getattr(vlm.model.get_decoder(), "norm", None), vlm.model.get_output_embeddings()
     if norm is None or head is None:
         return f"{type(vlm.model).__name__} has no final norm and head that are found here"
+    return Lens(norm, head)
+
+
+def read_lens(vlm: Vlm, samples: Sequence[Sample], progress: Progress | None) -> dict[tuple[str, str], float] | str:
+    """The confidence of each word by picture and phrase; a sentence where that cannot be done says why."""
+    lens = lens_of(vlm)
+    if isinstance(lens, str):
+        return lens
     by_sample: dict[int, list[Prompt]] = defaultdict(list)
     for prompt in questions_of(vlm, samples)[1]:
         if len(prompt.words) == 1:
@@ -42,8 +75,8 @@ def read_lens(vlm: Vlm, samples: Sequence[Sample], progress: Progress | None) ->
     found: dict[tuple[str, str], float] = {}
     for done, (number, prompts) in enumerate(by_sample.items()):
         picture = open_image(samples[number].images[0])
-        wanted = {prompt.words[0].phrase: _first_ids(vlm, prompt.words[0].phrase) for prompt in prompts}
-        said = _confidence(vlm, prompts[0].text, picture, wanted, norm, head)
+        phrases = list(dict.fromkeys(prompt.words[0].phrase for prompt in prompts))
+        said = lens.confidence(vlm, prompts[0].text, picture, phrases)
         found |= {(samples[number].id, phrase): value for phrase, value in said.items()}
         if progress:
             progress("lens", done + 1, len(by_sample))
@@ -54,20 +87,3 @@ def _first_ids(vlm: Vlm, phrase: str) -> list[int]:
     """The tokens that a word may begin with: after a space and without one."""
     coded = (vlm.processor.tokenizer(text, add_special_tokens=False)["input_ids"] for text in (phrase, f" {phrase}"))
     return sorted({ids[0] for ids in coded if ids})
-
-
-@torch.inference_mode()
-def _confidence(
-    vlm: Vlm, text: str, picture: Any, wanted: dict[str, list[int]], norm: Any, head: Any
-) -> dict[str, float]:
-    inputs = vlm.encode([text], [[picture]])
-    top = len(vlm.layers)
-    layers = sorted({int(number) for number in np.linspace(max(1, top // 2), top, MAX_LAYERS).round()})
-    states = vlm.read(inputs, states=layers).states
-    columns = inputs.pictures[0][0].columns
-    best = dict.fromkeys(wanted, 0.0)
-    for layer in layers:
-        shares_nV = head(norm(states[layer][:1, columns]))[0].float().softmax(-1)
-        for phrase, ids in wanted.items():
-            best[phrase] = max(best[phrase], float(shares_nV[:, ids].max()))
-    return best

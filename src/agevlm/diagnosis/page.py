@@ -179,7 +179,18 @@ def _words(models: Sequence[Diagnosed]) -> Data | None:
         "dots": chart(lambda theme: drawings.interval_dots(rows, alone, theme), "AUROC of each detector"),
         "headers": ["", "AUROC"],
         "rows": [[label, _cell(known[0])] for label, known in rows],
+        "captions": _caption_words(models[0]),
     }
+
+
+def _caption_words(model: Diagnosed) -> Data | None:
+    reading = model.exam.captions
+    if isinstance(reading, str):
+        return None
+    figures = [(label, f"captions.{name}.auroc") for name, label in DETECTORS.items()]
+    rows = [[label, _cell(model.found[name])] for label, name in figures if name in model.found]
+    num_made_up = sum(not word.present for word in reading.words)
+    return {"num_words": len(reading.words), "num_made_up": num_made_up, "headers": ["", "AUROC"], "rows": rows}
 
 
 def _against(models: Sequence[Diagnosed], differences: Estimates) -> Data | None:

@@ -19,7 +19,7 @@ from agevlm.diagnosis.asking import Record
 from agevlm.diagnosis.figures import Examination, distinct
 from agevlm.diagnosis.heads import HeadReading, read_words
 from agevlm.evaluation.questions import Prompt, questions_of
-from agevlm.vlms import Vlm, attention_maps
+from agevlm.vlms import Vlm, attention_maps, maps_of
 
 NUM_CASES = 12
 
@@ -65,13 +65,23 @@ def cases_of(models: Sequence[tuple[Vlm, Examination]], samples: Sequence[Sample
 def _maps_of(
     vlm: Vlm, exam: Examination, samples: Sequence[Sample], ids: Sequence[str]
 ) -> dict[str, tuple[tuple[str, Map], ...]]:
-    """Question id → the maps of the mean of all heads and of the best head; {} where heads were not read."""
-    if not isinstance(exam.heads, HeadReading):
-        return {}
+    """Question id → the maps of the mean of all heads and of the best head; what there is where heads were not read."""
     asked, prompts = questions_of(vlm, samples)
     by_key = {prompt.key: prompt for prompt in prompts}
     key_of = {item.question.id: item.key for item in asked}
-    return {identity: _both_maps(vlm, exam.heads, by_key[key_of[identity]], samples) for identity in ids}
+    of = {identity: by_key[key_of[identity]] for identity in ids}
+    if isinstance(exam.heads, HeadReading):
+        return {identity: _both_maps(vlm, exam.heads, prompt, samples) for identity, prompt in of.items()}
+    return {identity: _one_map(vlm, prompt, samples) for identity, prompt in of.items()}
+
+
+def _one_map(vlm: Vlm, prompt: Prompt, samples: Sequence[Sample]) -> tuple[tuple[str, Map], ...]:
+    """The mean of all heads, where attention is read without masks; else what the answer hangs on, by occlusion."""
+    picture = open_image(samples[prompt.sample].images[0])
+    (seen,) = maps_of(vlm, prompt.text, [picture], [(word.start, word.end) for word in prompt.words[:1]]) or [None]
+    if seen is None:
+        return ()
+    return (("all heads" if seen.kind == "attention" else "by occlusion", seen.maps[0].clip(min=0)),)
 
 
 def _both_maps(vlm: Vlm, heads: HeadReading, prompt: Prompt, samples: Sequence[Sample]) -> tuple[tuple[str, Map], ...]:

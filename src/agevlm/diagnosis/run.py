@@ -14,6 +14,7 @@ from agevlm.analysis.similarity import DEFAULT_BATCH_SIZE, Similarity, similarit
 from agevlm.checkpoints import load_vlm
 from agevlm.data.schema import Sample
 from agevlm.diagnosis.asking import CONDITIONS, Progress, ask, presence_samples
+from agevlm.diagnosis.captions import REQUEST, CaptionReading, read_captions
 from agevlm.diagnosis.figures import Examination, differences_of, estimates_of, figures_of, reliability_of
 from agevlm.diagnosis.heads import HeadReading, read_heads
 from agevlm.diagnosis.lens import read_lens
@@ -104,7 +105,14 @@ def _examine(
         _match(vlm, captions, settings, named),
         read_heads(vlm, samples, settings.batch_size, named),
         read_lens(vlm, samples, named),
+        read_captions(vlm, samples, _request(captions), settings.batch_size, named),
     )
+
+
+def _request(captions: Sequence[Sample]) -> str:
+    """How the data ask for a caption."""
+    asked = (c.messages[0].content for sample in captions[:1] for c in sample.conversations[:1])
+    return next(asked, REQUEST)
 
 
 def _match(vlm: Vlm, captions: Sequence[Sample], settings: Settings, progress: Progress | None) -> Similarity | str:
@@ -137,8 +145,18 @@ def _record(model: Diagnosed) -> dict[str, Any]:
         "reliability": reliability_of(exam),
         "similarity": found.record() if isinstance(found, Similarity) else None,
         "heads": heads_record(exam.heads),
+        "captions": _captions_record(exam.captions),
         "left_out": exam.left_out,
     }
+
+
+def _captions_record(found: CaptionReading | str) -> dict[str, Any] | None:
+    """How many words were judged, and the captions by picture; None where there are none."""
+    if isinstance(found, str):
+        return None
+    made_up = [f"{word.image}/{word.phrase}" for word in found.words if not word.present]
+    facts = {"num_words": len(found.words), "num_unknown": found.num_unknown}
+    return {**facts, "made_up": made_up, "captions": dict(found.captions)}
 
 
 def _short(found: Mapping[str, Estimate]) -> dict[str, dict[str, float | None]]:

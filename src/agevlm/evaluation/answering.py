@@ -15,14 +15,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from agevlm.data.masks import union_mask
 from agevlm.evaluation.questions import Prompt
 
 if TYPE_CHECKING:
-    from agevlm.vlms import Answer, Contrast, Inputs, Kept, Reading, Vlm
+    from agevlm.vlms import Answer, Asking, Inputs, Kept, Reading, Row, Vlm
 
-PLAIN, CONTRAST = "plain", "vcd"
-WAYS = (PLAIN, CONTRAST)
-"""Ways to answer: as the model does, or by visual contrastive decoding, see `agevlm.vlms.contrast`."""
+PLAIN = "plain"
+"""The way to answer as the model does; all are in `agevlm.vlms.ways`."""
+
+MOVED = "what is asked stands elsewhere in this way to answer, so where its words look is not measured"
 
 ENCODED_ONCE, ENCODED_ANEW = 256, 8  # prompts at once, by whether a picture's encoding serves them all
 
@@ -48,7 +50,7 @@ class Reply:
 
 
 class Asker:
-    """Asks one model, `batch_size` prompts at once; None: as many as suit the model. `way` is one of `WAYS`.
+    """Asks one model, `batch_size` prompts at once; None: as many as suit the model. `way` is one of `vlms.ways.WAYS`.
 
     `note` says why there are no maps, None where there are.
     """
@@ -56,9 +58,10 @@ class Asker:
     def __init__(self, vlm: Vlm, batch_size: int | None = None, way: str = PLAIN) -> None:
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size is the number of prompts asked at once, got {batch_size}")
-        if way not in WAYS:
-            raise ValueError(f"there is no way to answer {way!r}: choose one of {', '.join(WAYS)}")
+        from agevlm.vlms import way_named
+
         self.vlm, self.way = vlm, way
+        self._asking = way_named(way, vlm)
         self.batch_size = batch_size or (ENCODED_ONCE if vlm.encodes_once else ENCODED_ANEW)
         self.note = vlm.note
 
@@ -68,21 +71,10 @@ class Asker:
         Prompts of like length go together; which ones share a batch changes nothing but rounding.
         """
         replies: dict[int, Reply] = {}
-        noisy = self._noisy(pictures) if self.way == CONTRAST else pictures
         for batch in self._batches(prompts):
-            of_batch = [[of[i] for i in batch] for of in (pictures, noisy)]
-            answers = self._ask_batch([prompts[i] for i in batch], *of_batch)
+            answers = self._ask_batch([prompts[i] for i in batch], [pictures[i] for i in batch])
             replies.update(zip(batch, answers, strict=True))
         return [replies[number] for number in range(len(prompts))]
-
-    def _noisy(self, pictures: Sequence[Sequence[Kept]]) -> list[list[Kept]]:
-        """The same pictures in noise, each kept once."""
-        from agevlm.vlms import noised
-
-        distinct = {id(kept): kept for row in pictures for kept in row}
-        found = self.vlm.keep([noised(kept.picture) for kept in distinct.values()])
-        of = dict(zip(distinct, found, strict=True))
-        return [[of[id(kept)] for kept in row] for row in pictures]
 
     def _batches(self, prompts: Sequence[Prompt]) -> Iterator[list[int]]:
         """Numbers of prompts that go together: same number of pictures and answer length, similar prompt length."""
@@ -97,35 +89,39 @@ class Asker:
         if batch:
             yield batch
 
-    def _ask_batch(
-        self, prompts: Sequence[Prompt], pictures: Sequence[Sequence[Kept]], noisy: Sequence[Sequence[Kept]]
-    ) -> list[Reply]:
-        from agevlm.vlms import Contrast
+    def _ask_batch(self, prompts: Sequence[Prompt], pictures: Sequence[Sequence[Kept]]) -> list[Reply]:
+        from agevlm.vlms import WAYS
 
-        texts = [prompt.text for prompt in prompts]
-        inputs, change = self.vlm.encode(texts, pictures), None
-        if self.way == CONTRAST and prompts[0].num_images:
-            change = Contrast(self.vlm, self.vlm.encode(texts, noisy))
-        words: list[list[list[int]]] = [[] for _ in prompts]
-        if self.note is None and prompts[0].num_images:
-            tokenizer = self.vlm.processor.tokenizer
-            words = [
-                inputs.words_of(tokenizer, row, [(word.start, word.end) for word in prompt.words])
-                for row, prompt in enumerate(prompts)
-            ]
-        answers, reading, positions = self._read(inputs, words, prompts[0].max_new_tokens, change)
+        way = self._asking if prompts[0].num_images else WAYS[PLAIN]
+        asking = way(self.vlm, [_row(prompt, shown) for prompt, shown in zip(prompts, pictures, strict=True)])
+        words = self._words(asking.inputs, prompts)
+        with asking.steer():
+            answers, reading, positions = self._read(asking, words, prompts[0].max_new_tokens)
         maps: list[list[WordMap | None]] = [[None] * len(prompt.words) for prompt in prompts]
         if positions is not None:
-            maps = _word_maps(inputs, reading, positions, words, prompts)
-        p_yes = [shares.p_yes for shares in self.vlm.yes_no(inputs, reading.logits[:, -1])]
+            maps = _word_maps(asking.inputs, reading, positions, words, prompts)
+        p_yes = [shares.p_yes for shares in self.vlm.yes_no(asking.inputs, reading.logits[:, -1])]
         return [Reply(a.text, p, tuple(m)) for a, p, m in zip(answers, p_yes, maps, strict=True)]
 
+    def _words(self, inputs: Inputs, prompts: Sequence[Prompt]) -> list[list[list[int]]]:
+        """The tokens of the words of each prompt, where they can be localised."""
+        if any(text != prompt.text for text, prompt in zip(inputs.texts, prompts, strict=True)):
+            self.note = self.note or MOVED
+        if self.note is not None or not prompts[0].num_images:
+            return [[] for _ in prompts]
+        tokenizer = self.vlm.processor.tokenizer
+        return [
+            inputs.words_of(tokenizer, row, [(word.start, word.end) for word in prompt.words])
+            for row, prompt in enumerate(prompts)
+        ]
+
     def _read(
-        self, inputs: Inputs, words: Sequence[Sequence[Sequence[int]]], limit: int, change: Contrast | None
+        self, asking: Asking, words: Sequence[Sequence[Sequence[int]]], limit: int
     ) -> tuple[list[Answer], Reading, list[list[int]] | None]:
         """Answers, what the first pass gave, and the positions whose attention it has (None: of none)."""
         from agevlm.vlms import AttentionUnreadableError
 
+        inputs, change = asking.inputs, asking.change
         positions = [sorted({token for tokens in spans for token in tokens}) for spans in words]
         if any(positions):
             try:
@@ -133,6 +129,18 @@ class Asker:
             except AttentionUnreadableError as error:
                 self.note = str(error)
         return *self.vlm.ask(inputs, max_new_tokens=limit, change=change), None
+
+
+def _row(prompt: Prompt, pictures: Sequence[Kept]) -> Row:
+    """A prompt as a way to answer takes it: the mask of a picture is that of all words that are there."""
+    from agevlm.vlms import Row
+
+    masks = [
+        [rle for word in prompt.words if word.image == image for rle in word.masks] for image in range(len(pictures))
+    ]
+    unions = tuple(union_mask(of) if of else None for of in masks)
+    spans = tuple((word.start, word.end) for word in prompt.words if word.present)
+    return Row(prompt.text, prompt.messages, tuple(pictures), unions, spans)
 
 
 def _word_maps(

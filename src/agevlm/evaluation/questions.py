@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from agevlm.data.schema import RLE, Conversation, Sample
+from agevlm.data.schema import RLE, Conversation, Message, Sample
 from agevlm.evaluation.scores import Question, family
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class Word:
 
 @dataclass(frozen=True)
 class Prompt:
-    """Chat text up to the answer, about the first `num_images` pictures of sample number `sample`."""
+    """Chat text up to the answer, about the first `num_images` pictures of sample number `sample`, and its messages."""
 
     sample: int
     sample_id: str
@@ -47,6 +47,7 @@ class Prompt:
     num_images: int
     words: tuple[Word, ...]
     max_new_tokens: int
+    messages: tuple[Message, ...] = ()
 
     @property
     def key(self) -> tuple[int, str]:
@@ -105,7 +106,7 @@ def _prompt(vlm: Vlm, number: int, sample: Sample, conversation: Conversation) -
         if grounding.message < len(messages) - 1 and grounding.present is not None and grounding.image < num_images
     )
     limit = LONG_ANSWER_TOKENS if family(conversation.kind) in _LONG else SHORT_ANSWER_TOKENS
-    return Prompt(number, sample.id, chat.text, num_images, words, limit)
+    return Prompt(number, sample.id, chat.text, num_images, words, limit, messages[:-1])
 
 
 class LazySamples(Sequence[Sample]):

@@ -47,7 +47,7 @@ def evaluate(
     `batch_size` counts prompts in a forward pass and changes no score; None: 256 for a model that encodes a picture
     once for all questions, as ours do, 8 for others. `device` None leaves the model where it is. Object words of
     distinct prompts are localised, each once; where attention cannot be read none is, and the evaluation's `note` says
-    why. `answering` is a way to answer, see `answering.WAYS`. With `correct_prior` yes/no questions are asked about a
+    why. `answering` is a way to answer, see `agevlm.vlms.ways`. With `correct_prior` yes/no questions are asked about a
     blank picture too, and `metrics["prior_corrected"]` has the figures of their answers less that prior (`prior.py`).
     The model is left in the mode in which it came. A
     benchmark without questions, two questions of one id, and references that their rule cannot read are ValueErrors.
@@ -59,6 +59,10 @@ def evaluate(
     asked, prompts = questions_of(asker.vlm, samples)
     references = {item.question.id: item.question.reference for item in asked}
     judge([item.question for item in asked], references, parser)  # its errors come now, not after the last answer
+    if answering == "mask" and not any(word.present for prompt in prompts for word in prompt.words):
+        raise ValueError(
+            "answering by mask needs masks of what is asked, and these questions have none: `agevlm ground` makes them"
+        )
     if device is not None:
         model.to(device)
     replies: dict[tuple[int, str], Reply] = {}

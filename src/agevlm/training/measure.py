@@ -12,7 +12,7 @@ from agevlm.analysis.attention import look
 from agevlm.analysis.gallery import GalleryItem, choose_cases
 from agevlm.analysis.gallery_files import save_gallery
 from agevlm.analysis.report import write_report
-from agevlm.checkpoints import load_model
+from agevlm.checkpoints import load_vlm
 from agevlm.data.images import open_image
 from agevlm.data.masks import union_mask
 from agevlm.data.parquet import read_parquet
@@ -42,7 +42,7 @@ def measure(recipe: Recipe, out: Path, model_directory: Path, console: Console) 
 
     evaluate_benchmark(model_directory, asked.benchmark, out, settings, progress=progress)
     predictions = read_log(out / "predictions.jsonl")
-    model, processor = load_model(model_directory)
+    model, processor = load_vlm(model_directory)
     samples = test_samples(model_directory, asked.benchmark, settings)
     vocabulary = CATEGORIES if asked.benchmark == SCENES else read_parquet(asked.benchmark).vocabulary
     save_gallery(out, cases(model, processor, samples, predictions, vocabulary))

@@ -18,8 +18,8 @@ similarity and diagnosis ask a `Vlm`.
 - `views.py`: boxes of pixels; knows numbers
 - `families.py`: the table; knows families, and nothing runs there
 - `inputs.py`: processor and facts laid beside each other
-- `contrast.py`: answers that hang on the picture
 - `vlm.py`: the model asked; `maps.py`: maps of words, by attention or by occlusion
+- `ways.py`: answers that hang on the picture, without training; by `contrast.py`, `steering.py`, `crop.py`
 
 A model whose family is not in the table answers and is read all the same; boxes are missing, and `Vlm.note` says so.
 """
@@ -30,21 +30,27 @@ from agevlm.vlms.inputs import Inputs, Kept
 from agevlm.vlms.maps import WordMap, attention_maps, maps_of, occlusion_map
 from agevlm.vlms.views import SeenPicture, View
 from agevlm.vlms.vlm import Answer, Reading, Vlm, YesNo
+from agevlm.vlms.ways import WAYS, Asking, Row, Way, way_named
 
 __all__ = [
+    "WAYS",
     "Answer",
+    "Asking",
     "AttentionUnreadableError",
     "Contrast",
     "Inputs",
     "Kept",
     "Reading",
+    "Row",
     "SeenPicture",
     "View",
     "Vlm",
+    "Way",
     "WordMap",
     "YesNo",
     "attention_maps",
     "maps_of",
     "noised",
     "occlusion_map",
+    "way_named",
 ]

@@ -3,6 +3,7 @@
 `agevlm_rows` is an attention function of transformers' `AttentionInterface`. It gives what `sdpa` gives, and of the
 layers that a `RowReader` watches it keeps softmax(query · key) of the K asked positions: K × N numbers for each head,
 where eager attention keeps N × N. Masks, sliding windows, grouped heads, scaling and soft-capping are the model's own.
+A `Steering` in force changes the logits of some rows, and what these find, in the same way and at the same cost.
 
 Knows modules and tensors, and no family, picture or text.
 """
@@ -11,7 +12,7 @@ Knows modules and tensors, and no family, picture or text.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -55,7 +56,47 @@ class RowReader:
             self.queries[layer], self.keys[layer] = query, key
 
 
+@dataclass
+class Steering:
+    """Changes where some queries of the attention modules in `layer_of` look.
+
+    `change` gets logits (R, H, K, N), soft-capped and not yet masked, and gives others. In the first call of a layer,
+    that over the prompt, they are those of `positions` (R, K), which may repeat one; in later calls, in which an answer
+    is being written, those of all queries. `steered` are the layers that were met. A `RowReader` in force keeps the
+    weights of these layers as they are without the change.
+    """
+
+    layer_of: Mapping[nn.Module, int]
+    positions: Tensor
+    change: Callable[[Tensor], Tensor]
+    steered: set[int] = field(default_factory=set)
+
+    def changed(
+        self,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        attended_RTHD: Tensor,
+        **settings: Any,
+    ) -> Tensor:
+        """What all queries of a call found (R, T, H, D), with the steered ones' in place."""
+        layer = self.layer_of.get(module)
+        if layer is None:
+            return attended_RTHD
+        positions_RK = self.positions.to(query.device)
+        if layer in self.steered:
+            positions_RK = torch.arange(query.shape[2], device=query.device).expand(len(query), -1)
+        self.steered.add(layer)
+        weights_RHKN = rows_of(query, key, mask, positions_RK, change=self.change, **settings)
+        found_RKHD = (weights_RHKN.to(value.dtype) @ _for_each_head(value, query)).transpose(1, 2)
+        index_RKHD = positions_RK[:, :, None, None].expand_as(found_RKHD)
+        return attended_RTHD.scatter(1, index_RKHD, found_RKHD.to(attended_RTHD.dtype))
+
+
 _READER: ContextVar[RowReader | None] = ContextVar("agevlm_row_reader", default=None)
+_STEERING: ContextVar[Steering | None] = ContextVar("agevlm_steering", default=None)
 
 
 @contextmanager
@@ -64,13 +105,36 @@ def reading(reader: RowReader, holder: Any) -> Iterator[RowReader]:
 
     One reading of a model at a time: the configuration is changed, and put back at the end, whatever happens.
     """
+    with _holding(_READER, reader, holder):
+        yield reader
+
+
+@contextmanager
+def steering(steering: Steering, holder: Any) -> Iterator[Steering]:
+    """As `reading`, for a steering; the two go together."""
+    with _holding(_STEERING, steering, holder):
+        yield steering
+
+
+@contextmanager
+def unsteered() -> Iterator[None]:
+    """Let no steering count for a while: for a pass about something else within a generation."""
+    token = _STEERING.set(None)
+    try:
+        yield
+    finally:
+        _STEERING.reset(token)
+
+
+@contextmanager
+def _holding(variable: ContextVar[Any], value: Any, holder: Any) -> Iterator[None]:
     _register()
-    before, token = holder.config._attn_implementation, _READER.set(reader)
+    before, token = holder.config._attn_implementation, variable.set(value)
     try:
         holder.set_attn_implementation({"": IMPLEMENTATION})
-        yield reader
+        yield
     finally:
-        _READER.reset(token)
+        variable.reset(token)
         holder.set_attn_implementation({"": before})
 
 
@@ -83,16 +147,20 @@ def rows_of(
     scaling: float | None = None,
     softcap: float | None = None,
     is_causal: bool = False,
+    change: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
     """Softmax weights (R, H, K, N) in float32 of the queries at `positions_RK`; zeros where the position is -1.
 
     `mask` broadcasts to (R, H, T, N): True where a key may be seen, or what is added to the logits. `is_causal` counts
-    where there is no mask: a query sees the keys up to its own number.
+    where there is no mask: a query sees the keys up to its own number. `change` changes the logits before they are
+    masked.
     """
     positions_RK = positions_RK.to(query_RHTD.device)
     index_R1K1 = positions_RK.clamp(min=0)[:, None, :, None]
     asked_RHKD = query_RHTD.take_along_dim(index_R1K1, dim=2).float()
     logits_RHKN = _logits(asked_RHKD, key_RGND.float(), scaling, softcap)
+    if change is not None:
+        logits_RHKN = change(logits_RHKN)
     if mask is not None:
         mask_RHTN = mask[..., : key_RGND.shape[2]].expand(len(query_RHTD), -1, -1, -1)
         logits_RHKN = _masked(logits_RHKN, mask_RHTN.take_along_dim(index_R1K1, dim=2))
@@ -137,36 +205,36 @@ def attend(
 
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     causal = bool(causal) and attention_mask is None and query.shape[2] > 1
-    reader = _READER.get()
+    settings: dict[str, Any] = {"scaling": scaling, "softcap": softcap, "is_causal": causal}
+    reader, steered = _READER.get(), _STEERING.get()
+    watched = [one.layer_of for one in (reader, steered) if one is not None]
+    if any(module in layers for layers in watched) and any(kwargs.get(name) is not None for name in _UNREADABLE):
+        raise AttentionUnreadableError(f"{type(module).__name__} biases its attention, which cannot be read")
     if reader is not None:
-        if module in reader.layer_of and any(kwargs.get(name) is not None for name in _UNREADABLE):
-            raise AttentionUnreadableError(f"{type(module).__name__} biases its attention, which cannot be read")
-        reader.read(module, query, key, attention_mask, scaling=scaling, softcap=softcap, is_causal=causal)
+        reader.read(module, query, key, attention_mask, **settings)
     if softcap is not None:
-        return _attend_in_chunks(query, key, value, attention_mask, scaling, softcap, causal), None
-    attended, _ = sdpa_attention_forward(
-        module,
-        query,
-        key,
-        value,
-        attention_mask,
-        dropout=dropout,
-        scaling=scaling,
-        is_causal=is_causal,
-        **kwargs,
-    )
+        attended = _attend_in_chunks(query, key, value, attention_mask, settings)
+    else:
+        options = {"dropout": dropout, "scaling": scaling, "is_causal": is_causal, **kwargs}
+        attended, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+    if steered is not None:
+        attended = steered.changed(module, query, key, value, attention_mask, attended, **settings)
     return attended, None
 
 
+def _for_each_head(value_RGND: Tensor, query_RHTD: Tensor) -> Tensor:
+    """The values (R, H, N, D) of every head."""
+    return value_RGND.repeat_interleave(query_RHTD.shape[1] // value_RGND.shape[1], dim=1)
+
+
 def _attend_in_chunks(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None, softcap: float, causal: bool
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, settings: Mapping[str, Any]
 ) -> Tensor:
     """Attention in the open, `_CHUNK` queries at a time: (R, T, H, D)."""
     chunks = []
-    value_RHND = value.repeat_interleave(query.shape[1] // value.shape[1], dim=1)
+    value_RHND = _for_each_head(value, query)
     for positions_K in torch.arange(query.shape[2], device=query.device).split(_CHUNK):
-        positions_RK = positions_K.expand(len(query), -1)
-        weights = rows_of(query, key, mask, positions_RK, scaling=scaling, softcap=softcap, is_causal=causal)
+        weights = rows_of(query, key, mask, positions_K.expand(len(query), -1), **settings)
         chunks.append(weights.to(value.dtype) @ value_RHND)
     return torch.cat(chunks, dim=2).transpose(1, 2)
 

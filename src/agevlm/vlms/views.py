@@ -5,7 +5,7 @@ A view is a rectangle of the picture under an even grid of tokens. That is all t
 padding, tiling, thumbnails, pixel shuffle and merging. Pure arithmetic: no model, no tensor.
 """
 
-# Shapes: n image tokens of a picture, h, w an even grid over the picture.
+# Shapes: n image tokens of a picture, h, w an even grid over the picture, H, W its pixels.
 
 from __future__ import annotations
 
@@ -97,6 +97,19 @@ class SeenPicture:
         real, shares_nh, shares_nw = _spread(self._known_views, self.size, grid or self.grid)
         weights = np.asarray(weights_n, dtype=np.float64)[..., real]
         return ((weights[..., None] * shares_nh).swapaxes(-1, -2) @ shares_nw).astype(np.float32)
+
+    def shares(self, mask_HW: NDArray[Any]) -> NDArray[np.float64]:
+        """(n,): which share of each token's box a mask over the picture's pixels covers; NaN for no pixels."""
+        if mask_HW.shape != self.size:
+            raise ValueError(f"a mask of {mask_HW.shape} pixels does not fit a picture of {self.size}")
+        from scipy.ndimage import map_coordinates
+
+        sums_HW = np.zeros((self.size[0] + 1, self.size[1] + 1))  # of all pixels above and left of a corner
+        sums_HW[1:, 1:] = mask_HW.astype(np.float64).cumsum(0).cumsum(1)
+        top, left, bottom, right = self.boxes.T
+        corners = np.stack([[bottom, top, bottom, top], [right, right, left, left]])
+        inside_4n = map_coordinates(sums_HW, np.nan_to_num(corners), order=1, mode="nearest")
+        return (np.array([1, -1, -1, 1]) @ inside_4n) / ((bottom - top) * (right - left))
 
     @property
     def _known_views(self) -> tuple[View, ...]:

@@ -341,12 +341,21 @@ class Vlm:
             starts = torch.tensor(inputs.sees_from, device=asked.device)[:, None]
             asked = asked.masked_fill(asked < starts, -1)
         asked = torch.where(asked >= 0, asked + num_front, asked)
-        layer_of = {module: number for number in looking for module in self.layers[number].modules()}
+        watching = RowReader(self.modules_of(looking), asked, keep_states=keep_states and self._cross)
+        with reading(watching, self.attention_holder) as reader:
+            yield reader
+
+    def modules_of(self, layers: Sequence[int]) -> dict[nn.Module, int]:
+        """The number of the layer that each module in some layers belongs to."""
+        return {module: number for number in layers for module in self.layers[number].modules()}
+
+    @property
+    def attention_holder(self) -> Any:
+        """Whose configuration names the attention function of the layers that look."""
         holder = self.family.holder(self.model) if self.family is not None else self.model.get_decoder()
         if not hasattr(holder, "set_attn_implementation"):
             raise AttentionUnreadableError(f"{type(holder).__name__} does not let its attention function be chosen")
-        with reading(RowReader(layer_of, asked, keep_states=keep_states and self._cross), holder) as reader:
-            yield reader
+        return holder
 
     @contextmanager
     def _projecting(self, looking: Sequence[int]) -> Iterator[tuple[dict[int, Tensor], dict[int, Tensor]]]:

@@ -163,6 +163,20 @@ def test_batches_do_not_matter_and_a_prompt_of_several_splits_is_asked_once(
     assert shown[-1] == ("pope", 6, 6)
 
 
+def test_a_benchmark_is_answered_in_other_ways(ours: Path, pope: Path, tmp_path: Path) -> None:
+    found = {}
+    for way in ("plain", "pai", "vicrop"):
+        settings = Settings(device="cpu", answering=way)
+        metrics = evaluate_official(ours, "pope", pope, tmp_path / way, settings)
+        assert metrics is not None and metrics["provenance"]["answering"] == way
+        found[way] = [row["p_yes"] for row in lines(tmp_path / way / "predictions.jsonl")]
+    assert found["pai"] != pytest.approx(found["plain"]) and found["vicrop"] != pytest.approx(found["plain"])
+    with pytest.raises(ValueError, match="holds another run"):
+        evaluate_official(ours, "pope", pope, tmp_path / "pai", Settings(device="cpu"))
+    with pytest.raises(ValueError, match="no benchmark by name has any"):
+        evaluate_official(ours, "pope", pope, tmp_path / "mask", Settings(device="cpu", answering="mask"))
+
+
 def test_a_killed_run_goes_on(ours: Path, pope: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = Settings(device="cpu", batch_size=2)
     whole = evaluate_official(ours, "pope", pope, tmp_path / "whole", settings)

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agevlm.data.images import ImageError, open_image
+from agevlm.data.schema import Message
+from agevlm.evaluation.answering import PLAIN
 from agevlm.evaluation.official.benchmark import Benchmark, Marked, Protocol, Question
 from agevlm.evaluation.official.files import open_source
 from agevlm.evaluation.official.measures import records
@@ -22,7 +24,7 @@ from agevlm.evaluation.official.table import BENCHMARKS, find_benchmark
 from agevlm.evaluation.results import provenance
 
 if TYPE_CHECKING:
-    from agevlm.vlms import Kept, Vlm
+    from agevlm.vlms import Kept, Vlm, Way
 
 IMAGES_AT_ONCE = 16
 DEFAULT_BATCH_SIZE = 16
@@ -33,13 +35,15 @@ Progress = Callable[[str, int, int], None]  # what is asked, prompts done, promp
 @dataclass(frozen=True)
 class Settings:
     """How to measure. `protocol` None: the first of the benchmark. `images`: where picture files lie, if not under the
-    data. `num_images` asks about the first so many pictures only.
+    data. `num_images` asks about the first so many pictures only. `answering` is a way to answer, see
+    `agevlm.vlms.ways`; no benchmark has masks for that of masks.
     """
 
     protocol: str | None = None
     images: str | Path | None = None
     num_images: int | None = None
     batch_size: int = DEFAULT_BATCH_SIZE
+    answering: str = PLAIN
     device: str = "auto"
     dtype: str = "auto"
 
@@ -89,6 +93,8 @@ def evaluate_official(
     protocol = found.protocol(settings.protocol)
     if settings.batch_size < 1:
         raise ValueError(f"batch_size is the number of prompts asked at once, got {settings.batch_size}")
+    if settings.answering == "mask":
+        raise ValueError("answering by mask needs masks of what is asked, and no benchmark by name has any")
     source = open_source(data, settings.images)
     reading = found.read(source)
     questions = [question for question in reading.questions if protocol.keep(question)]
@@ -110,7 +116,7 @@ def evaluate_official(
     if todo:
         device = str(state.device) if settings.device == "auto" and state.num_processes > 1 else settings.device
         vlm = _load(model, device, settings.dtype)
-        answered = _answer(vlm, todo, protocol, settings.batch_size, found.yes_no)
+        answered = _answer(vlm, todo, protocol, settings, found.yes_no)
         total, count = sum(map(len, todo)), 0
         for batch in answered:
             store.append(state.process_index, batch)
@@ -122,6 +128,7 @@ def evaluate_official(
         return None
     facts = {
         "model": str(model),
+        "answering": settings.answering,
         "data": str(data),
         "data_revision": source.revision,
         "left_out": list(reading.left_out),
@@ -167,16 +174,19 @@ def _load(model: str | Path, device: str, dtype: str) -> Vlm:
 
 
 def _answer(
-    vlm: Vlm, todo: Sequence[Sequence[Ask]], protocol: Protocol, batch_size: int, yes_no: bool
+    vlm: Vlm, todo: Sequence[Sequence[Ask]], protocol: Protocol, settings: Settings, yes_no: bool
 ) -> Iterator[list[dict[str, Any]]]:
     """Records of answers, a batch at a time; pictures that cannot be read have a record that says so."""
+    from agevlm.vlms import way_named
+
+    way = way_named(settings.answering, vlm)
     for start in range(0, len(todo), IMAGES_AT_ONCE):
         asks, kept, damaged = _opened(vlm, todo[start : start + IMAGES_AT_ONCE])
         if damaged:
             yield damaged
         order = sorted(asks, key=lambda ask: (ask.question.picture is None, len(ask.prompt)))
-        for batch in _batches(order, batch_size):
-            yield _ask_batch(vlm, batch, kept, protocol, yes_no)
+        for batch in _batches(order, settings.batch_size):
+            yield _ask_batch(vlm, batch, kept, protocol, yes_no, way)
 
 
 def _opened(vlm: Vlm, block: Sequence[Sequence[Ask]]) -> tuple[list[Ask], dict[str, Kept], list[dict[str, Any]]]:
@@ -205,16 +215,22 @@ def _batches(asks: Sequence[Ask], batch_size: int) -> Iterator[list[Ask]]:
 
 
 def _ask_batch(
-    vlm: Vlm, asks: Sequence[Ask], kept: Mapping[str, Kept], protocol: Protocol, yes_no: bool
+    vlm: Vlm, asks: Sequence[Ask], kept: Mapping[str, Kept], protocol: Protocol, yes_no: bool, way: Way
 ) -> list[dict[str, Any]]:
-    shown = [[kept[ask.question.picture.name]] if ask.question.picture else [] for ask in asks]
-    inputs = vlm.encode([vlm.prompt(ask.prompt, len(row)) for ask, row in zip(asks, shown, strict=True)], shown)
-    answers, reading = vlm.ask(inputs, max_new_tokens=protocol.max_new_tokens)
+    from agevlm.vlms import WAYS, Row
+
+    rows = []
+    for ask in asks:
+        shown = (kept[ask.question.picture.name],) if ask.question.picture else ()
+        rows.append(Row(vlm.prompt(ask.prompt, len(shown)), (Message("user", ask.prompt, len(shown)),), shown))
+    asking = (way if rows[0].pictures else WAYS[PLAIN])(vlm, rows)
+    with asking.steer():
+        answers, reading = vlm.ask(asking.inputs, max_new_tokens=protocol.max_new_tokens, change=asking.change)
     found: list[dict[str, Any]] = []
     for ask, answer in zip(asks, answers, strict=True):
         found.append({"key": ask.key, "answer": _until(answer.text, protocol.stop)})
     if yes_no:
-        for record, shares in zip(found, vlm.yes_no(inputs, reading.logits[:, -1]), strict=True):
+        for record, shares in zip(found, vlm.yes_no(asking.inputs, reading.logits[:, -1]), strict=True):
             record["p_yes"] = shares.p_yes
     return found
 
@@ -236,6 +252,7 @@ def _identity(
         "benchmark": benchmark.name,
         "protocol": protocol.name,
         "dtype": settings.dtype,
+        "answering": settings.answering,
         "questions": hashlib.sha256("".join(asked).encode()).hexdigest()[:20],
     }
 
