@@ -146,6 +146,9 @@ def recipes(corpus: Path, work: Path, plan: Plan) -> None:
             data = yaml.safe_dump(content, allow_unicode=False).encode("utf-8", "surrogatepass")
         target.write_bytes(change_bytes(data, plan) if plan.as_bytes else data)
         path = target
+        for other in files:  # which some extend
+            if other.name != path.name:
+                (work / other.name).symlink_to(other)
     if "common" in (path.read_bytes().decode("utf-8", "replace")):
         load_comparison(path, overrides)
         return
@@ -225,6 +228,8 @@ TARGETS: dict[str, Target] = {
     "questions": questions,
     "damaged run, `report`": report,
 }
+_CHEAP = ("COCO annotations", "`data convert`", "`data refer`", "Parquet read, inspect, export")
+SHARES = {**dict.fromkeys(TARGETS, 3), **dict.fromkeys(_CHEAP, 5), "damaged run, `report`": 1}  # by what an input costs
 _BESIDE_A_CHECKPOINT = ("README.md", "environment.json", "recipe.yaml")  # nothing reads these when it loads
 NAMELESS = ("questions", "recipes and `--set`")  # a question is no file, and of a recipe the key is named
 
