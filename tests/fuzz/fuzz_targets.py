@@ -229,7 +229,7 @@ TARGETS: dict[str, Target] = {
     "damaged run, `report`": report,
 }
 _CHEAP = ("COCO annotations", "`data convert`", "`data refer`", "Parquet read, inspect, export")
-SHARES = {**dict.fromkeys(TARGETS, 3), **dict.fromkeys(_CHEAP, 5), "damaged run, `report`": 1}  # by what an input costs
+SHARES = {**dict.fromkeys(TARGETS, 3), **dict.fromkeys(_CHEAP, 6), "damaged run, `report`": 0.6}  # by their cost
 _BESIDE_A_CHECKPOINT = ("README.md", "environment.json", "recipe.yaml")  # nothing reads these when it loads
 NAMELESS = ("questions", "recipes and `--set`")  # a question is no file, and of a recipe the key is named
 
