@@ -16,6 +16,7 @@ import multiprocessing
 import os
 import pickle
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -273,6 +274,7 @@ def main() -> None:
     parser.add_argument("--log", type=Path, help="a file of the turns that are done, which is added to")
     asked = parser.parse_args()
     names = asked.only or list(TARGETS)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     share = asked.num / asked.rounds / sum(SHARES[name] for name in names)
     with tempfile.TemporaryDirectory(prefix="corpus-") as directory:
         corpus = Path(directory) / "corpus"

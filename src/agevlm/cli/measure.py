@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from agevlm.cli.options import Device, DType, Model, OutDir, Seed
+from agevlm.cli.options import AllowOutside, Device, DType, Model, OutDir, Seed
 from agevlm.cli.show import bars, print_metrics, print_official, print_similarity, quiet_transformers
 
 Numbers = Annotated[list[int] | None, typer.Option(min=0, help="Average only these, counted from 0; may be repeated.")]
@@ -130,6 +130,7 @@ def evaluate(
     correct_prior: Annotated[
         bool, typer.Option("--correct-prior", help="Report yes/no answers less what a blank picture says, too.")
     ] = False,
+    allow_outside: AllowOutside = False,
     device: Device = "auto",
     dtype: DType = "auto",
 ) -> None:
@@ -148,6 +149,7 @@ def evaluate(
         "parser": (parser.value, Parser.FIRST_WORD),
         "answering": (answering.value, Answering.PLAIN),
         "correct_prior": (correct_prior, False),
+        "allow_outside": (allow_outside, False),
         "protocol": (protocol, None),
         "images": (images, None),
     }
@@ -174,6 +176,7 @@ def diagnose(
     batch_size: Annotated[
         int | None, typer.Option(min=1, help="Questions at once, no matter to figures; else what suits the model.")
     ] = None,
+    allow_outside: AllowOutside = False,
     device: Device = "auto",
     dtype: DType = "auto",
 ) -> None:
@@ -186,7 +189,13 @@ def diagnose(
     from agevlm.evaluation.benchmarks import Settings
 
     settings = Settings(
-        seed=seed, num_images=num_images, split=split.value, batch_size=batch_size, device=device, dtype=dtype
+        seed=seed,
+        num_images=num_images,
+        split=split.value,
+        batch_size=batch_size,
+        device=device,
+        dtype=dtype,
+        allow_outside=allow_outside,
     )
     quiet_transformers()
     with bars() as progress:
@@ -209,6 +218,7 @@ def similarity(
         Split, typer.Option(help="Which scenes: those of tests, or those for choosing settings.")
     ] = Split.TEST,
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures at once; figures do not depend on it.")] = 16,
+    allow_outside: AllowOutside = False,
     device: Device = "auto",
     dtype: DType = "auto",
 ) -> None:
@@ -223,7 +233,13 @@ def similarity(
     from agevlm.evaluation.benchmarks import Settings
 
     settings = Settings(
-        seed=seed, num_images=num_images, split=split.value, batch_size=batch_size, device=device, dtype=dtype
+        seed=seed,
+        num_images=num_images,
+        split=split.value,
+        batch_size=batch_size,
+        device=device,
+        dtype=dtype,
+        allow_outside=allow_outside,
     )
     quiet_transformers()
     with bars() as progress:

@@ -83,6 +83,8 @@ class ParquetSource(Strict):
 
     parquet: Path
     """The directory of the dataset."""
+    allow_outside: bool = False
+    """Take pictures from outside of the directory, where the dataset names such."""
     augment: Augmentation | None = None
     """Other views of its pictures; all questions are then made from the annotated instances. Null: the pictures as they
     are."""
@@ -258,6 +260,8 @@ class EvaluationRecipe(Strict):
     """Of the test world."""
     correct_prior: bool = False
     """Report yes/no answers less what a blank picture says, beside those given."""
+    allow_outside: bool = False
+    """Of a dataset: take pictures from outside of its directory, where it names such."""
     batch_size: AtOnce = 256
     """Questions at once. Scores do not depend on it."""
 
