@@ -147,10 +147,16 @@ def test_every_fault_is_counted_and_its_place_named(kind: str, tmp_path: Path) -
         assert kind in str(caught.value) and str(directory) in str(caught.value)
 
 
+def test_an_empty_phrase_has_no_span(tmp_path: Path) -> None:
+    directory = write(tmp_path / "data", lambda rows: grounding(rows).update(start=3, end=3, phrase=""))
+    assert "phrase ''" in check_dataset(directory).first["span that is not its phrase"]
+
+
 @pytest.mark.parametrize("name", ["/etc/hostname", "../secret.png", "a/../../secret.png"])
 def test_pictures_outside_of_a_dataset_are_not_opened_unless_that_is_allowed(name: str, tmp_path: Path) -> None:
     Image.new("RGB", (10, 8)).save(tmp_path / "secret.png")
     directory = write(tmp_path / "data", lambda rows: rows[1]["images"][0].update(bytes=None, path=name))
+    (directory / "a").mkdir()
     faults = check_dataset(directory)
     assert faults.counts == {REFUSED: 1}
     assert faults.first[REFUSED].startswith(f"sample 1, {name}: leads out of {directory}; ")
