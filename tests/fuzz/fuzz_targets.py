@@ -228,8 +228,13 @@ TARGETS: dict[str, Target] = {
     "questions": questions,
     "damaged run, `report`": report,
 }
-_CHEAP = ("COCO annotations", "`data convert`", "`data refer`", "Parquet read, inspect, export")
-SHARES = {**dict.fromkeys(TARGETS, 3), **dict.fromkeys(_CHEAP, 6), "damaged run, `report`": 0.6}  # by their cost
+_CHEAP = ("COCO annotations", "`data convert`", "`data refer`", "Parquet read, inspect, export")  # milliseconds
+SHARES = {  # of the inputs, by what they cost: the others ask a model, or draw
+    **dict.fromkeys(TARGETS, 1.0),
+    **dict.fromkeys(_CHEAP, 6.0),
+    "recipes and `--set`": 2.0,
+    "damaged run, `report`": 0.2,
+}
 _BESIDE_A_CHECKPOINT = ("README.md", "environment.json", "recipe.yaml")  # nothing reads these when it loads
 NAMELESS = ("questions", "recipes and `--set`")  # a question is no file, and of a recipe the key is named
 
