@@ -7,11 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from damages import change_json, change_weight, cut, lose, reshape, spoil
-from safetensors.torch import load_file
+from damages import Damage, change_json, change_weight, cut, lose, reshape, spoil
 
 from agevlm.checkpoints import load_vlm, resolve_model
-from agevlm.modeling.vision import load_backbone
+from agevlm.modeling.modeling_agevlm import AgeVlmForConditionalGeneration
+from agevlm.modeling.processing_agevlm import AgeVlmProcessor
 
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "weights that are missing": (change_weight("projector.weight", lose), "lacks the weights projector"),
@@ -52,11 +52,43 @@ def test_a_damaged_checkpoint_is_refused_and_the_damage_named(damage: str, tmp_p
     assert str(directory) in str(caught.value)
 
 
-def test_a_backbone_is_whole_or_refused(tmp_path: Path) -> None:
-    directory = tmp_path / "backbone"
-    shutil.copytree(resolve_model("tiny-convnext"), directory)
-    load_backbone(directory)
-    name = sorted(load_file(directory / "model.safetensors"))[0]
-    change_weight(name, lose)(directory)
-    with pytest.raises(ValueError, match=f"lacks the weights {name}"):
-        load_backbone(directory)
+PARTS: dict[str, tuple[Damage, str]] = {
+    "a weight that is missing": (change_weight("", lose), "lacks the weights "),
+    "a weight that is no number": (change_weight("", spoil), "the weights .* are not finite"),
+    "a weight of another shape": (change_weight("", reshape), "weights in .* cannot be read"),
+    "half the weights": (cut("model.safetensors"), "weights in .* cannot be read"),
+    "half a config": (cut("config.json"), "cannot be read"),
+}
+
+
+@pytest.mark.parametrize("damage", PARTS)
+@pytest.mark.parametrize("name", ["tiny-convnext", "tiny-llama"])
+def test_a_damaged_part_is_not_joined_to_a_model(name: str, damage: str, tmp_path: Path) -> None:
+    directory = tmp_path / name
+    shutil.copytree(resolve_model(name), directory)
+    apply, message = PARTS[damage]
+    apply(directory)
+    parts = {part: directory if part == name else resolve_model(part) for part in ("tiny-llama", "tiny-convnext")}
+    with pytest.raises(ValueError, match=message) as caught:
+        AgeVlmForConditionalGeneration.from_backbones(parts["tiny-llama"], parts["tiny-convnext"])
+    assert str(directory) in str(caught.value)
+
+
+@pytest.mark.parametrize(("part", "name"), [("tokenizer", "tiny-llama"), ("image processor", "tiny-convnext")])
+def test_a_processor_is_not_made_of_half_a_file(part: str, name: str, tmp_path: Path) -> None:
+    directory = tmp_path / name
+    shutil.copytree(resolve_model(name), directory)
+    cut("tokenizer.json" if part == "tokenizer" else "preprocessor_config.json")(directory)
+    parts = {"tiny-llama": resolve_model("tiny-llama"), "tiny-convnext": resolve_model("tiny-convnext")} | {
+        name: directory
+    }
+    with pytest.raises(ValueError, match=f"the {part} in {directory} cannot be read"):
+        AgeVlmProcessor.from_backbones(parts["tiny-llama"], parts["tiny-convnext"])
+
+
+def test_statistics_beside_the_weights_are_numbers_too(tmp_path: Path) -> None:
+    directory = tmp_path / "photos"
+    shutil.copytree(resolve_model("photos"), directory)
+    change_weight("head.norm.running_var", spoil)(directory)
+    with pytest.raises(ValueError, match=r"vision_model\.head\.norm\.running_var in .* are not finite"):
+        load_vlm(directory)
