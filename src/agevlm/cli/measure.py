@@ -22,6 +22,9 @@ class Split(StrEnum):
     VALIDATION = "validation"
 
 
+WhichScenes = Annotated[Split, typer.Option(help="Which scenes: those of tests, or those for choosing settings.")]
+
+
 class Parser(StrEnum):
     """Rules for reading answers; see agevlm.evaluation.parsing."""
 
@@ -116,9 +119,7 @@ def evaluate(
     ] = None,
     seed: Seed = 0,
     num_images: Annotated[int | None, typer.Option(min=1, help="Pictures asked about; else 600 scenes or all.")] = None,
-    split: Annotated[
-        Split, typer.Option(help="Which scenes: those of tests, or those for choosing settings.")
-    ] = Split.TEST,
+    split: WhichScenes = Split.TEST,
     parser: Annotated[Parser, typer.Option(help="How a yes or a no is read from an answer.")] = Parser.FIRST_WORD,
     answering: Annotated[
         Answering, typer.Option(help="As the model does, or by visual contrastive decoding (vcd).")
@@ -170,9 +171,7 @@ def diagnose(
     against: Annotated[str | None, typer.Option(help="A second model, asked the same: differences are paired.")] = None,
     seed: Seed = 0,
     num_images: Annotated[int, typer.Option(min=2, help="Pictures to ask about.")] = 100,
-    split: Annotated[
-        Split, typer.Option(help="Which scenes: those of tests, or those for choosing settings.")
-    ] = Split.TEST,
+    split: WhichScenes = Split.TEST,
     batch_size: Annotated[
         int | None, typer.Option(min=1, help="Questions at once, no matter to figures; else what suits the model.")
     ] = None,
@@ -214,9 +213,7 @@ def similarity(
     figure: Annotated[Path | None, typer.Option(help="Draw the histograms to this file (.png).")] = None,
     seed: Seed = 0,
     num_images: Annotated[int, typer.Option(min=2, help="Pictures, each with its own caption and another's.")] = 200,
-    split: Annotated[
-        Split, typer.Option(help="Which scenes: those of tests, or those for choosing settings.")
-    ] = Split.TEST,
+    split: WhichScenes = Split.TEST,
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures at once; figures do not depend on it.")] = 16,
     allow_outside: AllowOutside = False,
     device: Device = "auto",
