@@ -185,7 +185,9 @@ def test_a_full_disk_is_named_wherever_it_was_met() -> None:
     wrapped = RuntimeError("cannot save")
     wrapped.__cause__ = plain
     native = RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")
-    for error in (plain, wrapped, native):
+    saving = RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos 4096 vs 4000")
+    in_saving = RuntimeError("PytorchStreamWriter failed writing file data/7: file write failed")
+    for error in (plain, wrapped, native, saving, in_saving):
         (line,) = explain(error)
         assert line.startswith("no space left on the disk where ")
         assert "what was written before is whole" in line

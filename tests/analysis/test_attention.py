@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import time
 from pathlib import Path
 from typing import Any
 
@@ -180,6 +181,22 @@ def test_a_question_needs_text_and_a_picture_must_be_one(tmp_path: Path) -> None
     broken.write_bytes(b"no picture")
     with pytest.raises(ValueError, match=r"broken\.png"):
         look(model, processor, broken, "is there a boat ?")
+
+
+@pytest.mark.parametrize(
+    ("question", "fault"),
+    [
+        ("a" * 100_000, "the question has 100000 characters, the most are 20000"),
+        ("is there a <image> ?", "the question says <image>, and the picture is shown without it"),
+        ("is there a \ud83d ?", "halves of letters"),
+    ],
+)
+def test_questions_that_no_model_can_be_asked_are_refused_at_once(question: str, fault: str) -> None:
+    model, processor = make_model(), make_processor()
+    started = time.monotonic()
+    with pytest.raises(ValueError, match=fault):
+        look(model, processor, make_picture(), question)
+    assert time.monotonic() - started < 10
 
 
 def test_a_picture_may_be_a_file_of_any_shape(tmp_path: Path) -> None:

@@ -2,58 +2,37 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import load_file, save_file
+from damages import Damage, change_json, change_weight, cut, lose, reshape, spoil
 
 from agevlm.checkpoints import load_vlm, resolve_model
-from agevlm.modeling.vision import load_backbone
-
-
-def change_weights(change: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[Path], None]:
-    def apply(directory: Path) -> None:
-        weights = load_file(directory / "model.safetensors")
-        change(weights)
-        save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
-
-    return apply
-
-
-def change_json(name: str, **values: object) -> Callable[[Path], None]:
-    def apply(directory: Path) -> None:
-        content = json.loads((directory / name).read_text())
-        (directory / name).write_text(json.dumps({**content, **values}))
-
-    return apply
-
-
-def cut(name: str) -> Callable[[Path], None]:
-    def apply(directory: Path) -> None:
-        data = (directory / name).read_bytes()
-        (directory / name).write_bytes(data[: len(data) // 2])
-
-    return apply
-
-
-def spoil(weights: dict[str, torch.Tensor]) -> None:
-    weights["projector.weight"][0, 0] = float("nan")
-
+from agevlm.modeling.modeling_agevlm import AgeVlmForConditionalGeneration
+from agevlm.modeling.processing_agevlm import AgeVlmProcessor
 
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
-    "weights that are missing": (change_weights(lambda w: w.pop("projector.weight")), "lacks the weights projector"),
-    "a weight that is no number": (change_weights(spoil), "weights projector.weight in .* are not finite"),
-    "a weight of another shape": (
-        change_weights(lambda w: w.update({"projector.weight": torch.zeros(3, 3)})),
-        "weights in .* cannot be read",
+    "weights that are missing": (change_weight("projector.weight", lose), "lacks the weights projector"),
+    "a weight that is no number": (
+        change_weight("projector.weight", spoil),
+        "weights projector.weight in .* are not finite",
     ),
+    "a weight of another shape": (change_weight("projector.weight", reshape), "weights in .* cannot be read"),
     "no weights": (lambda d: (d / "model.safetensors").unlink(), "weights in .* cannot be read"),
     "half the weights": (cut("model.safetensors"), "weights in .* cannot be read"),
     "no chat template": (lambda d: (d / "chat_template.jinja").unlink(), "has no chat template"),
+    "a chat template that drops what is said": (
+        lambda d: (d / "chat_template.jinja").write_text("{% for message in messages %}x{% endfor %}"),
+        "chat template in .* cannot be read .*contents \\[\\] for the messages",
+    ),
+    "a chat template that drops the picture": (
+        lambda d: (d / "chat_template.jinja").write_text(
+            "{% for message in messages %}{{ message.content | replace('<image>', '') }}{% endfor %}"
+        ),
+        "chat template in .* cannot be read .*it shows one picture as 'x'",
+    ),
     "half a tokenizer": (cut("tokenizer.json"), "tokenizer and processor in .* cannot be read"),
     "half a processor": (cut("processor_config.json"), "processor"),
     "half a generation config": (cut("generation_config.json"), "generation_config.json: not valid JSON"),
@@ -73,11 +52,43 @@ def test_a_damaged_checkpoint_is_refused_and_the_damage_named(damage: str, tmp_p
     assert str(directory) in str(caught.value)
 
 
-def test_a_backbone_is_whole_or_refused(tmp_path: Path) -> None:
-    directory = tmp_path / "backbone"
-    shutil.copytree(resolve_model("tiny-convnext"), directory)
-    load_backbone(directory)
-    name = sorted(load_file(directory / "model.safetensors"))[0]
-    change_weights(lambda weights: weights.pop(name))(directory)
-    with pytest.raises(ValueError, match=f"lacks the weights {name}"):
-        load_backbone(directory)
+PARTS: dict[str, tuple[Damage, str]] = {
+    "a weight that is missing": (change_weight("", lose), "lacks the weights "),
+    "a weight that is no number": (change_weight("", spoil), "the weights .* are not finite"),
+    "a weight of another shape": (change_weight("", reshape), "weights in .* cannot be read"),
+    "half the weights": (cut("model.safetensors"), "weights in .* cannot be read"),
+    "half a config": (cut("config.json"), "cannot be read"),
+}
+
+
+@pytest.mark.parametrize("damage", PARTS)
+@pytest.mark.parametrize("name", ["tiny-convnext", "tiny-llama"])
+def test_a_damaged_part_is_not_joined_to_a_model(name: str, damage: str, tmp_path: Path) -> None:
+    directory = tmp_path / name
+    shutil.copytree(resolve_model(name), directory)
+    apply, message = PARTS[damage]
+    apply(directory)
+    parts = {part: directory if part == name else resolve_model(part) for part in ("tiny-llama", "tiny-convnext")}
+    with pytest.raises(ValueError, match=message) as caught:
+        AgeVlmForConditionalGeneration.from_backbones(parts["tiny-llama"], parts["tiny-convnext"])
+    assert str(directory) in str(caught.value)
+
+
+@pytest.mark.parametrize(("part", "name"), [("tokenizer", "tiny-llama"), ("image processor", "tiny-convnext")])
+def test_a_processor_is_not_made_of_half_a_file(part: str, name: str, tmp_path: Path) -> None:
+    directory = tmp_path / name
+    shutil.copytree(resolve_model(name), directory)
+    cut("tokenizer.json" if part == "tokenizer" else "preprocessor_config.json")(directory)
+    parts = {"tiny-llama": resolve_model("tiny-llama"), "tiny-convnext": resolve_model("tiny-convnext")} | {
+        name: directory
+    }
+    with pytest.raises(ValueError, match=f"the {part} in {directory} cannot be read"):
+        AgeVlmProcessor.from_backbones(parts["tiny-llama"], parts["tiny-convnext"])
+
+
+def test_statistics_beside_the_weights_are_numbers_too(tmp_path: Path) -> None:
+    directory = tmp_path / "photos"
+    shutil.copytree(resolve_model("photos"), directory)
+    change_weight("head.norm.running_var", spoil)(directory)
+    with pytest.raises(ValueError, match=r"vision_model\.head\.norm\.running_var in .* are not finite"):
+        load_vlm(directory)

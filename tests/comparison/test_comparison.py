@@ -334,6 +334,11 @@ def test_extensions_that_cannot_be_are_named(content: dict[str, Any], tmp_path: 
     with pytest.raises(ValueError, match=r"arms: got a list, expected a mapping"):
         load_comparison(tmp_path / "list.yaml")
 
+    for key, value in (("extends", 7.5), ("extends", b"x"), ("extends", "../base.yaml"), ("set", [1]), ("quick", "x")):
+        (tmp_path / "wrong.yaml").write_text(yaml.safe_dump({"name": "wrong", "extends": "base.yaml", key: value}))
+        with pytest.raises(ValueError, match=rf"wrong\.yaml: {key}: got .*, expected "):
+            load_comparison(tmp_path / "wrong.yaml")
+
 
 def test_the_recipe_in_the_package_has_the_arms_of_the_claim() -> None:
     recipe = load_comparison(ROOT / "recipes" / "comparison.yaml")

@@ -21,11 +21,13 @@ from typer.testing import CliRunner
 from agevlm.cli import app
 from agevlm.data.check import check_dataset
 from agevlm.data.formats.coco_export import export_coco
+from agevlm.data.images import open_image
 from agevlm.data.masks import MaskError, decode_mask, encode_mask, union_mask
 from agevlm.data.parquet import Record, read_parquet, write_parquet
-from agevlm.data.row_check import HARMLESS
+from agevlm.data.row_check import HARMLESS, REFUSED
 from agevlm.data.rows import COLUMNS, arrow_schema
 from agevlm.data.schema import AnnotatedImage, Conversation, Grounding, ImageSource, Instance, Message, Sample
+from agevlm.training.sources import ParquetSource
 
 
 def make_record(number: int) -> Record:
@@ -143,6 +145,39 @@ def test_every_fault_is_counted_and_its_place_named(kind: str, tmp_path: Path) -
         with pytest.raises(ValueError, match="sample 1") as caught:
             read_parquet(directory)[1]
         assert kind in str(caught.value) and str(directory) in str(caught.value)
+
+
+def test_an_empty_phrase_has_no_span(tmp_path: Path) -> None:
+    directory = write(tmp_path / "data", lambda rows: grounding(rows).update(start=3, end=3, phrase=""))
+    assert "phrase ''" in check_dataset(directory).first["span that is not its phrase"]
+
+
+@pytest.mark.parametrize("name", ["/etc/hostname", "../secret.png", "a/../../secret.png"])
+def test_pictures_outside_of_a_dataset_are_not_opened_unless_that_is_allowed(name: str, tmp_path: Path) -> None:
+    Image.new("RGB", (10, 8)).save(tmp_path / "secret.png")
+    directory = write(tmp_path / "data", lambda rows: rows[1]["images"][0].update(bytes=None, path=name))
+    (directory / "a").mkdir()
+    faults = check_dataset(directory)
+    assert faults.counts == {REFUSED: 1}
+    assert faults.first[REFUSED].startswith(f"sample 1, {name}: leads out of {directory}; ")
+    for use in (lambda: read_parquet(directory)[1], lambda: export_coco(tmp_path / "out", read_parquet(directory))):
+        with pytest.raises(ValueError, match=r"sample 1, .*: leads out of .* --allow-outside"):
+            use()
+    with pytest.raises(ValueError, match="--allow-outside"):
+        ParquetSource(directory).sample(1, np.random.default_rng(0), None, 1)
+    ran = CliRunner().invoke(app, ["data", "inspect", str(directory)])
+    assert ran.exit_code == 1 and REFUSED in ran.output
+    assert read_parquet(directory, allow_outside=True)[1].sample.images[0].path == directory / name
+    ran = CliRunner().invoke(app, ["data", "inspect", str(directory), "--allow-outside"])
+    assert ("nothing is wrong" in ran.output) == name.endswith(".png")
+
+
+def test_paths_of_pictures_are_those_of_files_of_the_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = write(tmp_path / "data", lambda rows: rows[1]["images"][0].update(bytes=None, path="one.png"))
+    Image.new("RGB", (10, 8), "red").save(directory / "one.png")
+    monkeypatch.chdir(tmp_path)  # wherever one stands
+    assert not check_dataset(directory).counts
+    assert open_image(read_parquet(directory)[1].sample.images[0]).getpixel((0, 0)) == (255, 0, 0)
 
 
 @pytest.mark.parametrize("field", ["area", "colour", "crowd"])

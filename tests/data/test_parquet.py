@@ -135,7 +135,10 @@ def test_paths_may_be_kept(tmp_path: Path) -> None:
     source = ImageSource("one", 16, 24, path=path)
     one = Record(Sample("s", (source,)))
     write_parquet(tmp_path / "paths", [one], embed_images=False)
-    assert read_parquet(tmp_path / "paths")[0] == one
+    assert read_parquet(tmp_path / "paths", allow_outside=True)[0] == one
+    with pytest.raises(ValueError, match=rf"{path}: leads out of .*--allow-outside"):
+        read_parquet(tmp_path / "paths")[0]
+    assert pickle.loads(pickle.dumps(read_parquet(tmp_path / "paths", allow_outside=True)))[0] == one
     write_parquet(tmp_path / "bytes", [one])
     assert read_parquet(tmp_path / "bytes")[0].sample.images[0] == ImageSource("one", 16, 24, data=png(1))
     path.unlink()

@@ -27,13 +27,13 @@ def test_no_input_ends_unclean(name: str, runner: Runner) -> None:
     before = len(runner.found)
     fuzz(runner, name, NUM, seed=2026)
     assert [(outcome.detail, plan) for _, outcome, plan in runner.found[before:]] == []
-    assert runner.outcomes[name].total() == NUM
+    assert runner.outcomes[name].counts.total() == NUM
 
 
 def test_every_class_is_reached_beyond_its_parser(runner: Runner) -> None:
     """Of a harness whose inputs are all refused at once nothing is learned."""
     if set(runner.outcomes) == set(TARGETS):
-        assert all(counts["accepted"] for counts in runner.outcomes.values()), runner.table()
+        assert all(tally.counts["accepted"] for tally in runner.outcomes.values()), runner.table()
 
 
 @pytest.mark.parametrize(("name", "fault"), [("hang", "took more than"), ("die", "died")])

@@ -292,10 +292,10 @@ def test_masks_lie_on_the_picture_that_a_model_sees(embed: bool, tmp_path: Path)
         samples.append(replace(make_sample(0), id=name, images=(ImageSource(name, 24, width, tmp_path / name),)))
     source = tmp_path / "data"
     write_parquet(source, map(Record, samples), embed_images=embed)
-    run = GroundingRun(source, tmp_path / "out", {}, GroundOptions(embed_images=embed))
+    run = GroundingRun(source, tmp_path / "out", {}, GroundOptions(embed_images=embed, allow_outside=not embed))
     run.run(White(), FINDER)
     assert run.finish() is not None
-    found = {record.sample.id: record.sample for record in read_parquet(tmp_path / "out")}
+    found = {record.sample.id: record.sample for record in read_parquet(tmp_path / "out", allow_outside=not embed)}
     assert list(found) == list(pictures)
     for name, sample in found.items():
         (mask,) = sample.conversations[0].groundings[0].masks

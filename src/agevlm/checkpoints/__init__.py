@@ -155,6 +155,8 @@ def load_vlm(name: str | Path, device: str = "auto", dtype: str = "auto") -> tup
 
 def _check_fit(source: str, model: Any, processor: Any) -> None:
     """ValueError where the processor of a checkpoint of ours is not the one that it was saved with."""
+    from agevlm.data.chat import render_conversation
+    from agevlm.data.schema import Message
     from agevlm.documents import read_json
     from agevlm.modeling.loading import reading
 
@@ -164,7 +166,10 @@ def _check_fit(source: str, model: Any, processor: Any) -> None:
     if Path(source).is_dir() and not any(path.is_file() and _has_template(path) for path in saved):
         raise ValueError(f"{source} has no chat template (chat_template.jinja): copy or train the checkpoint again")
     with reading(source, "chat template"):
-        processor.apply_chat_template([{"role": "user", "content": "x"}], tokenize=False, add_generation_prompt=True)
+        asked = render_conversation(processor, [Message("user", "x", 1)], add_generation_prompt=True, in_parts=True)
+        render_conversation(processor, [Message("user", "x", 1), Message("assistant", "x")])
+        if asked.text.count(processor.image_token) != 1:
+            raise ValueError(f"it shows one picture as {asked.text!r:.200}")
     if processor.image_token_id != model.config.image_token_id:
         raise ValueError(
             f"the tokenizer in {source} has the image token {processor.image_token_id}, the model "

@@ -129,6 +129,7 @@ def refer(
 def export(
     directory: Annotated[Path, typer.Argument(help="The directory of a dataset.")],
     out: OutDir,
+    allow_outside: AllowOutside = False,
 ) -> None:
     """Write a dataset's masks as COCO.
 
@@ -137,7 +138,7 @@ def export(
     from agevlm.data.formats.coco_export import export_coco
     from agevlm.data.parquet import read_parquet
 
-    typer.echo(f"masks: {export_coco(out, read_parquet(directory))}")
+    typer.echo(f"masks: {export_coco(out, read_parquet(directory, allow_outside=allow_outside))}")
 
 
 def agree(
@@ -170,6 +171,7 @@ def inspect(
     ] = None,
     num: Annotated[int, typer.Option(min=1, help="How many samples to draw, spread over the dataset.")] = 6,
     decode: Annotated[bool, typer.Option(help="Read every picture as well.")] = True,
+    allow_outside: AllowOutside = False,
 ) -> None:
     """Look at a dataset, and check it.
 
@@ -179,13 +181,13 @@ def inspect(
     from agevlm.data.check import check_dataset
     from agevlm.data.parquet import read_parquet
 
-    dataset = read_parquet(directory)
+    dataset = read_parquet(directory, allow_outside=allow_outside)
     summary = dataset.summary
     counts = ("samples", "images", "instances", "conversations", "groundings")
     print_table(("what", "number"), [(name, getattr(summary, f"num_{name}")) for name in counts])
     print_table(("kind of conversation", "number"), summary.kinds.items())
     typer.echo(f"categories: {', '.join(summary.vocabulary) or '–'}")
-    faults = check_dataset(directory, decode=decode)
+    faults = check_dataset(directory, decode=decode, allow_outside=allow_outside)
     if faults.counts:
         print_table(("what is wrong", "times", "first in"), faults.rows())
     else:

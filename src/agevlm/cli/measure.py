@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from agevlm.cli.options import Device, DType, Model, OutDir, Seed
+from agevlm.cli.options import AllowOutside, Device, DType, Model, OutDir, Seed
 from agevlm.cli.show import bars, print_metrics, print_official, print_similarity, quiet_transformers
 
 Numbers = Annotated[list[int] | None, typer.Option(min=0, help="Average only these, counted from 0; may be repeated.")]
@@ -20,6 +20,9 @@ class Split(StrEnum):
 
     TEST = "test"
     VALIDATION = "validation"
+
+
+WhichScenes = Annotated[Split, typer.Option(help="Which scenes: those of tests, or those for choosing settings.")]
 
 
 class Parser(StrEnum):
@@ -119,9 +122,7 @@ def evaluate(
     ] = None,
     seed: Seed = 0,
     num_images: Annotated[int | None, typer.Option(min=1, help="Pictures asked about; else 600 scenes or all.")] = None,
-    split: Annotated[
-        Split, typer.Option(help="Which scenes: those of tests, or those for choosing settings.")
-    ] = Split.TEST,
+    split: WhichScenes = Split.TEST,
     parser: Annotated[Parser, typer.Option(help="How a yes or a no is read from an answer.")] = Parser.FIRST_WORD,
     answering: Annotated[
         Answering, typer.Option(help="As the model does, or in a way that hangs more on the picture, untrained.")
@@ -133,6 +134,7 @@ def evaluate(
     correct_prior: Annotated[
         bool, typer.Option("--correct-prior", help="Report yes/no answers less what a blank picture says, too.")
     ] = False,
+    allow_outside: AllowOutside = False,
     device: Device = "auto",
     dtype: DType = "auto",
 ) -> None:
@@ -151,6 +153,7 @@ def evaluate(
         "parser": (parser.value, Parser.FIRST_WORD),
         "answering": (answering.value, Answering.PLAIN),
         "correct_prior": (correct_prior, False),
+        "allow_outside": (allow_outside, False),
         "protocol": (protocol, None),
         "images": (images, None),
     }
@@ -171,12 +174,11 @@ def diagnose(
     against: Annotated[str | None, typer.Option(help="A second model, asked the same: differences are paired.")] = None,
     seed: Seed = 0,
     num_images: Annotated[int, typer.Option(min=2, help="Pictures to ask about.")] = 100,
-    split: Annotated[
-        Split, typer.Option(help="Which scenes: those of tests, or those for choosing settings.")
-    ] = Split.TEST,
+    split: WhichScenes = Split.TEST,
     batch_size: Annotated[
         int | None, typer.Option(min=1, help="Questions at once, no matter to figures; else what suits the model.")
     ] = None,
+    allow_outside: AllowOutside = False,
     device: Device = "auto",
     dtype: DType = "auto",
 ) -> None:
@@ -189,7 +191,13 @@ def diagnose(
     from agevlm.evaluation.benchmarks import Settings
 
     settings = Settings(
-        seed=seed, num_images=num_images, split=split.value, batch_size=batch_size, device=device, dtype=dtype
+        seed=seed,
+        num_images=num_images,
+        split=split.value,
+        batch_size=batch_size,
+        device=device,
+        dtype=dtype,
+        allow_outside=allow_outside,
     )
     quiet_transformers()
     with bars() as progress:
@@ -208,10 +216,9 @@ def similarity(
     figure: Annotated[Path | None, typer.Option(help="Draw the histograms to this file (.png).")] = None,
     seed: Seed = 0,
     num_images: Annotated[int, typer.Option(min=2, help="Pictures, each with its own caption and another's.")] = 200,
-    split: Annotated[
-        Split, typer.Option(help="Which scenes: those of tests, or those for choosing settings.")
-    ] = Split.TEST,
+    split: WhichScenes = Split.TEST,
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures at once; figures do not depend on it.")] = 16,
+    allow_outside: AllowOutside = False,
     device: Device = "auto",
     dtype: DType = "auto",
 ) -> None:
@@ -226,7 +233,13 @@ def similarity(
     from agevlm.evaluation.benchmarks import Settings
 
     settings = Settings(
-        seed=seed, num_images=num_images, split=split.value, batch_size=batch_size, device=device, dtype=dtype
+        seed=seed,
+        num_images=num_images,
+        split=split.value,
+        batch_size=batch_size,
+        device=device,
+        dtype=dtype,
+        allow_outside=allow_outside,
     )
     quiet_transformers()
     with bars() as progress:

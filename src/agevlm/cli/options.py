@@ -18,5 +18,5 @@ DType = Annotated[str, typer.Option("--dtype", help="auto, float32, bfloat16 or 
 EmbedImages = Annotated[bool, typer.Option(help="Hold the pictures, or the paths of their files.")]
 Seed = Annotated[int, typer.Option(min=0, help="The seed of every draw.")]
 AllowOutside = Annotated[
-    bool, typer.Option("--allow-outside", help="Take pictures from outside their directory, where the file names such.")
+    bool, typer.Option("--allow-outside", help="Take pictures from outside their directory, where the data name such.")
 ]

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from agevlm.cli.options import Device, EmbedImages, OutDir
+from agevlm.cli.options import AllowOutside, Device, EmbedImages, OutDir
 from agevlm.cli.show import bars, print_table, quiet_transformers
 
 
@@ -42,6 +42,7 @@ def ground(
     samples_per_shard: Annotated[int, typer.Option(min=1, help="What is done at once, and lost by a stop.")] = 512,
     num_workers: Annotated[int, typer.Option(min=0, help="Processes that decode pictures.")] = 0,
     embed_images: EmbedImages = True,
+    allow_outside: AllowOutside = False,
     ray_workers: Annotated[
         int,
         typer.Option(
@@ -65,7 +66,7 @@ def ground(
 
     quiet_transformers()
     told = TeacherOptions(detector, detector_weights, segmenter_weights, dtype, device, present, absent, max_area_ratio)
-    options = GroundOptions(batch_size, samples_per_shard, num_workers, embed_images)
+    options = GroundOptions(batch_size, samples_per_shard, num_workers, embed_images, allow_outside)
     task, stopwatch = Task(dataset, out, teacher, told, options, vocabulary), Stopwatch()
     with bars() as progress:
         show = partial(progress, "samples")

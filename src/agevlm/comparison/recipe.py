@@ -8,8 +8,7 @@ it takes over the other's content, and its own keys come on top.
 from __future__ import annotations
 
 import errno
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +18,7 @@ from agevlm.comparison.claims import Claim, check_claims
 from agevlm.comparison.readings import ADVERSARIAL
 from agevlm.documents import Strict, read_yaml
 from agevlm.training.foundation import FoundationSpec
-from agevlm.training.recipe import Recipe, Seed, StageRecipe, apply_overrides, explain, parse_recipe
+from agevlm.training.recipe import Recipe, Seed, StageRecipe, apply_changes, apply_overrides, explain, parse_recipe
 
 
 class ArmRecipe(Strict):
@@ -222,7 +221,7 @@ class ComparisonRecipe(Strict):
 
         ValueErrors name the arm and the key that is wrong.
         """
-        content = apply_overrides(self.common, [*_as_overrides(self.changes_of(arm)), *overrides])
+        content = apply_overrides(apply_changes(self.common, self.changes_of(arm)), overrides)
         content |= {"name": arm, "seed": seed}
         if foundation is not None:
             models = {
@@ -250,11 +249,11 @@ def load_comparison(path: Path, overrides: Sequence[str] = (), *, quick: bool = 
     `quick` applies the file's own `quick` changes before them; a file without is a ValueError.
     """
     content = _read(path)
-    smaller = content.pop("quick", None)
+    smaller = _mapping(content.pop("quick", None), path, "quick")
     if quick:
         if not smaller:
             raise ValueError(f"{path} has no smaller size: --quick needs the key quick, key path → value")
-        content = apply_overrides(content, _as_overrides(smaller))
+        content = apply_changes(content, smaller)
     content = apply_overrides(content, overrides)
     if isinstance(foundations := content.get("foundations"), dict) and isinstance(foundations.get("ready"), str):
         foundations["ready"] = path.parent / foundations["ready"]
@@ -275,15 +274,21 @@ def _read(path: Path, extending: tuple[Path, ...] = ()) -> dict[str, Any]:
         raise ValueError(f"{path} is no comparison: a comparison is a mapping with the keys name, common and arms")
     if "extends" not in content:
         return content
-    base = _read(path.with_name(content.pop("extends")), (*extending, path.resolve()))
+    extended = content.pop("extends")
+    if not isinstance(extended, str) or Path(extended).name != extended or "\0" in extended:
+        raise ValueError(f"{path}: extends: got {extended!r:.120}, expected the name of a file beside it")
+    base = _read(path.with_name(extended), (*extending, path.resolve()))
     for key in ("quick", "note", "equal_time", "costs", "claims", "page"):  # of that comparison alone
         base.pop(key, None)
-    base = apply_overrides(base, _as_overrides(content.pop("set", None) or {}))
-    arms = content.get("arms") or {}
-    if not isinstance(arms, dict):
-        raise ValueError(f"{path}: arms: got a {type(arms).__name__}, expected a mapping, name → arm")
-    return {**base, **content, "arms": {**(base["arms"] or {}), **arms}}
+    base = apply_changes(base, _mapping(content.pop("set", None), path, "set"))
+    arms = {**_mapping(base.get("arms"), path, "arms"), **_mapping(content.get("arms"), path, "arms")}
+    return {**base, **content, "arms": arms}
 
 
-def _as_overrides(changes: Mapping[str, Any]) -> list[str]:
-    return [f"{key}={json.dumps(value)}" for key, value in changes.items()]
+def _mapping(value: Any, path: Path, key: str) -> dict[str, Any]:
+    """What a file has at a key whose values have names; null is none. Another kind of thing is a ValueError."""
+    if value is None:
+        return {}
+    if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):
+        raise ValueError(f"{path}: {key}: got {value!r:.120}, expected a mapping from names")
+    return value

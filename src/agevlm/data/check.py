@@ -13,7 +13,7 @@ from typing import Any
 
 from agevlm.data.images import ImageError, open_image
 from agevlm.data.parquet import read_parquet
-from agevlm.data.row_check import HOLE, IMPOSSIBLE, row_faults
+from agevlm.data.row_check import HOLE, IMPOSSIBLE, REFUSED
 from agevlm.data.schema import ImageSource
 
 USED_BEFORE = "id used before"
@@ -41,12 +41,13 @@ class Faults:
         return [(kind, number, self.first[kind]) for kind, number in self.counts.items()]
 
 
-def check_dataset(directory: str | Path, *, decode: bool = True) -> Faults:
+def check_dataset(directory: str | Path, *, decode: bool = True, allow_outside: bool = False) -> Faults:
     """Go through a whole dataset: ids, conversations, spans, masks and, with `decode`, every picture.
 
-    A directory that is no dataset, or one with a shard that cannot be read, is a ValueError.
+    Pictures outside of the directory are faults, and not opened, unless `allow_outside`. A directory that is no
+    dataset, or one with a shard that cannot be read, is a ValueError.
     """
-    dataset, faults = read_parquet(directory), Faults()
+    dataset, faults = read_parquet(directory, allow_outside=allow_outside), Faults()
     samples: set[str] = set()
     pictures: set[str] = set()
     for row in dataset.rows():
@@ -54,7 +55,7 @@ def check_dataset(directory: str | Path, *, decode: bool = True) -> Faults:
         if row["id"] in samples:
             faults.add(USED_BEFORE, name)
         samples.add(row["id"])
-        found = list(row_faults(row, dataset.vocabulary))
+        found = list(dataset.faults(row))
         for kind, place in found:
             faults.add(kind, f"{name}{place}")
         if any(kind.startswith(HOLE) for kind, _ in found):
@@ -63,13 +64,17 @@ def check_dataset(directory: str | Path, *, decode: bool = True) -> Faults:
             if info["id"] in pictures:
                 faults.add("picture's id used before", f"{name}, picture {info['id']}")
             pictures.add(info["id"])
-            if decode and IMPOSSIBLE not in dict(found) and (error := _error_of(image, info)):
+            if (
+                decode
+                and not {IMPOSSIBLE, REFUSED} & dict(found).keys()
+                and (error := _error_of(image, info, dataset.directory))
+            ):
                 faults.add(error.kind, f"{name}, {error}")
     return faults
 
 
-def _error_of(image: Mapping[str, Any], info: Mapping[str, Any]) -> ImageError | None:
-    path = None if image["path"] is None or image["bytes"] is not None else Path(image["path"])
+def _error_of(image: Mapping[str, Any], info: Mapping[str, Any], root: Path) -> ImageError | None:
+    path = None if image["path"] is None or image["bytes"] is not None else root / image["path"]
     try:
         open_image(ImageSource(info["id"], info["height"], info["width"], path=path, data=image["bytes"]))
     except ImageError as error:

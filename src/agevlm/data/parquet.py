@@ -24,7 +24,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from agevlm.data.row_check import checked_record, schema_fault
+from agevlm.data.row_check import Fault, checked_record, row_faults, schema_fault
 from agevlm.data.rows import SCHEMA_VERSION, Record, arrow_schema, to_row
 from agevlm.documents import first_broken_text, read_json
 from agevlm.files import check_replaceable, recover, write_beside
@@ -71,8 +71,9 @@ def write_parquet(
     `records` is drawn once, one row group in memory at a time. A shard ends after `shard_bytes` of pictures and masks.
     `vocabulary` (None: the categories met, in alphabetical order) names all categories of the dataset, also those in no
     picture; categories outside it are a ValueError. With `embed_images=False` pictures that are files are kept as
-    absolute paths. A picture that is missing, two samples of one id, no record at all, and a `directory` that holds
-    anything but a dataset of ours are ValueErrors, and what stood there before stays.
+    absolute paths, which only readers with `allow_outside` follow. A picture that is missing, two samples of one id, no
+    record at all, and a `directory` that holds anything but a dataset of ours are ValueErrors, and what stood there
+    before stays.
     """
     directory = Path(directory)
     check_replaceable(directory, *OWN_FILE)
@@ -91,21 +92,22 @@ def write_parquet(
     return summary
 
 
-def read_parquet(directory: str | Path) -> ParquetDataset:
+def read_parquet(directory: str | Path, *, allow_outside: bool = False) -> ParquetDataset:
     """Open a dataset directory; see `ParquetDataset`."""
-    return ParquetDataset(directory)
+    return ParquetDataset(directory, allow_outside=allow_outside)
 
 
 class ParquetDataset(Sequence[Record]):
     """The records of a dataset directory, read when asked for: `len`, index, slice and iterate.
 
     Only a few row groups are in memory at a time, so any order works and orders that stay near are faster. Pickles as
-    its path. A directory that is missing or no dataset of ours, of another schema version, with a shard that is missing
-    or damaged, is a ValueError that names it, and so is a record with a fault (see `row_check.py`).
+    its path. Pictures that the rows name by paths are files of the directory, or of any other with `allow_outside`. A
+    directory that is missing or no dataset of ours, of another schema version, with a shard that is missing or damaged,
+    is a ValueError that names it, and so is a record with a fault (see `row_check.py`).
     """
 
-    def __init__(self, directory: str | Path) -> None:
-        self.directory = Path(directory)
+    def __init__(self, directory: str | Path, *, allow_outside: bool = False) -> None:
+        self.directory, self.allow_outside = Path(directory), allow_outside
         self.summary = _read_summary(self.directory)
         self._categories = frozenset(self.summary.vocabulary)
         self._groups: list[tuple[str, int, int]] | None = None  # (shard, row group, first row) in order
@@ -174,18 +176,22 @@ class ParquetDataset(Sequence[Record]):
             for batch in self._read(group).to_batches(max_chunksize=1):
                 yield self._values(group, batch)
 
+    def faults(self, row: Mapping[str, Any]) -> Iterator[Fault]:
+        """What is wrong with a row of the dataset: (kind, place in the row)."""
+        return row_faults(row, self._categories, self.directory, self.allow_outside)
+
     def _record(self, row: dict[str, Any]) -> Record:
         try:
-            return checked_record(row, self._categories)
+            return checked_record(row, self._categories, self.directory, self.allow_outside)
         except ValueError as error:
             advice = f"`agevlm data inspect {self.directory}` names all that is wrong"
             raise ValueError(f"{self.directory}: {error}; {advice}") from error
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"directory": self.directory}
+        return {"directory": self.directory, "allow_outside": self.allow_outside}
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
-        self.__init__(state["directory"])  # type: ignore[misc]
+        self.__init__(**state)  # type: ignore[misc]
 
     def __repr__(self) -> str:
         return f"ParquetDataset({str(self.directory)!r}, {len(self)} samples)"

@@ -1,7 +1,7 @@
 """What can be wrong with one row of a dataset: the one check that reading, inspecting, grounding and training share.
 
 A file's columns are compared once, when it is opened (`schema_fault`); a row's values whenever it is read
-(`row_faults`). Pictures are not decoded here. The package's own writers cannot write such rows; other tools, and disks,
+(`row_faults`). Pictures are not opened here. The package's own writers cannot write such rows; other tools, and disks,
 can.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping
+from pathlib import Path
 from typing import Any, get_args
 
 import pyarrow as pa
@@ -17,12 +18,14 @@ from agevlm.data.images import MAX_PIXELS
 from agevlm.data.masks import MaskError, check_mask
 from agevlm.data.rows import COLUMNS, Record, to_record
 from agevlm.data.schema import Role
+from agevlm.files import inside
 
 NO_CONVERSATION = "sample without a conversation"
 NO_ANSWER = "conversation without an answer"
 HARMLESS = (NO_CONVERSATION, NO_ANSWER)  # there is nothing to learn then, and nothing in the way of reading
 HOLE = "no value for "
 IMPOSSIBLE = "picture of an impossible size"
+REFUSED = "path of a picture that is not followed"
 _MAY_BE_NULL = ("instances", "colour", "present", "bytes", "path")
 _ROLES = get_args(Role)
 
@@ -72,16 +75,19 @@ def _is_bytes(kind: pa.DataType) -> bool:
     return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)
 
 
-def checked_record(row: Mapping[str, Any], vocabulary: Collection[str]) -> Record:
+def checked_record(row: Mapping[str, Any], vocabulary: Collection[str], root: Path, allow_outside: bool) -> Record:
     """The record of a row. A row with a fault that is not `HARMLESS` is a ValueError that names sample and place."""
-    for kind, place in row_faults(row, vocabulary):
+    for kind, place in row_faults(row, vocabulary, root, allow_outside):
         if kind not in HARMLESS:
             raise ValueError(f"sample {row['id']}{place}: {kind}")
-    return to_record(row)
+    return to_record(row, root)
 
 
-def row_faults(row: Mapping[str, Any], vocabulary: Collection[str]) -> Iterator[Fault]:
-    """What is wrong with one row by itself, its pictures not decoded: (kind, place in the row)."""
+def row_faults(row: Mapping[str, Any], vocabulary: Collection[str], root: Path, allow_outside: bool) -> Iterator[Fault]:
+    """What is wrong with one row by itself, its pictures not opened: (kind, place in the row).
+
+    Paths of pictures stay below `root`, the directory of the dataset, unless `allow_outside`.
+    """
     for name, find_hole in _HOLES.items():
         if (hole := find_hole(row[name])) is not None:
             yield f"{HOLE}{name}{hole}", ""
@@ -92,6 +98,7 @@ def row_faults(row: Mapping[str, Any], vocabulary: Collection[str]) -> Iterator[
     if any(min(size) < 1 or math.prod(size) > MAX_PIXELS for size in sizes):
         yield IMPOSSIBLE, f", {sizes}"
         return
+    yield from _path_faults(row["images"], root, allow_outside)
     if row["instances"] is not None and len(sizes) != 1:
         yield "instances in no picture, or in one of several", ""
         return
@@ -103,6 +110,15 @@ def row_faults(row: Mapping[str, Any], vocabulary: Collection[str]) -> Iterator[
     for conversation in row["conversations"]:
         for kind, place in _conversation_faults(conversation, sizes):
             yield kind, f", conversation {conversation['id']}{place}"
+
+
+def _path_faults(images: Collection[Mapping[str, Any]], root: Path, allow_outside: bool) -> Iterator[Fault]:
+    for image in images:
+        if image["bytes"] is None and image["path"] is not None:
+            try:
+                inside(root, image["path"], allow_outside)
+            except ValueError as error:
+                yield REFUSED, f", {error}"
 
 
 def _instance_faults(instance: Mapping[str, Any], size: Size, vocabulary: Collection[str]) -> Iterator[Fault]:

@@ -101,18 +101,18 @@ def _image_row(image: ImageSource, embed: bool) -> dict[str, Any]:
     return {"bytes": read_bytes(image), "path": image.path.name if image.path else None}
 
 
-def to_record(row: Mapping[str, Any]) -> Record:
-    """The record that `to_row` made this row of."""
-    images = tuple(_image(*pair) for pair in zip(row["images"], row["image_info"], strict=True))
+def to_record(row: Mapping[str, Any], root: Path) -> Record:
+    """The record that `to_row` made this row of. Paths that are not absolute are those of files below `root`."""
+    images = tuple(_image(*pair, root) for pair in zip(row["images"], row["image_info"], strict=True))
     sample = Sample(row["id"], images, tuple(_conversation(conversation) for conversation in row["conversations"]))
     if row["instances"] is None:
         return Record(sample)
     return Record(sample, AnnotatedImage(images[0], tuple(_instance(instance) for instance in row["instances"])))
 
 
-def _image(image: Mapping[str, Any], info: Mapping[str, Any]) -> ImageSource:
+def _image(image: Mapping[str, Any], info: Mapping[str, Any], root: Path) -> ImageSource:
     embedded = image["bytes"] is not None
-    path = None if embedded or image["path"] is None else Path(image["path"])
+    path = None if embedded or image["path"] is None else root / image["path"]
     return ImageSource(info["id"], info["height"], info["width"], path=path, data=image["bytes"])
 
 

@@ -63,7 +63,8 @@ def compare_groundings(found: str | Path, truth: str | Path) -> Agreement:
 
     A ValueError where a sample of it is not in `truth` or says other things there, and where no phrase is left.
     """
-    answers = [answer for one, two in _pairs(read_parquet(found), read_parquet(truth)) for answer in _answers(one, two)]
+    datasets = (read_parquet(directory, allow_outside=True) for directory in (found, truth))  # no picture is opened
+    answers = [answer for one, two in _pairs(*datasets) for answer in _answers(one, two)]
     if not answers:
         raise ValueError(f"{found} and {truth} have no phrase in common that {truth} knows")
     present = np.array([answer.truth for answer in answers])

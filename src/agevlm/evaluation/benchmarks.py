@@ -38,7 +38,8 @@ class Settings:
 
     `language_model` is what the VLM was made from, to measure its perplexity before. None: what the recipe beside the
     checkpoint names, where that is on this machine; else "before" stays empty. `correct_prior` adds the figures of
-    yes/no answers less what a blank picture says.
+    yes/no answers less what a blank picture says. `allow_outside` takes pictures from outside of a dataset's directory,
+    where its rows name such.
     """
 
     seed: int = 0
@@ -51,6 +52,7 @@ class Settings:
     dtype: str = "auto"
     language_model: str | None = None
     correct_prior: bool = False
+    allow_outside: bool = False
 
 
 def evaluate_benchmark(
@@ -128,7 +130,7 @@ def evaluate_dataset(
     """
     from agevlm.data.parquet import read_parquet
 
-    dataset = read_parquet(directory)
+    dataset = read_parquet(directory, allow_outside=settings.allow_outside)
     origin = _origin(model, settings)
     samples = _stored_samples(dataset, settings)
     num_images = len(samples)
@@ -152,7 +154,7 @@ def test_samples(model: str | Path, benchmark: str | Path, settings: Settings) -
     if str(benchmark) != SCENES:
         from agevlm.data.parquet import read_parquet
 
-        return _stored_samples(read_parquet(benchmark), settings)
+        return _stored_samples(read_parquet(benchmark, allow_outside=settings.allow_outside), settings)
     from agevlm.data.scenes import WorldSpec
     from agevlm.evaluation.scenes import TEST_CO_OCCURRENCE, training_statistics
 
@@ -169,7 +171,7 @@ def caption_samples(model: str | Path, benchmark: str | Path, settings: Settings
     if str(benchmark) != SCENES:
         from agevlm.data.parquet import read_parquet
 
-        dataset = read_parquet(benchmark)
+        dataset = read_parquet(benchmark, allow_outside=settings.allow_outside)
         return LazySamples(min(num_images, len(dataset)), lambda number: dataset[number].sample)
     spec = WorldSpec.model_validate(_recipe_world(model))
     world = spec.model_copy(update={"co_occurrence": TEST_CO_OCCURRENCE})
@@ -181,7 +183,7 @@ def held_out_texts(model: str | Path, processor: Any, benchmark: str | Path, set
     if str(benchmark) != SCENES:
         from agevlm.data.parquet import read_parquet
 
-        dataset = read_parquet(benchmark)
+        dataset = read_parquet(benchmark, allow_outside=settings.allow_outside)
         return _texts(processor, _first_conversations(dataset, len(_stored_samples(dataset, settings))))
     from agevlm.data.scenes import WorldSpec
     from agevlm.evaluation.scenes import held_out_conversations

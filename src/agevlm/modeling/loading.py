@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 from os import PathLike
 from typing import Any
 
@@ -46,8 +47,13 @@ def load_whole(
 
 
 def not_finite(model: PreTrainedModel) -> list[str]:
-    """The names of weights with a NaN or an infinity: one pass over the memory of each, and no copy."""
-    return [name for name, weight in model.named_parameters() if not math.isfinite(_spread(weight.detach()))]
+    """The names of weights with a NaN or an infinity: one pass over the memory of each, and no copy.
+
+    Statistics that a checkpoint keeps beside its weights, such as those of batch norms, count among them.
+    """
+    saved = model.state_dict().keys()
+    weights = chain(model.named_parameters(), ((name, kept) for name, kept in model.named_buffers() if name in saved))
+    return [name for name, weight in weights if not math.isfinite(_spread(weight.detach()))]
 
 
 def _spread(weight: torch.Tensor) -> float:

@@ -37,7 +37,7 @@ from agevlm.data.parquet import (
     write_summary,
 )
 from agevlm.data.phrases import PhraseFinder
-from agevlm.data.row_check import HARMLESS, row_faults
+from agevlm.data.row_check import HARMLESS
 from agevlm.data.rows import to_record
 from agevlm.files import recover, write_beside
 from agevlm.teachers.base import Request, Teacher, Verdict
@@ -56,6 +56,7 @@ class GroundOptions:
     samples_per_shard: int = 512
     num_workers: int = 0  # processes that decode pictures
     embed_images: bool = True
+    allow_outside: bool = False  # pictures from outside of the dataset's directory, where its rows name such
 
 
 @dataclass
@@ -118,7 +119,8 @@ class GroundingRun:
         identity: dict[str, Any],
         options: GroundOptions | None = None,
     ) -> None:
-        self.source, self.out, self.options = read_parquet(source), Path(out), options or GroundOptions()
+        self.out, self.options = Path(out), options or GroundOptions()
+        self.source = read_parquet(source, allow_outside=self.options.allow_outside)
         if self.out.resolve() == self.source.directory.resolve():
             raise ValueError(f"{self.out}: is the dataset that is read; choose another directory to write to")
         per_shard = self.options.samples_per_shard
@@ -294,10 +296,10 @@ class _Decoded(Dataset[Any]):
         name = f"sample {row['id']}"
         if position in self.repeated:
             return _Fault(USED_BEFORE, name)
-        for kind, place in row_faults(row, self.source.vocabulary):
+        for kind, place in self.source.faults(row):
             if kind not in HARMLESS:
                 return _Fault(kind, f"{name}{place}")
-        record = to_record(row)
+        record = to_record(row, self.source.directory)
         try:
             return record, [open_image(source) for source in record.sample.images]
         except ImageError as error:

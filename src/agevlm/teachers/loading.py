@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import transformers
 
-from agevlm.modeling.loading import reading
+from agevlm.modeling.loading import load_whole, reading
 
 
 def load(
@@ -17,7 +17,8 @@ def load(
 ) -> tuple[Any, Any]:
     """The model (frozen, in evaluation mode, on `device`) and its processor.
 
-    A directory without weights and a model of another kind are ValueErrors that name it.
+    A directory without a model, a model of another kind, and a checkpoint that is not whole are ValueErrors that name
+    it.
     """
     model = load_model(weights, auto_class, model_types, dtype, device)
     with reading(weights, "processor"):
@@ -36,6 +37,5 @@ def load_model(
         config = transformers.AutoConfig.from_pretrained(weights)
     if config.model_type not in model_types:
         raise ValueError(f"{weights}: is a {config.model_type} model, this teacher needs {wanted}")
-    with reading(weights, "weights"):
-        model = getattr(transformers, auto_class).from_pretrained(weights, dtype=dtype)
+    model = load_whole(getattr(transformers, auto_class), weights, dtype=dtype)
     return model.to(device).eval().requires_grad_(False)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer
 
+from agevlm.modeling.loading import reading
 from agevlm.teachers.base import Request, Thresholds, Verdict, ground_readable, judge
 from agevlm.teachers.loading import load_model
 from agevlm.teachers.segmenters import masks_of_picture, normalised_pixels
@@ -37,7 +38,8 @@ class Sam3:
         stopwatch: Stopwatch | None = None,
     ) -> None:
         self.model = load_model(weights, "Sam3Model", self.MODEL_TYPES, dtype, device)
-        self.tokenizer = AutoTokenizer.from_pretrained(weights)
+        with reading(weights, "tokenizer"):
+            self.tokenizer = AutoTokenizer.from_pretrained(weights)
         self.thresholds = thresholds or self.THRESHOLDS
         self.stopwatch = stopwatch or Stopwatch()
 

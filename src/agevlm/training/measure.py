@@ -33,6 +33,7 @@ def measure(recipe: Recipe, out: Path, model_directory: Path, console: Console) 
         split=asked.split,
         batch_size=asked.batch_size,
         correct_prior=asked.correct_prior,
+        allow_outside=asked.allow_outside,
         language_model=None if recipe.model.init else recipe.model.language_model,
     )
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import difflib
 import errno
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -101,6 +101,8 @@ class ParquetSource(Strict):
     """The directory of the dataset."""
     expected: ExpectedData | None = None
     """What a plan reckons with while the dataset is not there. Null: what it assumes of any."""
+    allow_outside: bool = False
+    """Take pictures from outside of the directory, where the dataset names such."""
     augment: Augmentation | None = None
     """Other views of its pictures; all questions are then made from the annotated instances. Null: the pictures as they
     are."""
@@ -276,6 +278,8 @@ class EvaluationRecipe(Strict):
     """Of the test world."""
     correct_prior: bool = False
     """Report yes/no answers less what a blank picture says, beside those given."""
+    allow_outside: bool = False
+    """Of a dataset: take pictures from outside of its directory, where it names such."""
     batch_size: AtOnce = 256
     """Questions at once. Scores do not depend on it."""
 
@@ -384,25 +388,32 @@ def apply_overrides(content: dict[str, Any], overrides: Sequence[str]) -> dict[s
     """A copy of a recipe's content with each `key.path=value` set, in order; values are YAML."""
     changed = copy.deepcopy(content)
     for override in overrides:
-        _apply(changed, override)
+        key, equals, value = override.partition("=")
+        if not equals or not key:
+            raise ValueError(f"--set {override!r:.120} is not of the form key.path=value")
+        _set(changed, key, parse_yaml(value, f"--set {override!r:.120}: the value"))
     return changed
 
 
-def _apply(content: dict[str, Any], override: str) -> None:
-    key, equals, value = override.partition("=")
-    if not equals or not key:
-        raise ValueError(f"--set {override!r:.120} is not of the form key.path=value")
-    parsed = parse_yaml(value, f"--set {override!r:.120}: the value")
+def apply_changes(content: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of a recipe's content with each key path → value set, in order."""
+    changed = copy.deepcopy(content)
+    for key, value in changes.items():
+        _set(changed, key, copy.deepcopy(value))
+    return changed
+
+
+def _set(content: dict[str, Any], key: str, value: Any) -> None:
     parts = key.split(".")
     place: Any = content
     while parts:
         at, parts = _next(place, parts, key)
         if not parts:
-            place[at] = parsed
+            place[at] = value
         elif place[at] is None:
             place[at] = {}
         elif not isinstance(place[at], dict | list):
-            raise ValueError(f"--set {key}: {place[at]!r} holds no {parts[0]!r}")
+            raise ValueError(f"--set {key}: {place[at]!r:.120} holds no {parts[0]!r}")
         place = place[at]
 
 

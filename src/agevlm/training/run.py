@@ -447,8 +447,8 @@ def open_source(settings: Any, seed: int) -> Source:
         return ViewSource(LabelledPictures(settings.labels, settings.names), settings.augment, seed)
     if isinstance(settings, ParquetRecipe):
         if settings.augment is None:
-            return ParquetSource(settings.parquet)
-        return ViewSource(StoredPictures(settings.parquet), settings.augment, seed)
+            return ParquetSource(settings.parquet, settings.allow_outside)
+        return ViewSource(StoredPictures(settings.parquet, settings.allow_outside), settings.augment, seed)
     scene_seed = split_seed(TRAIN_SPLIT, seed if settings.seed is None else settings.seed)
     return SceneSource(settings.scenes, scene_seed, settings.num_scenes)
 

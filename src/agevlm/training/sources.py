@@ -138,9 +138,9 @@ class ParquetSource:
     made from its annotated instances, where it has any.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, allow_outside: bool = False) -> None:
         self.directory = directory
-        self.dataset = read_parquet(directory)
+        self.dataset = read_parquet(directory, allow_outside=allow_outside)
 
     @property
     def vocabulary(self) -> tuple[str, ...]:

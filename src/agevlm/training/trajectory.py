@@ -52,6 +52,7 @@ def trajectory(
         num_images=num_images,
         split=recipe.evaluation.split,
         batch_size=recipe.evaluation.batch_size,
+        allow_outside=recipe.evaluation.allow_outside,
     )
     benchmark = recipe.evaluation.benchmark
     samples = [_pope_only(sample) for sample in test_samples(run / "model", benchmark, settings)]

@@ -40,8 +40,8 @@ class Pictures(Protocol):
 class StoredPictures:
     """The annotated pictures of a stored dataset. A sample without annotation, or of no picture, is a ValueError."""
 
-    def __init__(self, directory: Path) -> None:
-        self.directory, self.dataset = directory, read_parquet(directory)
+    def __init__(self, directory: Path, allow_outside: bool = False) -> None:
+        self.directory, self.dataset = directory, read_parquet(directory, allow_outside=allow_outside)
         self.vocabulary = self.dataset.vocabulary
         self.notes: tuple[str, ...] = ()
         found = self.dataset.categories()

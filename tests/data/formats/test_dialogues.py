@@ -182,6 +182,15 @@ def test_what_is_broken_is_named_or_counted(
     assert report.left_out == {reason: 1}
 
 
+def test_a_picture_outside_its_directory_is_read_only_where_that_is_allowed(pictures: Path, tmp_path: Path) -> None:
+    (pictures / "a.png").rename(tmp_path / "a.png")
+    source = write(tmp_path / "llava.json", [llava("x", "<image>?", "yes", image="../a.png")])
+    with pytest.raises(ValueError, match=r"\.\./a\.png: leads out of .*--allow-outside"):
+        convert("llava", source, pictures)
+    _, records = convert("llava", source, pictures, DialogueOptions(allow_outside=True))
+    assert len(records) == 1
+
+
 def test_messages_of_neither_text_nor_parts_are_named_or_counted(pictures: Path, tmp_path: Path) -> None:
     said = [{"role": "user", "content": "<image>?"}, {"role": "assistant", "content": "yes"}]
     rows = [{"messages": said, "image": None, "images": ["a.png"]}, {"messages": [{"role": "user", "content": 5}]}]

@@ -102,6 +102,18 @@ def test_what_is_broken_is_named_or_counted(ref: Any, reason: str, message: str,
     assert reason in done.output and "1 samples, 1 conversations" in done.output
 
 
+def test_a_picture_outside_its_directory_is_read_only_where_that_is_allowed(root: Path) -> None:
+    (root / "a.png").rename(root.parent / "a.png")
+    content = json.loads((root / "instances.json").read_text())
+    content["images"][0]["file_name"] = "../a.png"
+    (root / "instances.json").write_text(json.dumps(content))
+    path = write_refs(root, [make_ref(0, 7, "good")])
+    with pytest.raises(ValueError, match=r"\.\./a\.png: leads out of .*--allow-outside"):
+        convert_refer(path, root / "instances.json", root, root / "out")
+    convert_refer(path, root / "instances.json", root, root / "out", allow_outside=True)
+    assert len(read_parquet(root / "out")) == 1
+
+
 def test_files_of_another_kind_are_named(root: Path) -> None:
     (root / "text.p").write_text("text")
     for path, message in (

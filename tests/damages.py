@@ -1,0 +1,70 @@
+"""What can befall the files of a checkpoint, for tests of everything that loads one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+Damage = Callable[[Path], None]
+
+
+def change_weights(change: Callable[[dict[str, torch.Tensor]], object]) -> Damage:
+    """Does something to the weights of a directory."""
+
+    def apply(directory: Path) -> None:
+        weights = load_file(directory / "model.safetensors")
+        change(weights)
+        save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
+
+    return apply
+
+
+def change_weight(part: str, change: Callable[[torch.Tensor], torch.Tensor | None]) -> Damage:
+    """Puts what `change` gives in the place of the first weight with `part` in its name; None leaves it out."""
+
+    def apply(weights: dict[str, torch.Tensor]) -> None:
+        name = next(name for name in sorted(weights) if part in name)
+        if (changed := change(weights.pop(name))) is not None:
+            weights[name] = changed.contiguous()
+
+    return change_weights(apply)
+
+
+def lose(weight: torch.Tensor) -> None:
+    """A weight that is not there."""
+
+
+def spoil(weight: torch.Tensor) -> torch.Tensor:
+    """One number of a weight is none."""
+    spoiled = weight.clone()
+    spoiled.view(-1)[0] = float("nan")
+    return spoiled
+
+
+def reshape(weight: torch.Tensor) -> torch.Tensor:
+    """A weight of another shape."""
+    return torch.zeros(*weight.shape[:-1], weight.shape[-1] + 1, dtype=weight.dtype)
+
+
+def change_json(name: str, **values: object) -> Damage:
+    """Other values in a file."""
+
+    def apply(directory: Path) -> None:
+        content = json.loads((directory / name).read_text())
+        (directory / name).write_text(json.dumps({**content, **values}))
+
+    return apply
+
+
+def cut(name: str) -> Damage:
+    """Half a file."""
+
+    def apply(directory: Path) -> None:
+        data = (directory / name).read_bytes()
+        (directory / name).write_bytes(data[: len(data) // 2])
+
+    return apply
