@@ -27,6 +27,10 @@ def serve(
         list[str] | None,
         typer.Option(metavar="HOST", help="Fetch pictures from this host by https; may be repeated."),
     ] = None,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="A further name that this server is called by; may be repeated."),
+    ] = None,
     max_running: Annotated[
         int, typer.Option(min=1, help="Answers written at the same time.", rich_help_panel=_LIMITS)
     ] = 32,
@@ -69,7 +73,9 @@ def serve(
         max_request_s=max_seconds,
         memory_bytes=1_000_000 * memory_mb,
     )
-    settings = server.Settings(host, port, api_key or None, tuple(allow_remote or ()), limits, grace)
+    settings = server.Settings(
+        host, port, api_key or None, tuple(allow_remote or ()), tuple(allow_host or ()), limits, grace
+    )
     listening = server.listen(host, port)
     loaded = [(name, *load_vlm(name, device, dtype)) for name in models]
     shown = f"[{host}]" if ":" in host else host

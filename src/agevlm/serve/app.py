@@ -23,7 +23,7 @@ PAGE = pathlib.Path(__file__).parent / "page"
 Value = TypeVar("Value")
 _FRESH = {"Cache-Control": "no-cache"}  # asked again each time, sent again only where it has changed
 _REFUSALS: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorReply} for status in (400, 401, 404, 408, 413, 429, 500, 503, 504)
+    status: {"model": ErrorReply} for status in (400, 401, 403, 404, 408, 413, 429, 500, 503, 504)
 }
 
 

@@ -19,6 +19,7 @@ from agevlm.serve.engine import Engine
 from agevlm.serve.guard import Guard
 from agevlm.serve.limits import Limits
 from agevlm.serve.metrics import Metrics
+from agevlm.serve.origins import Origins
 from agevlm.serve.remote import Fetcher
 from agevlm.serve.service import Service
 
@@ -30,7 +31,8 @@ class Settings:
     host: str = "127.0.0.1"
     port: int = 8000
     key: str | None = None
-    allow_remote: Sequence[str] = ()
+    allow_remote: Sequence[str] = ()  # hosts that pictures are fetched from
+    allow_host: Sequence[str] = ()  # further names that this server is called by
     limits: Limits = field(default_factory=Limits)
     grace_s: float = 30.0
 
@@ -76,7 +78,8 @@ def build(models: Sequence[tuple[str, Any, Any]], settings: Settings) -> tuple[S
     engines = {name: Engine(name, model, processor, settings.limits, metrics) for name, model, processor in models}
     fetch = Fetcher(settings.allow_remote, settings.limits) if settings.allow_remote else None
     service = Service(engines, settings.limits, metrics, fetch)
-    app = Guard(build_app(service), settings.limits, metrics, settings.key)
+    origins = Origins(settings.host, settings.allow_host)
+    app = Guard(build_app(service), settings.limits, metrics, origins, settings.key)
     config = uvicorn.Config(
         app,
         log_level="warning",
