@@ -9,16 +9,13 @@ import asyncio
 import hmac
 import json
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
+from agevlm.serve.asgi import App, Message
 from agevlm.serve.errors import ApiError
 from agevlm.serve.limits import Limits
 from agevlm.serve.metrics import Metrics
 from agevlm.serve.origins import Origins
-
-Message = MutableMapping[str, Any]
-App = Callable[[Any, Any, Any], Awaitable[None]]
 
 # Nothing but what the server itself sends is loaded, run or asked; no other page may frame this one.
 _HEADERS = (
