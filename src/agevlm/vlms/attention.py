@@ -11,6 +11,7 @@ Knows modules and tensors, and no family, picture or text.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -56,22 +57,25 @@ class RowReader:
 
 
 _READER: ContextVar[RowReader | None] = ContextVar("agevlm_row_reader", default=None)
+_ONE_AT_A_TIME = threading.RLock()
 
 
 @contextmanager
 def reading(reader: RowReader, holder: Any) -> Iterator[RowReader]:
     """Run the attention that the configuration of `holder` itself names (not its parts') through `agevlm_rows`.
 
-    One reading of a model at a time: the configuration is changed, and put back at the end, whatever happens.
+    The configuration is changed, and put back at the end, whatever happens. Threads read one after another: one that
+    puts it back would leave another, which reads the same model, without rows.
     """
     _register()
-    before, token = holder.config._attn_implementation, _READER.set(reader)
-    try:
-        holder.set_attn_implementation({"": IMPLEMENTATION})
-        yield reader
-    finally:
-        _READER.reset(token)
-        holder.set_attn_implementation({"": before})
+    with _ONE_AT_A_TIME:
+        before, token = holder.config._attn_implementation, _READER.set(reader)
+        try:
+            holder.set_attn_implementation({"": IMPLEMENTATION})
+            yield reader
+        finally:
+            _READER.reset(token)
+            holder.set_attn_implementation({"": before})
 
 
 def rows_of(
