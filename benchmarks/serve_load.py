@@ -16,6 +16,7 @@ import asyncio
 import base64
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -27,6 +28,7 @@ import torch
 from common import load, quiet, write_result
 
 CLIENTS, BATCH, MAX_TOKENS = 16, 8, 16
+TEXT = re.compile(rb'"content":"[^"]')
 QUESTIONS = (
     "what is in the picture?", "is there a fish?", "is there a tree?", "is there a car?", "where is the flag?",
     "how many books are there?", "what colour is the cup?", "is there a boat?",
@@ -56,7 +58,8 @@ def smollm2() -> tuple[Any, Any]:
             num_key_value_heads=3, tie_word_embeddings=True, max_position_embeddings=2048, eos_token_id=None,
         )
     )  # fmt: skip
-    backbone = ConvNextBackbone(ConvNextConfig(image_size=384, out_features=["stage4"]))
+    sizes = [96, 192, 384, 768]
+    backbone = ConvNextBackbone(ConvNextConfig(image_size=384, hidden_sizes=sizes, out_features=["stage4"]))
     model = AgeVlmForConditionalGeneration.from_backbones(
         decoder,
         backbone,
@@ -104,43 +107,56 @@ def generate(model: Any, processor: Any, files: list[bytes], batch: int, number:
 
 
 class Load:
-    """Clients of a server: what they ask, and how long they waited for the first and for the last token."""
+    """Clients of a server: what they ask, and how long they waited for the first and for the last token.
+
+    They share the machine with the server, so they do as little as they can: requests are bytes before the clock
+    starts, and replies are not parsed further than to find their first text and their end.
+    """
 
     def __init__(self, url: str, model: str) -> None:
-        self.url, self.model = url, model
+        host, port = url.removeprefix("http://").split(":")
+        self.host, self.port, self.model = host, int(port), model
         self.first: list[float] = []
         self.cold: list[bool] = []
 
-    async def ask(self, client: Any, url: str, question: str, cold: bool) -> None:
-        """One streamed answer."""
+    def request(self, file: bytes, question: str) -> bytes:
+        """A request for a streamed answer."""
+        url = f"data:image/png;base64,{base64.b64encode(file).decode()}"
         content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": question}]
-        body = {"model": self.model, "messages": [{"role": "user", "content": content}], "max_tokens": MAX_TOKENS}
-        began, first = time.perf_counter(), None
-        async with client.stream("POST", f"{self.url}/v1/chat/completions", json={**body, "stream": True}) as reply:
-            assert reply.status_code == 200, await reply.aread()
-            async for line in reply.aiter_lines():
-                if first is None and '"content":"' in line and '"content":""' not in line:
-                    first = time.perf_counter() - began
-        assert first is not None, "no text came"
-        self.first.append(first)
-        self.cold.append(cold)
+        messages = [{"role": "user", "content": content}]
+        body = json.dumps({"model": self.model, "messages": messages, "max_tokens": MAX_TOKENS, "stream": True})
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: {self.host}\r\nContent-Type: application/json\r\n"
+        return f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode()
+
+    async def ask(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, request: bytes) -> float:
+        """Seconds until the first text of an answer, which is read to its end."""
+        began, first, reply = time.perf_counter(), 0.0, b""
+        writer.write(request)
+        while not reply.endswith(b"\r\n0\r\n\r\n"):
+            piece = await reader.read(65536)
+            reply += piece
+            assert piece, reply
+            assert reply.startswith(b"HTTP/1.1 200 "), reply
+            if not first and TEXT.search(reply):
+                first = time.perf_counter() - began
+        assert first, reply
+        assert b"data: [DONE]" in reply, reply
+        return first
 
     async def run(self, files: list[bytes], clients: int, known: bool = False) -> float:
         """Ask all questions about all pictures; seconds an answer."""
-        import httpx
+        waiting = [[self.request(file, question) for question in QUESTIONS] for file in files]
 
-        waiting = [f"data:image/png;base64,{base64.b64encode(file).decode()}" for file in files]
-        limits = httpx.Limits(max_connections=clients)
-
-        async def one(client: Any) -> None:
+        async def one() -> None:
+            reader, writer = await asyncio.open_connection(self.host, self.port)
             while waiting:
-                url = waiting.pop()
-                for number, question in enumerate(QUESTIONS):
-                    await self.ask(client, url, question, cold=number == 0 and not known)
+                for number, request in enumerate(waiting.pop()):
+                    self.first.append(await self.ask(reader, writer, request))
+                    self.cold.append(number == 0 and not known)
+            writer.close()
 
         began = time.perf_counter()
-        async with httpx.AsyncClient(timeout=600, limits=limits) as client:
-            await asyncio.gather(*(one(client) for _ in range(clients)))
+        await asyncio.gather(*(one() for _ in range(clients)))
         return (time.perf_counter() - began) / (len(files) * len(QUESTIONS))
 
 

@@ -27,6 +27,14 @@ def serve(
         list[str] | None,
         typer.Option(metavar="HOST", help="Fetch pictures from this host by https; may be repeated."),
     ] = None,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="A further name that this server is called by; may be repeated."),
+    ] = None,
+    replicas: Annotated[
+        str | None,
+        typer.Option(metavar="N", help="So many servers behind one address, on Ray; 1:4 for as many as are needed."),
+    ] = None,
     max_running: Annotated[
         int, typer.Option(min=1, help="Answers written at the same time.", rich_help_panel=_LIMITS)
     ] = 32,
@@ -58,6 +66,7 @@ def serve(
         raise ValueError(f"serving needs the extra `serve` ({error}): pip install 'agevlm[serve]'") from error
     from agevlm.checkpoints import load_vlm
     from agevlm.serve.limits import Limits
+    from agevlm.serve.replicas import Replicas
 
     if len(set(models)) != len(models):
         raise ValueError(f"a model is named twice in {' '.join(models)}: name each once")
@@ -69,14 +78,20 @@ def serve(
         max_request_s=max_seconds,
         memory_bytes=1_000_000 * memory_mb,
     )
-    settings = server.Settings(host, port, api_key or None, tuple(allow_remote or ()), limits, grace)
+    settings = server.Settings(
+        host, port, api_key or None, tuple(allow_remote or ()), tuple(allow_host or ()), limits, grace
+    )
+    several = None if replicas is None else Replicas.parse(replicas, models, device, dtype)
     listening = server.listen(host, port)
-    loaded = [(name, *load_vlm(name, device, dtype)) for name in models]
+    loaded = [] if several else [(name, *load_vlm(name, device, dtype)) for name in models]
     shown = f"[{host}]" if ":" in host else host
     typer.echo(f"{', '.join(models)} at http://{shown}:{listening.getsockname()[1]} (API under /v1); Ctrl-C ends it")
     if host not in ("127.0.0.1", "localhost", "::1") and api_key is None:
         typer.echo("everybody who reaches this address can use it: set --api-key", err=True)
-    server.run(loaded, settings, listening)
+    if several:
+        server.run_replicas(several, settings, listening)
+    else:
+        server.run(loaded, settings, listening)
 
 
 def chat(

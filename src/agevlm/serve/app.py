@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import pathlib
 import time
-from collections.abc import Awaitable
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 from fastapi import FastAPI, Path, Request
 from fastapi.exceptions import RequestValidationError
@@ -14,21 +14,17 @@ from fastapi.responses import FileResponse, JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 from agevlm import __version__
+from agevlm.serve.asgi import GoneError, until_gone
 from agevlm.serve.errors import ApiError, bad_request
 from agevlm.serve.examples import NUM_EXAMPLES, example
 from agevlm.serve.protocol import AnswersRequest, ChatRequest, ErrorReply, LookRequest
 from agevlm.serve.service import Service, Stream
 
 PAGE = pathlib.Path(__file__).parent / "page"
-Value = TypeVar("Value")
 _FRESH = {"Cache-Control": "no-cache"}  # asked again each time, sent again only where it has changed
 _REFUSALS: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorReply} for status in (400, 401, 404, 408, 413, 429, 500, 503, 504)
+    status: {"model": ErrorReply} for status in (400, 401, 403, 404, 408, 413, 429, 500, 503, 504)
 }
-
-
-class GoneError(Exception):
-    """The client went away before its answer was there."""
 
 
 def build_app(service: Service) -> FastAPI:
@@ -49,8 +45,8 @@ def _add_api(app: FastAPI, service: Service) -> None:
         """Continue a conversation about pictures."""
         arrived = time.monotonic()
         if request.stream:
-            return EventStream(await _unless_gone(http, service.stream(request, arrived)))
-        return JSONResponse(await _unless_gone(http, service.chat(request, arrived)))
+            return EventStream(await until_gone(service.stream(request, arrived), http.receive))
+        return JSONResponse(await until_gone(service.chat(request, arrived), http.receive))
 
     @app.get("/v1/models", responses={401: {"model": ErrorReply}})
     async def models() -> dict[str, Any]:
@@ -71,13 +67,13 @@ def _add_extensions(app: FastAPI, service: Service) -> None:
     )
     async def looks(request: LookRequest, http: Request) -> Response:
         """Where the model looks (extension): a PNG of one word, or the maps of all."""
-        found = await _unless_gone(http, service.look(request, time.monotonic()))
+        found = await until_gone(service.look(request, time.monotonic()), http.receive)
         return JSONResponse(found) if isinstance(found, dict) else Response(found, media_type="image/png")
 
     @app.post("/v1/answers", responses=_REFUSALS)
     async def answers(request: AnswersRequest, http: Request) -> JSONResponse:
         """How probable each of the given answers is (extension)."""
-        return JSONResponse(await _unless_gone(http, service.answers(request)))
+        return JSONResponse(await until_gone(service.answers(request), http.receive))
 
 
 def _add_state(app: FastAPI, service: Service) -> None:
@@ -157,25 +153,6 @@ def _explained(error: RequestValidationError) -> ApiError:
     return bad_request(f"{name or 'the body'}: {first['msg'].removeprefix('Value error, ')}", name)
 
 
-async def _unless_gone(http: Request, work: Awaitable[Value]) -> Value:
-    """What `work` gives; it is cancelled when the client goes away."""
-    task: asyncio.Task[Value] = asyncio.ensure_future(work)  # type: ignore[assignment]
-    gone = asyncio.ensure_future(_gone(http.receive))
-    try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise GoneError
-        return task.result()
-    finally:
-        for waiting in (task, gone):
-            waiting.cancel()
-
-
-async def _gone(receive: Any) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-
-
 class EventStream(Response):
     """Server-sent events; the stream is closed as soon as the client goes away."""
 
@@ -188,14 +165,10 @@ class EventStream(Response):
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Send until the source ends or the client goes."""
-        pump = asyncio.ensure_future(self._pump(send))
-        gone = asyncio.ensure_future(_gone(receive))
         try:
-            await asyncio.wait({pump, gone}, return_when=asyncio.FIRST_COMPLETED)
+            with contextlib.suppress(GoneError):
+                await until_gone(self._pump(send), receive)
         finally:
-            for waiting in (pump, gone):
-                waiting.cancel()
-            await asyncio.gather(pump, gone, return_exceptions=True)
             self._source.close()
 
     async def _pump(self, send: Any) -> None:

@@ -1,8 +1,8 @@
-"""The scheduler: which request runs when. One thread a model does all that the model does; another one sees pictures.
+"""The scheduler: which request runs when. One thread a model does all that the model does, but to see pictures.
 
-Between two steps the engine lets finished rows go, lets newcomers in, and does one job (a look, a scoring). Pictures
-are encoded in their own thread meanwhile, so that rows that run do not wait for vision; a picture that is remembered
-waits for nothing.
+Between two steps the engine lets finished rows go, lets newcomers in, and does one job (a look, a scoring). To read the
+prompt of one newcomer holds up all rows that run nearly as long as to read many, so newcomers wait for company: until
+they are as many as those rows, for a few steps at most.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import queue
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,15 +21,17 @@ import torch
 from agevlm.serve.asks import Ask, Begun, Failed, Writing
 from agevlm.serve.decoding import Decoder, Rows
 from agevlm.serve.errors import ApiError, StoppingError, TooBusyError
+from agevlm.serve.eyes import Eyes
 from agevlm.serve.limits import Limits
 from agevlm.serve.looking import words_seen
-from agevlm.serve.memories import Lru, Seen, Shown
+from agevlm.serve.memories import Seen
 from agevlm.serve.metrics import Silent
-from agevlm.serve.pictures import Encoded, decoded
+from agevlm.serve.pictures import Encoded
 from agevlm.serve.whole import write_whole
 from agevlm.vlms import Vlm
 
 _MAX_READ_TOKENS = 4096  # of the prompts that are read at once, padding included: rows that run wait for it
+_PATIENCE_STEPS = 4  # that a newcomer waits for company
 _log = logging.getLogger("agevlm.serve")
 
 
@@ -39,8 +41,9 @@ class Engine:
     def __init__(self, name: str, model: Any, processor: Any, limits: Limits, metrics: Silent | None = None) -> None:
         self.name, self.limits, self.vlm = name, limits, Vlm(model, processor)
         self.metrics = metrics or Silent()
-        self.memories: Lru[Seen] = Lru(limits.memory_bytes, lambda seen: seen.num_bytes)
         self.remembers = model.config.model_type == "agevlm"
+        self._eyes = Eyes(name, self.vlm, limits, self.metrics, self.remembers)
+        self.memories = self._eyes.memories
         pad = processor.tokenizer.pad_token_id
         self._decoder = Decoder(model, 0 if pad is None else pad) if self.remembers else None
         self._work: queue.SimpleQueue[Ask | _Job | None] = queue.SimpleQueue()
@@ -49,11 +52,10 @@ class Engine:
         self._rows: Rows | None = None
         self._writing: list[Writing] = []
         self._next: list[int] = []
-        self._num_open = 0
+        self._num_open = self._num_waited = 0
         self._lock = threading.Lock()
         self._idle = threading.Condition(self._lock)
         self._stopping = self._ended = False
-        self._eyes = ThreadPoolExecutor(1, thread_name_prefix=f"see {name}")
         self._thread = threading.Thread(target=self._run, name=f"write {name}", daemon=True)
         self._thread.start()
 
@@ -92,13 +94,7 @@ class Engine:
 
     def see(self, pictures: Sequence[Encoded]) -> Future[list[Seen]]:
         """What the model keeps of pictures; done at once where all are remembered."""
-        found = [self.memories.get(picture.key) for picture in pictures]
-        self.metrics.saw(self.name, found)
-        if all(one is not None for one in found):
-            done: Future[list[Seen]] = Future()
-            done.set_result([one for one in found if one is not None])
-            return done
-        return self._eyes.submit(self._see, pictures, found)
+        return self._eyes.see(pictures)
 
     def submit(self, ask: Ask) -> None:
         """Have an ask answered; all that comes of it goes to `ask.tell`."""
@@ -122,27 +118,8 @@ class Engine:
         self._ended = True
         self._work.put(None)
         self._thread.join(timeout=10)
-        self._eyes.shutdown(wait=False, cancel_futures=True)
+        self._eyes.close()
         return finished
-
-    # The thread that sees.
-
-    @torch.inference_mode()
-    def _see(self, pictures: Sequence[Encoded], found: Sequence[Seen | None]) -> list[Seen]:
-        seen = []
-        for picture, one in zip(pictures, found, strict=True):
-            one = one or self.memories.get(picture.key)
-            if one is None:
-                one = self._look_at(decoded(picture, self.limits))
-                self.memories.put(picture.key, one)
-            seen.append(one)
-        return seen
-
-    def _look_at(self, picture: Any) -> Seen:
-        if not self.remembers:
-            return Seen(picture)
-        (kept,) = self.vlm.keep([picture])
-        return Seen(Shown(*picture.size), kept.memory)
 
     # The thread that writes.
 
@@ -179,6 +156,8 @@ class Engine:
 
     def _let_in(self) -> None:
         """Read the prompts of as many newcomers as there are places, and let them begin."""
+        if self._wait_for_company():
+            return
         newcomers: list[Ask] = []
         places, longest = self.limits.max_running - len(self._writing), 0
         while self._asks:
@@ -197,6 +176,11 @@ class Engine:
             self._write_whole(newcomers[0])
         elif newcomers:
             self._begin(newcomers)
+
+    def _wait_for_company(self) -> bool:
+        waits = 0 < len(self._asks) < len(self._writing) and self._num_waited < _PATIENCE_STEPS
+        self._num_waited = self._num_waited + 1 if waits else 0
+        return waits
 
     def _dropped(self, ask: Ask) -> bool:
         """Whether nobody waits for an ask any more; one that is late is told so."""

@@ -1,4 +1,4 @@
-"""The layer around the routes that holds clients to the limits: key, size and time of bodies, clients that stall.
+"""The layer around the routes that holds clients to the limits: who asks, key, size and time of bodies, stalls.
 
 Plain ASGI, so that it counts bytes as they come and sees a client go away while its answer is written.
 """
@@ -9,15 +9,13 @@ import asyncio
 import hmac
 import json
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
+from agevlm.serve.asgi import App, Message
 from agevlm.serve.errors import ApiError
 from agevlm.serve.limits import Limits
 from agevlm.serve.metrics import Metrics
-
-Message = MutableMapping[str, Any]
-App = Callable[[Any, Any, Any], Awaitable[None]]
+from agevlm.serve.origins import Origins
 
 # Nothing but what the server itself sends is loaded, run or asked; no other page may frame this one.
 _HEADERS = (
@@ -36,8 +34,10 @@ _HEADERS = (
 class Guard:
     """Around an ASGI application: refuses by itself, else passes on and watches."""
 
-    def __init__(self, app: App, limits: Limits, metrics: Metrics, key: str | None = None) -> None:
-        self.app, self.limits, self.metrics = app, limits, metrics
+    def __init__(
+        self, app: App, limits: Limits, metrics: Metrics, origins: Origins | None = None, key: str | None = None
+    ) -> None:
+        self.app, self.limits, self.metrics, self._origins = app, limits, metrics, origins
         self._key = None if key is None else key.encode()
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -47,6 +47,7 @@ class Guard:
             return
         call = _Call(self, scope, receive, send)
         try:
+            self._check_origin(scope)
             self._check_key(scope)
             self._check_length(scope)
             await self.app(scope, call.receive, call.send)
@@ -57,6 +58,11 @@ class Guard:
         finally:
             route = getattr(scope.get("route"), "path", "other")
             self.metrics.answered(route, call.status, time.monotonic() - call.began)
+
+    def _check_origin(self, scope: Any) -> None:
+        if self._origins is not None:
+            headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
+            self._origins.check(headers.get(b"host"), headers.get(b"origin"))
 
     def _check_key(self, scope: Any) -> None:
         if self._key is None or not scope["path"].startswith(("/v1/", "/metrics")):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import errno
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,11 +15,15 @@ from typing import Any
 import uvicorn
 
 from agevlm.serve.app import build_app
+from agevlm.serve.asgi import App
 from agevlm.serve.engine import Engine
+from agevlm.serve.front import Front
 from agevlm.serve.guard import Guard
 from agevlm.serve.limits import Limits
 from agevlm.serve.metrics import Metrics
+from agevlm.serve.origins import Origins
 from agevlm.serve.remote import Fetcher
+from agevlm.serve.replicas import Replicas, running
 from agevlm.serve.service import Service
 
 
@@ -30,22 +34,22 @@ class Settings:
     host: str = "127.0.0.1"
     port: int = 8000
     key: str | None = None
-    allow_remote: Sequence[str] = ()
+    allow_remote: Sequence[str] = ()  # hosts that pictures are fetched from
+    allow_host: Sequence[str] = ()  # further names that this server is called by
     limits: Limits = field(default_factory=Limits)
     grace_s: float = 30.0
 
 
 class Server(uvicorn.Server):
-    """uvicorn, whose engines take nothing new from the first signal on."""
+    """uvicorn, which calls `stop` at the first signal: from then on nothing new is taken."""
 
-    def __init__(self, config: uvicorn.Config, engines: Sequence[Engine]) -> None:
+    def __init__(self, config: uvicorn.Config, stop: Callable[[], None]) -> None:
         super().__init__(config)
-        self._engines = engines
+        self._stop = stop
 
     def handle_exit(self, sig: int, frame: Any) -> None:
         """The first signal: finish what runs."""
-        for engine in self._engines:
-            engine.stop()
+        self._stop()
         super().handle_exit(sig, frame)
 
 
@@ -70,15 +74,31 @@ def listen(host: str, port: int) -> socket.socket:
     return listening
 
 
+def application(
+    models: Sequence[tuple[str, Any, Any]], limits: Limits, metrics: Metrics, allow_remote: Sequence[str] = ()
+) -> tuple[App, list[Engine]]:
+    """The routes over loaded models, each (name, model, processor), and their engines."""
+    engines = {name: Engine(name, model, processor, limits, metrics) for name, model, processor in models}
+    fetch = Fetcher(allow_remote, limits) if allow_remote else None
+    return build_app(Service(engines, limits, metrics, fetch)), list(engines.values())
+
+
 def build(models: Sequence[tuple[str, Any, Any]], settings: Settings) -> tuple[Server, list[Engine]]:
-    """A server of loaded models, each (name, model, processor); `server.run(sockets=[…])` runs it."""
+    """A server of loaded models; `server.run(sockets=[…])` runs it."""
     metrics = Metrics()
-    engines = {name: Engine(name, model, processor, settings.limits, metrics) for name, model, processor in models}
-    fetch = Fetcher(settings.allow_remote, settings.limits) if settings.allow_remote else None
-    service = Service(engines, settings.limits, metrics, fetch)
-    app = Guard(build_app(service), settings.limits, metrics, settings.key)
+    app, engines = application(models, settings.limits, metrics, settings.allow_remote)
+
+    def stop() -> None:
+        for engine in engines:
+            engine.stop()
+
+    return _guarded(app, metrics, settings, stop), engines
+
+
+def _guarded(app: App, metrics: Metrics, settings: Settings, stop: Callable[[], None]) -> Server:
+    origins = Origins(settings.host, settings.allow_host)
     config = uvicorn.Config(
-        app,
+        Guard(app, settings.limits, metrics, origins, settings.key),
         log_level="warning",
         access_log=False,
         server_header=False,
@@ -86,7 +106,7 @@ def build(models: Sequence[tuple[str, Any, Any]], settings: Settings) -> tuple[S
         timeout_keep_alive=15,
         lifespan="off",
     )
-    return Server(config, list(engines.values())), list(engines.values())
+    return Server(config, stop)
 
 
 def run(models: Sequence[tuple[str, Any, Any]], settings: Settings, listening: socket.socket) -> None:
@@ -97,6 +117,14 @@ def run(models: Sequence[tuple[str, Any, Any]], settings: Settings, listening: s
     finally:
         for engine in engines:
             engine.close(grace_s=1.0)
+
+
+def run_replicas(replicas: Replicas, settings: Settings, listening: socket.socket) -> None:
+    """The same with replicas on Ray behind the socket."""
+    metrics = Metrics()
+    with running(replicas, settings.limits, settings.allow_remote, settings.grace_s) as ask:
+        front = Front(ask, settings.limits, metrics)
+        _guarded(front, metrics, settings, front.stop).run(sockets=[listening])
 
 
 @contextmanager

@@ -12,6 +12,7 @@ Knows modules and tensors, and no family, picture or text.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -97,13 +98,15 @@ class Steering:
 
 _READER: ContextVar[RowReader | None] = ContextVar("agevlm_row_reader", default=None)
 _STEERING: ContextVar[Steering | None] = ContextVar("agevlm_steering", default=None)
+_ONE_AT_A_TIME = threading.RLock()
 
 
 @contextmanager
 def reading(reader: RowReader, holder: Any) -> Iterator[RowReader]:
     """Run the attention that the configuration of `holder` itself names (not its parts') through `agevlm_rows`.
 
-    One reading of a model at a time: the configuration is changed, and put back at the end, whatever happens.
+    The configuration is changed, and put back at the end, whatever happens. Threads read one after another: one that
+    puts it back would leave another, which reads the same model, without rows.
     """
     with _holding(_READER, reader, holder):
         yield reader
@@ -129,13 +132,14 @@ def unsteered() -> Iterator[None]:
 @contextmanager
 def _holding(variable: ContextVar[Any], value: Any, holder: Any) -> Iterator[None]:
     _register()
-    before, token = holder.config._attn_implementation, variable.set(value)
-    try:
-        holder.set_attn_implementation({"": IMPLEMENTATION})
-        yield
-    finally:
-        variable.reset(token)
-        holder.set_attn_implementation({"": before})
+    with _ONE_AT_A_TIME:
+        before, token = holder.config._attn_implementation, variable.set(value)
+        try:
+            holder.set_attn_implementation({"": IMPLEMENTATION})
+            yield
+        finally:
+            variable.reset(token)
+            holder.set_attn_implementation({"": before})
 
 
 def rows_of(
