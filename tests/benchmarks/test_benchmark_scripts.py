@@ -32,3 +32,19 @@ def test_a_step_is_compared_with_mllama_concatenation_and_guidance(tmp_path: Pat
         work = found["flops"]
         assert 0.9 < work["mllama"]["step"] / work["ours"]["step"] < 1.1
     assert work["concat"]["step"] > 2 * work["ours"]["step"]
+
+
+def test_a_whole_model_answers_beside_llama_and_takes_a_step(tmp_path: Path) -> None:
+    found = run_script("full_size.py", tmp_path / "full.json", "--turns", "2")["results"]["toy"]
+    answer = found["answer"]
+    read = answer["bytes_a_token"]
+    assert 0 < answer["allowed"] == read["llama"] / read["ours"] < 1
+    for clock in ("wall", "processor"):
+        times = answer[clock]
+        reached = times["ours_tokens_per_s"] / times["llama_tokens_per_s"] / answer["allowed"]
+        assert reached > 0
+        assert times["share_interval"][0] <= times["share_of_allowed"] <= times["share_interval"][1]
+    parameters = found["parameters"]
+    trained = found["step"]["trainable_parameters"]
+    assert parameters["cross_attention"] < trained < parameters["cross_attention"] + parameters["language_model"]
+    assert found["step"]["seconds"] > 0 and found["forward"]["seconds"] > 0
