@@ -8,8 +8,9 @@ from __future__ import annotations
 import json
 import os
 import platform
+import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,13 @@ def build_network(attn_implementation: str = "eager", seed: int = 0) -> tuple[An
     return model, processor
 
 
+def clocks(work: Callable[[], Any]) -> tuple[float, float]:
+    """Seconds of a piece of work: on the clock, and of the processor."""
+    start = time.process_time()
+    wall = seconds(work)
+    return wall, time.process_time() - start
+
+
 def compare(times_a: Sequence[float], times_b: Sequence[float], num_draws: int = 2000, seed: int = 0) -> dict[str, Any]:
     """Medians of two arms timed pairwise in one run, in milliseconds, and the median ratio a / b of the pairs.
 
@@ -113,7 +121,7 @@ def write_result(name: str, result: dict[str, Any], out: Path | None = None) -> 
     path = out or RESULTS / f"{name}.json"
     facts = {**environment(), "processor": _processor_name(), "num_cores": os.cpu_count(), "load_after": load()}
     with write_beside(path) as beside:
-        beside.write_text(json.dumps({**result, "environment": facts}, indent=2) + "\n", encoding="utf-8")
+        beside.write_text(json.dumps({"environment": facts, **result}, indent=2) + "\n", encoding="utf-8")
     return path
 
 

@@ -15,62 +15,20 @@ from __future__ import annotations
 
 import argparse
 import os
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from common import compare, load, machine_rates, quiet, write_result
+from common import clocks, compare, load, machine_rates, quiet, write_result
+from stacks import BatchShape, StackShape, build_batch, build_ours
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
-from transformers import ConvNextBackbone, ConvNextConfig, LlamaConfig, LlamaForCausalLM
 
-from agevlm import AgeVlmForConditionalGeneration
 from agevlm.training.arithmetic import autocast
-from agevlm.training.timing import flops, seconds
+from agevlm.training.timing import flops
 
-WIDTH, NUM_LAYERS, CROSS_ATTENTION_LAYERS = 512, 8, (2, 5, 8)
-NUM_PICTURES, QUESTIONS_PER_PICTURE, TEXT_LEN, GRID = 2, 2, 64, 12
-SUPERVISED_RATIO = 0.25
-
-
-def build_model(vocabulary_size: int) -> Any:
-    """A decoder with a tied head between the embedded world's and a small real one; the vision model is not run."""
-    torch.manual_seed(0)
-    decoder = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=vocabulary_size,
-            hidden_size=WIDTH,
-            intermediate_size=1408,
-            num_hidden_layers=NUM_LAYERS,
-            num_attention_heads=8,
-            num_key_value_heads=4,
-            tie_word_embeddings=True,
-        )
-    )
-    backbone = ConvNextBackbone(ConvNextConfig(num_stages=1, hidden_sizes=[64], depths=[1], out_features=["stage1"]))
-    model = AgeVlmForConditionalGeneration.from_backbones(
-        decoder, backbone, cross_attention_layers=list(CROSS_ATTENTION_LAYERS), attn_gate_init=0.1, mlp_gate_init=0.1
-    )
-    model.vision_model.requires_grad_(False)
-    return model.train()
-
-
-def build_batch(vocabulary_size: int) -> dict[str, Any]:
-    """Questions with their answers at the end, image-major, and features of their pictures."""
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(vocabulary_size, (NUM_PICTURES * QUESTIONS_PER_PICTURE, TEXT_LEN), generator=generator)
-    labels = ids.clone()
-    labels[:, : TEXT_LEN - round(SUPERVISED_RATIO * TEXT_LEN)] = -100
-    return {
-        "input_ids": ids,
-        "labels": labels,
-        "image_features": torch.randn(NUM_PICTURES, 64, GRID, GRID, generator=generator),
-        "images_seen": torch.ones_like(ids),
-        "rows_per_image": QUESTIONS_PER_PICTURE,
-        "use_cache": False,
-    }
+BATCH = BatchShape(num_pictures=2, questions_per_picture=2, supervised_ratio=0.25)
 
 
 def logits_of(model: Any, batch: dict[str, Any]) -> Tensor:
@@ -112,16 +70,10 @@ def peak_bytes(work: Callable[[], Any]) -> int:
     return int(held.cumsum(0).max())
 
 
-def clocks(work: Callable[[], Any]) -> tuple[float, float]:
-    """Seconds of a piece of work: on the clock, and of the processor."""
-    start = time.process_time()
-    wall = seconds(work)
-    return wall, time.process_time() - start
-
-
 def measure(vocabulary_size: int, args: argparse.Namespace) -> dict[str, Any]:
     """One size of vocabulary: times and peak memory of both arms, of a step and of a reading."""
-    model, batch = build_model(vocabulary_size), build_batch(vocabulary_size)
+    shape = StackShape(vocabulary_size=vocabulary_size, tied=True)
+    model, batch = build_ours(shape), build_batch(BATCH, vocabulary_size)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4, fused=True)
     dtype = getattr(torch, args.dtype)
 

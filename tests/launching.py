@@ -14,6 +14,11 @@ def run_code(code: str) -> str:
 
 
 def launch_command(num_processes: int, *arguments: str) -> list[str]:
-    """`agevlm ARGUMENTS` under `accelerate launch` on CPUs; the port is whichever is free."""
-    launch = ["accelerate.commands.launch", "--cpu", "--num_processes", str(num_processes), "--main_process_port", "0"]
-    return [sys.executable, "-m", *launch, "-m", "agevlm.cli", *arguments]
+    """`agevlm ARGUMENTS` in several processes; `accelerate launch --cpu` would start a single one without MPI."""
+    return launch_script(num_processes, "-m", "agevlm.cli", *arguments)
+
+
+def launch_script(num_processes: int, *arguments: str) -> list[str]:
+    """A script with its arguments in several processes, by what `accelerate launch` calls; on any free port."""
+    launch = ["torch.distributed.run", "--standalone", "--nproc_per_node", str(num_processes)]
+    return [sys.executable, "-m", *launch, *arguments]

@@ -16,6 +16,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from agevlm.checkpoints import computes_in, load_model
 from agevlm.data.scenes import WorldSpec
 from agevlm.data.scenes.export import export_parquet
+from agevlm.modeling import decoding
 from agevlm.training import compiled
 from agevlm.training.recipe import load_recipe, parse_recipe
 from agevlm.training.run import Run, build_model, environment, train
@@ -133,7 +134,7 @@ def test_without_a_compiler_a_compiled_run_says_so_before_it_trains(
     def find() -> str:
         raise RuntimeError("No working C++ compiler found")
 
-    monkeypatch.setattr(compiled, "get_cpp_compiler", find)
+    monkeypatch.setattr(decoding, "get_cpp_compiler", find)
     with pytest.raises(ValueError, match=r"install g\+\+ or clang, or set compile=false"):
         run(make_recipe(foundation, "ground") | {"compile": True}, tmp_path / "run")
     assert not (tmp_path / "run" / "log.jsonl").exists()

@@ -5,6 +5,7 @@ Letters: R rows of text, T text tokens, M images of a row at most.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -34,6 +35,7 @@ class AgeVlmGenerationMixin(GenerationMixin):
         images_seen: Tensor | None = None,
         cache: Any = None,
         output_attention_maps: bool = False,
+        compiled: bool = False,
         **kwargs: Any,
     ) -> Any:
         """Continue text that looks at images; everything else is `GenerationMixin.generate`'s.
@@ -41,6 +43,10 @@ class AgeVlmGenerationMixin(GenerationMixin):
         The images are encoded once, and shared by beams and samples. A `cache` that is filled holds the start of the
         prompt. With `output_attention_maps` and `return_dict_in_generate` the result also has `attention_maps` and
         `null_attention` for every token of `sequences`, prompt and answer, from one more forward pass at the end.
+
+        With `compiled` new tokens pass compiled layers on a static cache: the same answers, sooner where Python takes
+        longer than the products. The first answer in a process waits for the compiler; no cache may be given.
+        ValueError where the decoder has layers with a window, or there is no C++ compiler.
         """
         if output_attention_maps and not kwargs.get("return_dict_in_generate"):
             raise ValueError(
@@ -61,12 +67,26 @@ class AgeVlmGenerationMixin(GenerationMixin):
         )
         if cache is not None:
             kwargs[CACHE] = cache
-        output = super().generate(inputs, **told, **kwargs)
+        with self._decoding(compiled, kwargs):
+            output = super().generate(inputs, **told, **kwargs)
         if output_attention_maps:
             maps = self._maps_of(output.sequences, kwargs.get("attention_mask"), told) if told else None
             output["attention_maps"] = maps and maps.attention_maps
             output["null_attention"] = maps and maps.null_attention
         return output
+
+    def _decoding(self, compiled: bool, kwargs: dict[str, Any]) -> AbstractContextManager[None]:
+        """Where new tokens are decoded; for `compiled` layers the arguments of `generate` ask for a static cache."""
+        if not compiled:
+            return nullcontext()
+        if not hasattr(self, "cross_attention"):
+            raise ValueError("compiled answers are of networks with cross-attention: generate without compiled=True")
+        if kwargs.get(CACHE) is not None:
+            raise ValueError("compiled answers make a static cache of their own: pass no cache, or leave compiled out")
+        from .decoding import compiled_decoding
+
+        kwargs |= {"cache_implementation": "static", "disable_compile": True}
+        return compiled_decoding(self)
 
     def _maps_of(
         self, sequences: Tensor, attention_mask: Tensor | None, image_kwargs: dict[str, Any]

@@ -11,8 +11,8 @@ from contextlib import AbstractContextManager
 import torch
 import torch._dynamo
 import torch._inductor.config
-from torch._inductor.cpp_builder import get_cpp_compiler
 
+from agevlm.modeling.decoding import check_compiler
 from agevlm.modeling.interleaving import decoder_layers
 from agevlm.modeling.joined import JoinedModel
 
@@ -34,16 +34,6 @@ def compile_layers(model: JoinedModel) -> None:
         torch._inductor.config.unsafe_marked_cacheable_functions[f"torch.amp.autocast_mode.{name}"] = torch.__version__
     for layer in (*decoder_layers(model.language_model), *getattr(model, "cross_attention", ())):
         layer.forward = torch.compile(layer.forward, dynamic=True)  # lengths of batches differ
-
-
-def check_compiler() -> None:
-    """Raise ValueError where torch.compile would find no C++ compiler."""
-    try:
-        get_cpp_compiler()
-    except RuntimeError as error:
-        raise ValueError(
-            "`compile: true` wants a C++ compiler, and none was found: install g++ or clang, or set compile=false"
-        ) from error
 
 
 def compiled_for(num_steps: int) -> AbstractContextManager[None]:

@@ -1,0 +1,50 @@
+"""The benchmarks at toy size: they run to their end, and their files hold what they promise."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+def run_script(name: str, out: Path, *arguments: str) -> dict[str, Any]:
+    """What a benchmark writes at toy size."""
+    command = [sys.executable, str(BENCHMARKS / name), "--toy", "--out", str(out), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return dict(json.loads(out.read_text(encoding="utf-8")))
+
+
+def test_a_step_is_compared_with_mllama_concatenation_and_guidance(tmp_path: Path) -> None:
+    result = run_script("step.py", tmp_path / "step.json", "--turns", "2")
+    assert list(result)[-1] == "ratios"
+    ratios, tokens = result["ratios"], {"16", "64"}
+    assert ratios["guided_over_unguided"].keys() == tokens
+    assert ratios["mllama_over_ours"].keys() == {"prefill", "step", "step_49k"}
+    for arm in ("mllama_over_ours", "concat_over_ours"):
+        for kind in ("prefill", "step"):
+            assert ratios[arm][kind].keys() == tokens
+    for found in result["results"]:  # the stacks are equally wide and deep: only positions and projector differ
+        work = found["flops"]
+        assert 0.9 < work["mllama"]["step"] / work["ours"]["step"] < 1.1
+    assert work["concat"]["step"] > 2 * work["ours"]["step"]
+
+
+def test_a_whole_model_answers_beside_llama_and_takes_a_step(tmp_path: Path) -> None:
+    found = run_script("full_size.py", tmp_path / "full.json", "--turns", "2")["results"]["toy"]
+    answer = found["answer"]
+    read = answer["bytes_a_token"]
+    assert 0 < answer["allowed"] == read["llama"] / read["ours"] < 1
+    for clock in ("wall", "processor"):
+        times = answer[clock]
+        reached = times["ours_tokens_per_s"] / times["llama_tokens_per_s"] / answer["allowed"]
+        assert reached > 0
+        assert times["share_interval"][0] <= times["share_of_allowed"] <= times["share_interval"][1]
+    parameters = found["parameters"]
+    trained = found["step"]["trainable_parameters"]
+    assert parameters["cross_attention"] < trained < parameters["cross_attention"] + parameters["language_model"]
+    assert found["step"]["seconds"] > 0 and found["forward"]["seconds"] > 0
