@@ -41,7 +41,7 @@ def main() -> None:
 
 
 def _panel(axes: Any, figures: Mapping[str, Any], way: tuple[str, ...], wanted: Mapping[str, float]) -> None:
-    arms = [arm for arm in ARMS if arm in figures["titles"]]
+    arms = [arm for arm in ARMS if any(arm in figures["domains"][test]["arms"] for test in TESTS)]
     width = 0.8 / len(arms)
     for place, test in enumerate(TESTS):
         there = figures["domains"][test]["arms"]
