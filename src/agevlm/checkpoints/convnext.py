@@ -183,8 +183,8 @@ def _for_other_eps(weights: dict[str, Tensor], eps: float) -> dict[str, Tensor]:
         return weights
     scale = (_EPS / eps) ** 0.5
     has_layer_scale = any(name.endswith("layer_scale_parameter") for name in weights)
-    scaled = ("layer_scale_parameter",) if has_layer_scale else ("pwconv2.weight", "pwconv2.bias")
-    scaled += ("dwconv.bias", "downsampling_layer.1.weight", "downsampling_layer.1.bias")
+    written = ["layer_scale_parameter"] if has_layer_scale else ["pwconv2.weight", "pwconv2.bias"]
+    scaled = (*written, "dwconv.bias", "downsampling_layer.1.weight", "downsampling_layer.1.bias")
     return {
         name: value * scale if name.startswith("embeddings.") or name.endswith(scaled) else value
         for name, value in weights.items()

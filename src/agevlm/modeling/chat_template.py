@@ -10,7 +10,8 @@ import re
 from typing import Any
 
 _MARK, _QUESTION = "\U0010fdf2", "\U0010fdf3"  # private characters: no template contains them
-_RENDERED = "agevlm_rendered"
+_SYSTEM = {"role": "system", "content": _MARK}
+_RENDERED = "agevlm_rendered"  # a name of a variable
 
 
 def without_system_prompt(tokenizer: Any, template: str) -> str:
@@ -20,49 +21,42 @@ def without_system_prompt(tokenizer: Any, template: str) -> str:
     Where the prompt cannot be told from the rest, a ValueError. Marks of answers (`{% generation %}`) are taken out,
     for places in what is cut would be wrong.
     """
-    question = [{"role": "user", "content": _QUESTION}]
-    plain = _render(tokenizer, template, question)
     alone = _render_system(tokenizer, template)
     if alone is None:
         return template
     end = alone.partition(_MARK)[2]
-    rest = _render(tokenizer, template, [{"role": "system", "content": _MARK}, *question]).removeprefix(alone)
-    start = tokenizer.bos_token if tokenizer.bos_token and plain.startswith(tokenizer.bos_token) else ""
-    if plain == start + rest.removeprefix(start):
+    question = [{"role": "user", "content": _QUESTION}]
+    turns = [*question, {"role": "assistant", "content": "x"}, *question]
+    own = _render(tokenizer, template, question)
+    start = tokenizer.bos_token if tokenizer.bos_token and own.startswith(tokenizer.bos_token) else ""
+
+    def without(messages: list[dict[str, str]]) -> str:
+        """What should be left: the text behind a system message, which takes the place of the template's own."""
+        return start + _render(tokenizer, template, [_SYSTEM, *messages]).removeprefix(alone)
+
+    if own == without(question):
         return template
-    kept = _without_marks(template)
     changed = (
-        f"{{% set {_RENDERED} %}}{kept}{{% endset %}}"
+        f"{{% set {_RENDERED} %}}{_without_marks(template)}{{% endset %}}"
         f"{{% if tools or (messages and messages[0]['role'] == 'system') %}}{{{{ {_RENDERED} }}}}"
         f"{{% else %}}{{{{ {start!r} + {_RENDERED}.split({end!r}, 1)[1] }}}}{{% endif %}}"
     )
-    _check(tokenizer, template, changed, end, start + rest)
-    return changed
-
-
-def _check(tokenizer: Any, template: str, changed: str, end: str, expected: str) -> None:
-    """ValueError unless the changed template gives what is expected of a question, and of more turns what it should."""
-    question = [{"role": "user", "content": _QUESTION}]
-    turns = [*question, {"role": "assistant", "content": "x"}, *question]
-    system = [{"role": "system", "content": "x"}, *turns]
-    cut = bool(end) and end in _render(tokenizer, template, question)
+    told = [_SYSTEM, *turns]
     if (
-        not cut
-        or _render(tokenizer, changed, question) != expected
-        or not _render(tokenizer, template, turns, True).endswith(_render(tokenizer, changed, turns, True)[-40:])
-        or _render(tokenizer, changed, system) != _render(tokenizer, template, system)
+        not end
+        or end not in own
+        or any(_render(tokenizer, changed, messages) != without(messages) for messages in (question, turns))
+        or _render(tokenizer, changed, told) != _render(tokenizer, template, told)
     ):
         raise ValueError(
             "the tokenizer's chat template adds a system prompt that cannot be told from the rest: keep it "
             "(default_system_prompt: true), or give the tokenizer another chat template"
         )
+    return changed
 
 
-def _render(tokenizer: Any, template: str, messages: list[dict[str, str]], prompt: bool = False) -> str:
-    rendered = tokenizer.apply_chat_template(
-        messages, chat_template=template, tokenize=False, add_generation_prompt=prompt
-    )
-    return str(rendered)
+def _render(tokenizer: Any, template: str, messages: list[dict[str, str]]) -> str:
+    return str(tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False))
 
 
 def _render_system(tokenizer: Any, template: str) -> str | None:
@@ -70,7 +64,7 @@ def _render_system(tokenizer: Any, template: str) -> str | None:
     from jinja2 import TemplateError
 
     try:
-        alone = _render(tokenizer, template, [{"role": "system", "content": _MARK}])
+        alone = _render(tokenizer, template, [_SYSTEM])
     except TemplateError:
         return None
     return alone if _MARK in alone else None

@@ -32,7 +32,8 @@ class SavedTimm:
         from transformers import TimmBackbone
 
         check_timm(source)
-        return super(TimmBackbone, TimmBackbone).from_pretrained(source, **options)
+        reader: Any = super(TimmBackbone, TimmBackbone)
+        return reader.from_pretrained(source, **options)
 
 
 def is_timm(source: str | PathLike[str]) -> bool:
