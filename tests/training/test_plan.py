@@ -12,7 +12,7 @@ import torch
 import yaml
 from huggingface_hub import ModelCard
 from rich.console import Console
-from tiny_runs import STAGES, make_recipe
+from tiny_runs import GUIDED, STAGES, make_recipe
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 from typer.testing import CliRunner
@@ -134,6 +134,7 @@ STEPS: dict[str, dict[str, Any]] = {
     "instruct": STAGES["instruct"],
     "checkpointed": STAGES["ground"] | {"gradient_checkpointing": True},
     "muon": STAGES["instruct"] | {"optimizer": "muon"},
+    "concat": {"trainable": ["projector", "language_model"], "guidance": GUIDED},
     "lora": {"trainable": ["projector", "cross_attention"], "lora": {"rank": 4}},
 }
 
@@ -142,7 +143,7 @@ CASES = {
     "narrow": [
         ("align", {"dtype": "bfloat16"}),
         ("instruct", {"dtype": "bfloat16"}),
-        ("instruct", {"architecture": "concat"}),
+        ("concat", {"architecture": "concat"}),
         ("muon", {}),
         ("lora", {}),
         ("checkpointed", {}),
