@@ -81,6 +81,7 @@ def test_the_verbs_are_those_of_the_documentation() -> None:
         "chat",
         "look",
         "similarity",
+        "plan",
         "report",
         "import-backbone",
         "probe",

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tiny_runs import make_recipe, run
+from typer.main import get_command
 
+from agevlm.cli import app
 from agevlm.data.scenes import WorldSpec
 from agevlm.data.scenes.export import export_parquet
 from agevlm.training.needs import missing
@@ -25,6 +29,25 @@ def test_the_full_recipes_say_how_everything_that_they_name_is_made(name: str) -
         if need.name.startswith(("data/", "models/")):
             assert need.commands[-1].startswith("agevlm ")
             assert need.commands[-1].split("--out ")[1].split()[0] == need.name
+
+
+@pytest.mark.parametrize("name", ["age_vlm_1b", "age_vlm_135m"])
+def test_their_commands_are_commands_of_ours(name: str) -> None:
+    commands = [command for made in load_recipe(packaged_recipes()[name]).prepare.values() for command in made]
+    ours = [shlex.split(command)[1:] for command in commands if command.startswith("agevlm ")]
+    assert len(ours) == 6
+    for words in ours:
+        command: Any = get_command(app)
+        while hasattr(command, "commands"):
+            command = command.commands[words.pop(0)]
+        command.make_context(command.name, words)
+
+
+def test_a_benchmark_that_is_missing_is_told_before_anything_trains(foundation: Path, tmp_path: Path) -> None:
+    content = make_recipe(foundation, "align", evaluation={"benchmark": "absent/val"})
+    with pytest.raises(ValueError, match=r"^evaluation\.benchmark: absent/val is not here$"):
+        run(content, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_dry_run_names_all_that_is_missing_and_fetches_nothing(

@@ -9,14 +9,17 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from huggingface_hub import ModelCard
 from rich.console import Console
-from tiny_runs import STAGES, make_recipe
+from tiny_runs import GUIDED, STAGES, make_recipe
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+from typer.testing import CliRunner
 
+from agevlm.cli import app
 from agevlm.modeling.versions import checkpoint_activations
-from agevlm.training.arithmetic import autocast
+from agevlm.training.arithmetic import autocast, frozen_in_bfloat16
 from agevlm.training.muon import Muon
 from agevlm.training.plan import GPUS, Machine, find_gpu, plan_run
 from agevlm.training.recipe import ModelRecipe, Recipe, StageRecipe, load_recipe, parse_recipe
@@ -51,7 +54,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for name, (options, _) in SIZES.items():
         directory = made[name] = tmp_path_factory.mktemp(name)
         text = make_text_config(**options, head_dim=16, max_position_embeddings=256, tie_word_embeddings=True)
-        AutoModelForCausalLM.from_config(text).save_pretrained(directory / "llama")
+        AutoModelForCausalLM.from_config(text).bfloat16().save_pretrained(directory / "llama")
         make_tokenizer().save_pretrained(directory / "llama")
         vision = make_vision_config(hidden_sizes=[16, 32], out_features=["stage2"])
         AutoBackbone.from_config(vision).save_pretrained(directory / "convnext")
@@ -95,17 +98,19 @@ def measure(recipe: Recipe, stage: StageRecipe, shape: StepShape) -> dict[str, i
         del outputs
         loss.backward()
 
-    with FlopCounterMode(display=False, custom_mapping=ATTENTION) as counter:
-        step()
-    model.zero_grad(set_to_none=True)
-    peak = allocated(step)
+    with frozen_in_bfloat16(model.language_model, dtype):
+        weights = sum(p.nbytes for p in model.parameters())
+        with FlopCounterMode(display=False, custom_mapping=ATTENTION) as counter:
+            step()
+        model.zero_grad(set_to_none=True)
+        peak = allocated(step)
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     optimiser = Muon(parameter_groups(model, stage), lr=1e-3, betas=(0.9, 0.98))
     optimiser.step()
     states = [value for state in optimiser.state.values() for name, value in state.items() if name != "step"]
     return {
         "flops": counter.get_total_flops(),
-        "weights": sum(p.nbytes for p in model.parameters()),
+        "weights": weights,
         "gradients": sum(gradient.nbytes for gradient in gradients),
         "optimiser": sum(state.nbytes for state in states),
         "peak": peak,
@@ -129,11 +134,20 @@ STEPS: dict[str, dict[str, Any]] = {
     "instruct": STAGES["instruct"],
     "checkpointed": STAGES["ground"] | {"gradient_checkpointing": True},
     "muon": STAGES["instruct"] | {"optimizer": "muon"},
+    "concat": {"trainable": ["projector", "language_model"], "guidance": GUIDED},
+    "lora": {"trainable": ["projector", "cross_attention"], "lora": {"rank": 4}},
 }
 
 
 CASES = {
-    "narrow": [("align", {}), ("instruct", {"dtype": "bfloat16"}), ("muon", {}), ("checkpointed", {})],
+    "narrow": [
+        ("align", {"dtype": "bfloat16"}),
+        ("instruct", {"dtype": "bfloat16"}),
+        ("concat", {"architecture": "concat"}),
+        ("muon", {}),
+        ("lora", {}),
+        ("checkpointed", {}),
+    ],
     "wide": [("instruct", {}), ("checkpointed", {"dtype": "bfloat16"})],
 }
 
@@ -144,9 +158,11 @@ CASES = {
 def test_a_planned_step_is_a_real_one_within_15_percent(
     parts: dict[str, Path], size: str, name: str, settings: dict[str, Any]
 ) -> None:
+    settings = dict(settings)
     images, questions, length = SIZES[size][1]
     stage = {"name": name, **STEPS[name], "images_per_batch": images, "questions_per_image": questions}
-    recipe = parse_recipe(make_recipe(parts[size], stage, cache_features=False, **settings), "r.yaml")
+    content = make_recipe(parts[size], stage, cache_features=False, dtype=settings.pop("dtype", "float32"))
+    recipe = parse_recipe(content | {"model": content["model"] | settings}, "r.yaml")
     planned = plan_run(recipe, Machine(GPUS["h100"]), text_len=length).stages[0]
     found = measure(recipe, recipe.stages[0], planned.shape)
     memory = planned.memory["ddp"]
@@ -223,3 +239,26 @@ def test_what_cannot_be_divided_or_found_is_told(foundation: Path) -> None:
         ValueError, match=r"the configuration of models/nowhere/at-all is neither here nor in the cache"
     ):
         Shapes.of(ModelRecipe(vision_model="models/nowhere/at-all"))
+
+
+def test_the_command_prints_tables_and_writes_them(foundation: Path, tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text(yaml.safe_dump(make_recipe(foundation, "ground", dtype="auto")), encoding="utf-8")
+    arguments = ["plan", str(path), "--gpu", "rtx4090", "--num-gpus", "2", "--json", str(tmp_path / "plan.json")]
+    outcome = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert outcome.exit_code == 0, outcome.output
+    for words in (
+        "query_key_norms",
+        "memory (DDP)",
+        "memory (FSDP)",
+        "hours on 2 × rtx4090",
+        "12 pictures",
+        "assumed: ",
+    ):
+        assert words in outcome.output
+    plan = json.loads((tmp_path / "plan.json").read_text(encoding="utf-8"))
+    (stage,) = plan["stages"]
+    assert stage["modules"]["projector"]["trainable"] > 0
+    assert stage["modules"]["language_model"]["trainable"] == 0
+    assert stage["shape"]["num_images"] == 1
+    assert plan["assumed"][0].startswith("rows of text have as many tokens as in some batches")

@@ -121,16 +121,22 @@ def _print_totals(plan: Plan) -> None:
 
 def _number(value: float) -> str:
     """A count in three digits: 1.24 G."""
-    for factor, unit in ((1e18, " E"), (1e15, " P"), (1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k")):
-        if value >= factor:
-            return f"{value / factor:.3g}{unit}"
-    return f"{value:.0f}"
+    return _in_units(value, ("", "k", "M", "G", "T", "P", "E"))
 
 
 def _bytes(value: float) -> str:
     """Bytes in units of 1000, as disks and data sheets count."""
-    return f"{value / 1e9:.3g} GB" if value >= 1e8 else f"{value / 1e6:.3g} MB"
+    return _in_units(value, ("B", "kB", "MB", "GB", "TB", "PB")) if value else "–"
+
+
+def _in_units(value: float, units: Sequence[str]) -> str:
+    number = 0
+    while value >= 999.5 and number < len(units) - 1:
+        value, number = value / 1000, number + 1
+    return f"{value:.3g} {units[number]}".strip()
 
 
 def _hours(value: float) -> str:
-    return f"{value:.1f}" if value >= 1 else f"{value:.2g}"
+    if value < 0.005:
+        return "under 0.01"
+    return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"

@@ -44,10 +44,14 @@ def frozen_in_bfloat16(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
             parameter.data = parameter.data.float()
 
 
-def _without_loss(model: nn.Module) -> list[nn.Parameter]:
-    """Frozen parameters of linear layers alone whose every value is one of bfloat16."""
+def frozen_linear(model: nn.Module) -> list[nn.Parameter]:
+    """Frozen parameters of linear layers alone: not of a head that shares its weight with the embeddings."""
     linear, other = set[nn.Parameter](), set[nn.Parameter]()
     for module in model.modules():
         (linear if isinstance(module, nn.Linear) else other).update(module.parameters(recurse=False))
-    frozen = [parameter for parameter in linear - other if not parameter.requires_grad]
-    return [parameter for parameter in frozen if torch.equal(parameter, parameter.bfloat16().float())]
+    return [parameter for parameter in linear - other if not parameter.requires_grad]
+
+
+def _without_loss(model: nn.Module) -> list[nn.Parameter]:
+    """Of these, those whose every value is one of bfloat16."""
+    return [parameter for parameter in frozen_linear(model) if torch.equal(parameter, parameter.bfloat16().float())]

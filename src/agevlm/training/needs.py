@@ -70,6 +70,11 @@ def _data(recipe: Recipe) -> Iterator[Need]:
             yield _need(recipe, f"data.{name}", source.parquet)
         if name in used and isinstance(source, LabelsSource) and not source.labels.is_dir():
             yield _need(recipe, f"data.{name}", source.labels)
+    yield from missing_benchmark(recipe)
+
+
+def missing_benchmark(recipe: Recipe) -> Iterator[Need]:
+    """The dataset that the end of a run is measured on, if it is not there."""
     benchmark = recipe.evaluation.benchmark if recipe.evaluation else "scenes"
     if benchmark != "scenes" and not _is_dataset(Path(benchmark)):
         yield _need(recipe, "evaluation.benchmark", Path(benchmark))

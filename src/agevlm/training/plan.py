@@ -17,6 +17,7 @@ import torch
 
 from agevlm.modeling.interleaving import decoder_layers
 from agevlm.modeling.joined import JoinedModel
+from agevlm.training.arithmetic import frozen_linear
 from agevlm.training.plan_inputs import Reckoned, reckon
 from agevlm.training.recipe import Recipe, StageRecipe
 from agevlm.training.shapes import Shapes
@@ -230,8 +231,9 @@ def _plan_stage(
 ) -> StagePlan:
     model = network.shapes.build(recipe.model)
     counts = freeze_for_stage(model, stage)
-    if narrow:
-        _narrow(model)
+    if narrow:  # as `frozen_in_bfloat16` does
+        for parameter in frozen_linear(model.language_model):
+            parameter.data = parameter.data.bfloat16()
     text = reckoned.texts[stage.name]
     shape = StepShape(
         num_images=images_per_process(stage, machine.num_gpus),
@@ -278,15 +280,6 @@ def _step_cost(model: JoinedModel, stage: StageRecipe, shape: StepShape, network
 
 def _hours(flops: float, machine: Machine, dtype: torch.dtype) -> float:
     return flops / (machine.num_gpus * machine.gpu.peak(dtype) * machine.mfu) / 3600
-
-
-def _narrow(model: JoinedModel) -> None:
-    """Hold the frozen linear layers of the language model in bfloat16, as `frozen_in_bfloat16` does."""
-    for module in model.language_model.modules():
-        if isinstance(module, torch.nn.Linear):
-            for parameter in module.parameters(recurse=False):
-                if not parameter.requires_grad:
-                    parameter.data = parameter.data.bfloat16()
 
 
 @dataclass(frozen=True)

@@ -316,7 +316,7 @@ class Recipe(Strict):
     evaluation: EvaluationRecipe | None = EvaluationRecipe()
     """What is measured at the end. Null: nothing."""
     card: CardRecipe = CardRecipe()
-    """What the model card says that a run cannot know."""
+    """Licence, languages and names of data, for the model card."""
     dtype: Literal["auto", "float32", "bfloat16"] = "float32"
     """Arithmetic of products; what trains is float32. auto: bfloat16 where the machine computes in it, else float32."""
     compile: bool = False

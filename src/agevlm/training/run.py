@@ -48,7 +48,7 @@ from agevlm.training.card import write_card
 from agevlm.training.compiled import compile_layers, compiled_for
 from agevlm.training.dataset import SourceData, StageDataset
 from agevlm.training.features import cached_features
-from agevlm.training.needs import missing
+from agevlm.training.needs import missing, missing_benchmark
 from agevlm.training.own_data import DATA, PROBE, OwnData, prepare
 from agevlm.training.progress import RunProgress
 from agevlm.training.recipe import LabelsSource, Recipe, StageRecipe, dump_recipe, load_recipe
@@ -106,6 +106,8 @@ def train(
     if dry_run:
         run.describe()
         return run.out
+    for need in missing_benchmark(resolved):  # before hours of training, not behind them
+        raise ValueError(str(need))
     run.open(resume)
     try:
         return run.train()

@@ -124,9 +124,9 @@ class Shapes:
                 yield f"the shape of the {_role(part, self)} is {part.source}, as the package knows it"
 
     def build(self, settings: ModelRecipe) -> JoinedModel:
-        """The network on the meta device: every module and parameter, no memory."""
+        """The network on the meta device: every module and parameter, in float32 as training holds them, no memory."""
         with torch.device("meta"):
-            model = self._build(settings)
+            model = self._build(settings).float()
         kernel = settings.attn_implementation
         if kernel:  # memory and operations of the fused kernels are the same
             model.set_attn_implementation("sdpa" if kernel.startswith("flash") else kernel)
