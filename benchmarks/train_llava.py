@@ -28,7 +28,7 @@ from common import quiet
 from torch import Tensor, nn
 
 from agevlm import AgeVlmProcessor, ConcatVlmForConditionalGeneration
-from agevlm.checkpoints import resolve_model
+from agevlm.checkpoints import load_vlm, resolve_model
 from agevlm.data.collate import Collator
 from agevlm.data.language import make_conversations
 from agevlm.data.scenes import CATEGORIES, WorldSpec, draw_scene, split_seed
@@ -42,15 +42,14 @@ from agevlm.vlms.attention import RowReader, reading
 
 SIDE, PATCH, WIDTH = 96, 16, 128
 GRID = (SIDE // PATCH, SIDE // PATCH)
-KINDS = {
-    "caption": 0.1,
-    "presence": 0.6,
-    "presence.colour": 0.06,
-    "counting": 0.06,
-    "colour": 0.06,
-    "location": 0.04,
-    "relation.choice": 0.04,
-    "relation.yes_no": 0.04,
+OTHER_KINDS = {  # of what is not presence
+    "caption": 0.25,
+    "presence.colour": 0.15,
+    "counting": 0.15,
+    "colour": 0.15,
+    "location": 0.1,
+    "relation.choice": 0.1,
+    "relation.yes_no": 0.1,
 }
 TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}<|{{ message['role'] }}|>"
@@ -172,12 +171,13 @@ def advance(loss: Tensor, optimiser: Muon, schedule: Any, step: int, steps: int,
         print(f"{name} {step} loss {loss.item():.3f} at {time.process_time():.0f} s", flush=True)
 
 
-def asked(drawn: Drawn, batch: list[int], rng: np.random.Generator, num: int) -> list[tuple[Sample, Any]]:
+def asked(drawn: Drawn, batch: list[int], rng: np.random.Generator, args: Any) -> list[tuple[Sample, Any]]:
     """Pictures with several questions about each, and their features, as a collator takes them."""
+    kinds = {"presence": args.presence} | {kind: (1 - args.presence) * of for kind, of in OTHER_KINDS.items()}
     items = []
     for number in batch:
         annotation = drawn.annotations[number]
-        made = make_conversations(annotation, rng, CATEGORIES, KINDS, num)
+        made = make_conversations(annotation, rng, CATEGORIES, kinds, args.questions)
         items.append(
             (Sample(annotation.image.id, (annotation.image,), made), drawn.features_ICHW[number, None].numpy())
         )
@@ -259,7 +259,7 @@ def train(model: Any, processor: Any, drawn: Drawn, args: Any, dtype: torch.dtyp
     rng = np.random.default_rng(args.seed)
     model.train()
     for step, batch in enumerate(batches(len(drawn.pictures), args.batch_size, args.steps, args.seed)):
-        told = collate(asked(drawn, batch, rng, args.questions))
+        told = collate(asked(drawn, batch, rng, args))
         with autocast(dtype):
             if args.model == "llava":
                 loss, weights = step_of_llava(model, told, drawn.pictures[batch])
@@ -277,11 +277,13 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", choices=("llava", "concat"))
     parser.add_argument("--out", type=Path, required=True, help="the directory of the checkpoint")
-    parser.add_argument("--num-scenes", type=int, default=3000)
-    parser.add_argument("--steps", type=int, default=420)
+    parser.add_argument("--num-scenes", type=int, default=6000)
+    parser.add_argument("--steps", type=int, default=900)
     parser.add_argument("--distil-steps", type=int, default=400)
     parser.add_argument("--batch-size", type=int, default=16, help="pictures of a step")
     parser.add_argument("--questions", type=int, default=4, help="questions about each picture of a step")
+    parser.add_argument("--presence", type=float, default=0.6, help="the share of questions whether a thing is there")
+    parser.add_argument("--init", type=Path, help="go on from a checkpoint of this script, in place of a new model")
     parser.add_argument("--learning-rate", type=float, default=1.5e-3)
     parser.add_argument("--guidance-weight", type=float, default=1.5)
     parser.add_argument("--seed", type=int, default=0)
@@ -298,7 +300,11 @@ def main() -> None:
     dtype, started = choose_arithmetic(device="cpu"), time.perf_counter()
     ours: Any = AgeVlmProcessor.from_pretrained(resolve_model("tiny"))
     processor, drawn = ours, draw(args.num_scenes, args.seed)
-    if args.model == "llava":
+    if args.init is not None:
+        model, processor = load_vlm(args.init, "cpu", "float32")
+        if args.model == "concat":
+            model.vision_model.requires_grad_(False)
+    elif args.model == "llava":
         model, processor = make_llava(ours)
         distil(model, drawn, args.distil_steps, dtype)
     else:
@@ -313,7 +319,9 @@ def main() -> None:
     model.save_pretrained(args.out)
     processor.save_pretrained(args.out)
     took = {"cpu_s": time.process_time(), "wall_s": time.perf_counter() - started}
-    settings = {name: value for name, value in vars(args).items() if name != "out"}
+    settings = {name: value for name, value in vars(args).items() if name not in ("out", "init")} | {
+        "went_on": args.init is not None
+    }
     with write_beside(args.out / "training.json") as beside:
         beside.write_text(json.dumps({**settings, **took, "dtype": str(dtype)}, indent=1) + "\n", encoding="utf-8")
     print(f"{args.out}: {took['cpu_s']:.0f} s of one core")
