@@ -14,7 +14,7 @@ import pytest
 import yaml
 from tiny_runs import STAGES, make_foundation, make_recipe
 
-from agevlm.signals import put_off
+from agevlm.signals import ENDS_WITH_STDIN, put_off
 from agevlm.training.trainer import find_checkpoints
 
 
@@ -78,3 +78,20 @@ def test_a_byte_that_is_no_text_on_the_command_line_is_named() -> None:
     )
     assert done.returncode == 1
     assert done.stderr == b"error: the argument b'caf\\xff?' is not UTF-8: type it again, or rename the file\n"
+
+
+def test_a_process_ends_with_the_one_that_started_it() -> None:
+    program = (
+        "import time\nfrom agevlm.signals import end_with_starter\nend_with_starter()\nprint('ready', flush=True)\n"
+        "time.sleep(120)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=os.environ | {ENDS_WITH_STDIN: "1"},
+    ) as process:
+        assert process.stdin is not None and process.stdout is not None
+        assert process.stdout.readline() == b"ready\n" and process.poll() is None
+        process.stdin.close()  # as the system does where the starter is killed
+        assert process.wait(60) == 1

@@ -1,10 +1,12 @@
 """Being asked to stop, by Ctrl-C (SIGINT) or by a scheduler (SIGTERM), while work is under way that should not be lost.
 
-Nothing here ends a process: what was set up before, Python's own or the command line's, decides what a signal means.
+What was set up before, Python's own or the command line's, decides what a signal means. A process that another one
+started for its own work can end with it, however that ends.
 """
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -12,6 +14,7 @@ from contextlib import contextmanager
 from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+ENDS_WITH_STDIN = "AGEVLM_ENDS_WITH_STDIN"  # in the environment of a process whose stdin its starter holds open
 
 
 @contextmanager
@@ -44,3 +47,18 @@ def put_off() -> Iterator[Callable[[], bool]]:
         restore()
         if asked:  # also where the work failed: of a process whose helpers were told to stop, too
             signal.raise_signal(asked[0])
+
+
+def end_with_starter() -> None:
+    """Let this process end, at once, when the one that started it is gone, if that asked for it: `ENDS_WITH_STDIN`.
+
+    Else the work of a killed process would go on without it, and be in the way of the next one.
+    """
+    if os.environ.pop(ENDS_WITH_STDIN, None) is None:
+        return
+
+    def watch() -> None:
+        os.read(0, 1)  # comes back when nobody holds the other end any more
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -456,7 +456,12 @@ def test_a_job_waits_for_what_it_comes_after_and_lets_others_by(
     assert not (tmp_path / "late").exists()
 
 
-def test_a_stop_ends_the_jobs_that_run(content: dict[str, Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGTERM, 128 + signal.SIGTERM), (signal.SIGKILL, -signal.SIGKILL)]
+)
+def test_a_stop_ends_the_jobs_that_run(
+    number: signal.Signals, status: int, content: dict[str, Any], tmp_path: Path
+) -> None:
     common = {**content["common"], "snapshot_steps": None, "evaluation": None}
     common["stages"] = [{**stage, "steps": 100_000} for stage in common["stages"]]
     file = tmp_path / "comparison.yaml"
@@ -468,8 +473,9 @@ def test_a_stop_ends_the_jobs_that_run(content: dict[str, Any], tmp_path: Path) 
         while not all(log.exists() for log in logs):
             assert comparison.poll() is None
             time.sleep(0.1)
-        comparison.terminate()
-        assert comparison.wait() == 128 + signal.SIGTERM
+        comparison.send_signal(number)
+        assert comparison.wait() == status
+    time.sleep(1)  # of a process that was killed, the jobs notice it
     sizes = [log.stat().st_size for log in logs]
     time.sleep(1)
     assert [log.stat().st_size for log in logs] == sizes

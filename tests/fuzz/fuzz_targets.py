@@ -295,6 +295,10 @@ def _check_accepted(work: Path, inspected: bool = False) -> None:
         for record in records:
             masks = [g.masks for c in record.sample.conversations for g in c.groundings if g.masks]
             assert all(np.array_equal(union_mask(own), union_mask(own)) for own in masks)
+            paths = [image.path for image in record.sample.images if image.path is not None]
+            assert all(path.resolve().is_relative_to((work / "data").resolve()) for path in paths), (
+                f"a picture elsewhere: {paths}"
+            )
         export_coco(work / "export", read_parquet(work / "data"))
     except ValueError as error:
         if whole:

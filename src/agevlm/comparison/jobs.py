@@ -16,6 +16,8 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from agevlm.signals import ENDS_WITH_STDIN
+
 POLL_S = 0.5
 TAIL_LINES = 5  # of the log of a job that failed, in the error
 
@@ -63,7 +65,8 @@ def run_jobs(jobs: Sequence[Job], num_parallel: int, console: Console, *, num_sh
 
     With `num_shares` each has the cores that it would have if as many ran. Each sees one GPU, the one on which the
     fewest run; there may be more jobs than GPUs. A job that fails is a ValueError with the end of its log, after the
-    ones that run beside it have ended. An interrupt ends all of them, and so does SIGTERM. What is done stays done.
+    ones that run beside it have ended. An interrupt ends all of them, and so does SIGTERM; they also end with this
+    process where it is killed. What is done stays done.
     """
     threads = max(1, (os.cpu_count() or 1) // (num_shares or num_parallel))
     waiting = [job for job in jobs if not job.done.exists()]
@@ -124,7 +127,12 @@ def _started(job: Job, threads: int, gpu: str | None) -> dict[subprocess.Popen[b
         share["CUDA_VISIBLE_DEVICES"] = gpu
     command = [sys.executable, "-m", "agevlm.cli", *job.arguments]
     process = subprocess.Popen(
-        command, stdout=log, stderr=subprocess.STDOUT, env=os.environ | share, start_new_session=True
+        command,
+        stdin=subprocess.PIPE,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        env=os.environ | share | {ENDS_WITH_STDIN: "1"},
+        start_new_session=True,
     )
     return {process: _Running(job, log, gpu)}
 

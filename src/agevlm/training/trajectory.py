@@ -20,7 +20,6 @@ from agevlm.evaluation.benchmarks import Settings, held_out_texts, test_samples
 from agevlm.evaluation.perplexity import text_perplexity
 from agevlm.evaluation.runner import evaluate
 from agevlm.files import write_beside
-from agevlm.modeling.processing_agevlm import AgeVlmProcessor
 from agevlm.training.recipe import Recipe, load_recipe
 from agevlm.training.run import Run
 from agevlm.training.trainer import read_log
@@ -56,7 +55,8 @@ def trajectory(
     )
     benchmark = recipe.evaluation.benchmark
     samples = [_pope_only(sample) for sample in test_samples(run / "model", benchmark, settings)]
-    texts = held_out_texts(run / "model", AgeVlmProcessor.from_pretrained(run / "model"), benchmark, settings)
+    _, processor = load_model(run / "model")
+    texts = held_out_texts(run / "model", processor, benchmark, settings)
     kept = list(_kept_models(recipe, run))
     points = []
     for number, (directory, point) in enumerate(kept, 1):
