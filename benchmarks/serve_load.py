@@ -6,8 +6,9 @@
 
 16 clients ask 8 questions about each of 20 pictures: every picture has one client, which asks its questions one after
 another and then takes the next picture. Beside it, in turns and in one run: `generate` one by one, and `generate` in
-batches of 8, both of which see the picture with each question. All arms use the same number of threads. The weights of
-`smollm2` are random, in the shape of SmolLM2-135M on a ConvNeXt-T at 384 pixels; it writes 16 tokens an answer.
+batches of 8, both of which see the picture with each question. All arms may use the same number of threads; the server
+takes one for a model as small as `tiny`. The weights of `smollm2` are random, in the shape of SmolLM2-135M on a
+ConvNeXt-T at 384 pixels; it writes 16 tokens an answer.
 
 `--soak N` measures no time: it asks N questions about ever new pictures, more than the server keeps, and watches its
 memory. A status that is not 200 and an answer without an end stop it.

@@ -16,7 +16,7 @@ import uvicorn
 
 from agevlm.serve.app import build_app
 from agevlm.serve.asgi import App
-from agevlm.serve.engine import Engine
+from agevlm.serve.engine import Engine, settle_threads
 from agevlm.serve.front import Front
 from agevlm.serve.guard import Guard
 from agevlm.serve.limits import Limits
@@ -117,6 +117,7 @@ def _guarded(app: App, metrics: Metrics, settings: Settings, stop: Callable[[], 
 
 def run(models: Sequence[tuple[str, Any, Any]], settings: Settings, listening: socket.socket) -> None:
     """Serve until a signal; then finish what runs, for at most `grace_s`."""
+    settle_threads(models)
     server, engines = build(models, settings)
     try:
         server.run(sockets=[listening])
