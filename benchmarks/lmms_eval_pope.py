@@ -7,6 +7,11 @@ no yes and no no, so the task is run once more without the sentence that it adds
 same made-up answers to the tasks whose rules are restated here.
 
     python benchmarks/lmms_eval_pope.py --model tiny --num-scenes 40
+
+With `--base-url` lmms-eval does not load the model: its own client `openai` asks a server of ours, which runs already:
+`agevlm serve tiny --port 8123`.
+
+    python benchmarks/lmms_eval_pope.py --model tiny --num-scenes 40 --base-url http://127.0.0.1:8123/v1
 """
 
 from __future__ import annotations
@@ -84,11 +89,20 @@ def write_task(directory: Path, name: str, dataset: Path, added: str) -> None:
     (directory / f"{name}.yaml").write_text("\n".join(kept) + "\n")
 
 
-def run_lmms_eval(model: str, names: Sequence[str], tasks: Path, out: Path, batch_size: int) -> dict[str, Outcome]:
-    """Figures, and answers by question, of each task that lmms-eval finds with the plug-in on the CPU."""
-    command = [sys.executable, "-m", "lmms_eval", "--model", "agevlm", "--model_args", f"pretrained={model}"]
-    command += ["--device", "cpu", "--batch_size", str(batch_size), "--tasks", ",".join(names)]
-    command += ["--include_path", str(tasks), "--log_samples", "--output_path", str(out)]
+def asked_by(model: str, base_url: str | None) -> list[str]:
+    """The arguments of lmms-eval for a model: the plug-in on the CPU, or its own client of a server."""
+    if base_url is None:
+        return ["--model", "agevlm", "--model_args", f"pretrained={model}", "--device", "cpu"]
+    served = f"model={model},base_url={base_url},api_key=none,timeout=120,num_concurrent=8"
+    return ["--model", "openai", "--model_args", served]
+
+
+def run_lmms_eval(
+    arguments: Sequence[str], names: Sequence[str], tasks: Path, out: Path, batch_size: int
+) -> dict[str, Outcome]:
+    """Figures, and answers by question, of each task that lmms-eval finds."""
+    command = [sys.executable, "-m", "lmms_eval", *arguments, "--batch_size", str(batch_size)]
+    command += ["--tasks", ",".join(names), "--include_path", str(tasks), "--log_samples", "--output_path", str(out)]
     subprocess.run(command, check=True)
     results = json.loads(next(out.rglob("*_results.json")).read_text())["results"]
     found = {}
@@ -186,8 +200,11 @@ def main() -> None:
     parser.add_argument("--num-scenes", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--json", type=Path, default=Path(__file__).parent / "results" / "lmms_eval_pope.json")
+    parser.add_argument("--base-url", help="of a server of this model, which lmms-eval is to ask")
+    parser.add_argument("--json", type=Path, help="the file of results")
     args = parser.parse_args()
+    name = "lmms_eval_pope" if args.base_url is None else "lmms_eval_served"
+    args.json = args.json or Path(__file__).parent / "results" / f"{name}.json"
     rules = compare_rules()
     print(f"made-up answers judged alike: {rules}")
     with tempfile.TemporaryDirectory() as temporary:
@@ -196,13 +213,15 @@ def main() -> None:
         (work / "tasks").mkdir()
         for name, (_, _, added) in ARMS.items():
             write_task(work / "tasks", name, work / "pope", added)
-        theirs = run_lmms_eval(args.model, list(ARMS), work / "tasks", work / "lmms-eval", args.batch_size)
+        arguments = asked_by(args.model, args.base_url)
+        theirs = run_lmms_eval(arguments, list(ARMS), work / "tasks", work / "lmms-eval", args.batch_size)
         compared = {
             title: compare(theirs[name], run_ours(args.model, protocol, work / "pope", work / name, args.batch_size))
             for name, (title, protocol, _) in ARMS.items()
         }
     report = {
         "model": args.model,
+        "asked_by": "the plug-in" if args.base_url is None else "lmms-eval's own client of a server",
         "num_scenes": args.num_scenes,
         "seed": args.seed,
         **compared,

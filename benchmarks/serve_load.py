@@ -2,11 +2,16 @@
 
     python benchmarks/serve_load.py --model tiny
     python benchmarks/serve_load.py --model smollm2 --pictures 20 --rounds 3
+    python benchmarks/serve_load.py --model tiny --soak 10000
 
 16 clients ask 8 questions about each of 20 pictures: every picture has one client, which asks its questions one after
 another and then takes the next picture. Beside it, in turns and in one run: `generate` one by one, and `generate` in
-batches of 8, both of which see the picture with each question. All arms use the same number of threads. The weights of
-`smollm2` are random, in the shape of SmolLM2-135M on a ConvNeXt-T at 384 pixels; it writes 16 tokens an answer.
+batches of 8, both of which see the picture with each question. All arms may use the same number of threads; the server
+takes one for a model as small as `tiny`. The weights of `smollm2` are random, in the shape of SmolLM2-135M on a
+ConvNeXt-T at 384 pixels; it writes 16 tokens an answer.
+
+`--soak N` measures no time: it asks N questions about ever new pictures, more than the server keeps, and watches its
+memory. A status that is not 200 and an answer without an end stop it.
 """
 
 from __future__ import annotations
@@ -21,6 +26,7 @@ import statistics
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +34,7 @@ import torch
 from common import load, quiet, write_result
 
 CLIENTS, BATCH, MAX_TOKENS = 16, 8, 16
+COUNTED = (b"agevlm_requests_total", b"agevlm_answers_total", b"agevlm_memory")
 TEXT = re.compile(rb'"content":"[^"]')
 QUESTIONS = (
     "what is in the picture?", "is there a fish?", "is there a tree?", "is there a car?", "where is the flag?",
@@ -165,22 +172,24 @@ def p95(values: list[float]) -> float:
     return sorted(values)[int(0.95 * (len(values) - 1))]
 
 
-def served(name: str, threads: int) -> tuple[subprocess.Popen[str], str]:
+def served(name: str, threads: int, *more: str) -> tuple[subprocess.Popen[str], str]:
     """A server in a process of its own, and its URL."""
-    command = [sys.executable, __file__, "--model", name, "--threads", str(threads), "--serve"]
+    command = [sys.executable, __file__, "--model", name, "--threads", str(threads), "--serve", *more]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     return process, process.stdout.readline().strip()
 
 
-def serve(name: str) -> None:
-    """Be that server."""
+def serve(name: str, memory_mb: int) -> None:
+    """Be that server. Nothing is refused for the time it takes: that is what is measured."""
+    from agevlm.serve.limits import Limits
     from agevlm.serve.server import Settings, listen, run
 
+    limits = Limits(max_request_s=3600, memory_bytes=1_000_000 * memory_mb)
     listening = listen("127.0.0.1", 0)
     model = (name, *build(name))
     print(f"http://127.0.0.1:{listening.getsockname()[1]}", flush=True)
-    run([model], Settings(port=0), listening)
+    run([model], Settings(port=0, limits=limits), listening)
 
 
 def rss_mb(pid: int) -> float:
@@ -205,25 +214,42 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             arms["served"].append(asyncio.run(loaded.run(files, CLIENTS)))
             arms["batch"].append(statistics.median(generate(model, processor, files, BATCH, options.answers // 4)))
             asyncio.run(idle.run([file + b"idle" for file in files[: options.idle]], 1))
-        memory = soak(process.pid, url, options) if options.soak else None
     finally:
         process.terminate()
         process.wait(timeout=60)
     warm.first = [first for first, cold in zip(idle.first, idle.cold, strict=True) if not cold]
     cold = [first for first, cold in zip(idle.first, idle.cold, strict=True) if cold]
-    return summary(arms, loaded.first, idle.first, warm.first, cold) | {"memory_mb": memory}
+    return summary(arms, loaded.first, idle.first, warm.first, cold)
 
 
-def soak(pid: int, url: str, options: argparse.Namespace) -> list[float]:
-    """Memory of the server after each tenth of `soak` requests."""
-    found = []
+def soak(options: argparse.Namespace) -> dict[str, Any]:
+    """The memory of a server after each tenth of `soak` requests, and what it counted itself."""
     side = 96 if options.model == "tiny" else 384
-    for tenth in range(10):
-        number = max(1, options.soak // 10 // len(QUESTIONS))
-        files = [file + f"soak {tenth} {i}".encode() for i, file in enumerate(pictures(20, side) * (number // 20 + 1))]
-        asyncio.run(Load(url, options.model).run(files[:number], CLIENTS))
-        found.append(round(rss_mb(pid), 1))
-    return found
+    process, url = served(options.model, options.threads, "--memory-mb", "10")
+    drawn, found, number = pictures(20, side), [], max(1, options.soak // 10 // len(QUESTIONS))
+    began = time.perf_counter()
+    try:
+        for tenth in range(10):
+            files = [drawn[i % 20] + f"soak {tenth} {i}".encode() for i in range(number)]
+            asyncio.run(Load(url, options.model).run(files, CLIENTS))
+            found.append(round(rss_mb(process.pid), 1))
+            print(f"{(tenth + 1) * number * len(QUESTIONS)} requests: {found[-1]} MB", flush=True)
+        with urllib.request.urlopen(f"{url}/metrics") as reply:
+            lines = [
+                line.decode().split()
+                for line in reply
+                if line.startswith((b"agevlm_req", b"agevlm_ans", b"agevlm_mem"))
+            ]
+    finally:
+        process.terminate()
+        process.wait(timeout=60)
+    return {
+        "num_requests": 10 * number * len(QUESTIONS),
+        "seconds": time.perf_counter() - began,
+        "memory_mb": found,
+        "growth_ratio": found[-1] / found[1] - 1,
+        "counted": {name: float(value) for name, value in lines},
+    }
 
 
 def summary(
@@ -257,23 +283,23 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--answers", type=int, default=24, help="of generate one by one, a round")
     parser.add_argument("--idle", type=int, default=5, help="pictures asked about by one client alone, a round")
-    parser.add_argument("--soak", type=int, default=0, help="requests over which the memory is watched")
+    parser.add_argument("--soak", type=int, default=0, help="only watch the memory, over so many requests")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--memory-mb", type=int, default=1000, help=argparse.SUPPRESS)
     options = parser.parse_args()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     torch.set_num_threads(options.threads)
     if options.serve:
-        serve(options.model)
+        serve(options.model, options.memory_mb)
         return
     before = load()
-    result = measure(options)
-    settings = {name: value for name, value in vars(options).items() if name not in ("out", "serve")}
-    path = write_result(
-        f"serve_load_{options.model}", {"settings": settings, **result, "load_before": before}, options.out
-    )
-    print(json.dumps({key: result[key] for key in ("ratios", "bars", "first_token", "memory_mb")}, indent=2))
+    result = soak(options) if options.soak else measure(options)
+    settings = {name: value for name, value in vars(options).items() if name not in ("out", "serve", "memory_mb")}
+    name = f"serve_soak_{options.model}" if options.soak else f"serve_load_{options.model}"
+    path = write_result(name, {"settings": settings, **result, "load_before": before}, options.out)
+    print(json.dumps(result, indent=2))
     print(path)
 
 

@@ -30,3 +30,14 @@ def scene(index: int = 0, seed: int = 0) -> Image.Image:
     from agevlm.data.scenes import WorldSpec, draw_scene
 
     return Image.fromarray(draw_scene(WorldSpec(), seed, index).image)
+
+
+def endless() -> tuple[str, Any, Any]:
+    """A model that never ends its answer."""
+    from tiny_models import make_model, make_processor
+
+    model = make_model()
+    model.generation_config.eos_token_id = None
+    processor = make_processor()
+    processor.tokenizer.eos_token = None
+    return "endless", model, processor

@@ -15,8 +15,7 @@ from typing import Any
 import httpx
 import pytest
 from PIL import Image
-from tiny_models import make_model, make_processor
-from tiny_served import asked, data_url, scene
+from tiny_served import asked, data_url, endless, scene
 
 from agevlm.serve.limits import Limits
 from agevlm.serve.server import Settings, in_background, listen
@@ -208,15 +207,6 @@ def test_an_answer_that_takes_too_long(tiny: tuple[str, Any, Any], monkeypatch: 
         monkeypatch.setattr(slow[1][0]._decoder, "step", lambda *args: (time.sleep(0.5), step(*args))[1])
         status, message = refusal(post(slow, messages=asked(scene(), "what is in the picture?")))
         assert (status, "longer than the 0.3 seconds" in message) == (504, True)
-
-
-def endless() -> tuple[str, Any, Any]:
-    """A model that never ends its answer."""
-    model = make_model()
-    model.generation_config.eos_token_id = None
-    processor = make_processor()
-    processor.tokenizer.eos_token = None
-    return "endless", model, processor
 
 
 @pytest.mark.parametrize("stream", [True, False])

@@ -65,8 +65,9 @@ def serve(
     except ImportError as error:
         raise ValueError(f"serving needs the extra `serve` ({error}): pip install 'agevlm[serve]'") from error
     from agevlm.checkpoints import load_vlm
+    from agevlm.checkpoints.memory import check_memory
     from agevlm.serve.limits import Limits
-    from agevlm.serve.replicas import Replicas
+    from agevlm.serve.replicas import Replicas, check_ray
 
     if len(set(models)) != len(models):
         raise ValueError(f"a model is named twice in {' '.join(models)}: name each once")
@@ -82,7 +83,10 @@ def serve(
         host, port, api_key or None, tuple(allow_remote or ()), tuple(allow_host or ()), limits, grace
     )
     several = None if replicas is None else Replicas.parse(replicas, models, device, dtype)
+    if several:
+        check_ray()
     listening = server.listen(host, port)
+    check_memory(models, device)
     loaded = [] if several else [(name, *load_vlm(name, device, dtype)) for name in models]
     shown = f"[{host}]" if ":" in host else host
     typer.echo(f"{', '.join(models)} at http://{shown}:{listening.getsockname()[1]} (API under /v1); Ctrl-C ends it")

@@ -32,7 +32,17 @@ from agevlm.vlms import Vlm
 
 _MAX_READ_TOKENS = 4096  # of the prompts that are read at once, padding included: rows that run wait for it
 _PATIENCE_STEPS = 4  # that a newcomer waits for company
+_SMALL = 30_000_000  # weights
 _log = logging.getLogger("agevlm.serve")
+
+
+def settle_threads(models: Sequence[tuple[str, Any, Any]]) -> None:
+    """One thread an operation where all models are small: their operations are too short to be shared out.
+
+    Pictures are seen while answers are written, so that two cores are busy all the same.
+    """
+    if all(sum(weight.numel() for weight in model.parameters()) < _SMALL for _, model, _ in models):
+        torch.set_num_threads(1)
 
 
 class Engine:

@@ -31,6 +31,10 @@ _HEADERS = (
 )
 
 
+class StalledError(Exception):
+    """The client leaves its answer unread."""
+
+
 class Guard:
     """Around an ASGI application: refuses by itself, else passes on and watches."""
 
@@ -55,6 +59,8 @@ class Guard:
                 raise call.refused
         except ApiError as error:
             await call.refuse(error)
+        except StalledError:
+            call.status = 499
         finally:
             route = getattr(scope.get("route"), "path", "other")
             self.metrics.answered(route, call.status, time.monotonic() - call.began)
@@ -109,7 +115,7 @@ class _Call:
         return message
 
     async def send(self, message: Message) -> None:
-        """Send a piece; a client that leaves it unread for too long is dropped.
+        """Send a piece; a client that leaves it unread for too long, or takes all of it too slowly, is dropped.
 
         What an application says of a body that was refused, whose error it may have taken for one of its own, is not
         sent: the refusal is.
@@ -121,7 +127,12 @@ class _Call:
         if message["type"] == "http.response.start":
             self.status = message["status"]
             message = {**message, "headers": [*message.get("headers", ()), *_HEADERS]}
-        await asyncio.wait_for(self._send(message), self._guard.limits.max_stall_s)
+        limits = self._guard.limits
+        left = self.began + limits.max_upload_s + limits.max_request_s + limits.max_stall_s - time.monotonic()
+        try:
+            await asyncio.wait_for(self._send(message), max(0.001, min(limits.max_stall_s, left)))
+        except TimeoutError as error:
+            raise StalledError from error
 
     async def refuse(self, error: ApiError) -> None:
         """Answer with an error, unless an answer has begun. The connection ends where a body is left unread."""

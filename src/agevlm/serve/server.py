@@ -16,7 +16,7 @@ import uvicorn
 
 from agevlm.serve.app import build_app
 from agevlm.serve.asgi import App
-from agevlm.serve.engine import Engine
+from agevlm.serve.engine import Engine, settle_threads
 from agevlm.serve.front import Front
 from agevlm.serve.guard import Guard
 from agevlm.serve.limits import Limits
@@ -53,8 +53,12 @@ class Server(uvicorn.Server):
         super().handle_exit(sig, frame)
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens there; port 0 takes a free one. ValueError where that is not to be had."""
+def listen(host: str, port: int, stall_s: float = Limits.max_stall_s) -> socket.socket:
+    """A socket that listens there; port 0 takes a free one. ValueError where that is not to be had.
+
+    Where the system can (Linux), a connection whose other end takes nothing for `stall_s` is ended: asyncio alone would
+    wait for good to send what it still has.
+    """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except socket.gaierror as error:
@@ -63,6 +67,8 @@ def listen(host: str, port: int) -> socket.socket:
         ) from error
     listening = socket.socket(family, kind, protocol)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(1000 * stall_s))
     try:
         listening.bind(address)
         listening.listen(2048)
@@ -111,6 +117,7 @@ def _guarded(app: App, metrics: Metrics, settings: Settings, stop: Callable[[], 
 
 def run(models: Sequence[tuple[str, Any, Any]], settings: Settings, listening: socket.socket) -> None:
     """Serve until a signal; then finish what runs, for at most `grace_s`."""
+    settle_threads(models)
     server, engines = build(models, settings)
     try:
         server.run(sockets=[listening])
@@ -134,7 +141,7 @@ def in_background(models: Sequence[tuple[str, Any, Any]], settings: Settings | N
     import time
 
     settings = settings or Settings(port=0)
-    listening = listen(settings.host, settings.port)
+    listening = listen(settings.host, settings.port, settings.limits.max_stall_s)
     server, engines = build(models, settings)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
     thread.start()
