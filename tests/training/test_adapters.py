@@ -12,6 +12,7 @@ from tiny_runs import STAGES, make_recipe, run
 from agevlm.checkpoints import load_model
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # what peft asks transformers
 @pytest.mark.parametrize("dora", [False, True])
 def test_kept_adapters_on_the_decoder_before_are_the_decoder_after(
     dora: bool, foundation: Path, tmp_path: Path
