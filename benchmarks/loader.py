@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 
 from agevlm.training.dataset import SourceData, StageDataset
 from agevlm.training.recipe import load_recipe
-from agevlm.training.run import build_model, open_source, stage_collator
+from agevlm.training.run import build_model, open_source, runs_of, stage_collator
 
 
 def batches_per_s(data: StageDataset, collator: Any, batch_size: int, num_workers: int, num_batches: int) -> float:
@@ -57,7 +57,8 @@ def main() -> None:
     if not found:
         raise SystemExit(f"{args.recipe} has no stage {args.stage}")
     model, processor = build_model(recipe)
-    sources = {name: SourceData(open_source(settings, recipe.seed)) for name, settings in recipe.data.items()}
+    opened = {name: open_source(settings, recipe.seed) for name, settings in recipe.data.items()}
+    sources = {name: SourceData(x, runs=runs_of(x, recipe.data[name])) for name, x in opened.items()}
     length = max(args.batches + 1 + 2 * workers for workers in args.workers)
     stage = found[0].model_copy(update={"steps": length, "gradient_accumulation_steps": 1})
     data = StageDataset(stage, sources, seed=recipe.seed)

@@ -86,6 +86,15 @@ class ParquetSource(Strict):
     augment: Augmentation | None = None
     """Other views of its pictures; all questions are then made from the annotated instances. Null: the pictures as they
     are."""
+    shuffle: Literal["samples", "groups"] = "samples"
+    """samples: all among each other. groups: row groups, and then the samples of eight at a time, so that a pass reads
+    a large dataset once; the order is less mixed."""
+
+    @model_validator(mode="after")
+    def _groups_are_read_once(self) -> ParquetSource:
+        if self.augment is not None and self.shuffle == "groups":
+            raise ValueError("views of pictures are drawn in any order: shuffle groups without augment, or samples")
+        return self
 
 
 class LabelsSource(Strict):

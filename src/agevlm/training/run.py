@@ -254,7 +254,7 @@ class Run:
                 )
             for note in source_notes(source):
                 self.console.print(f"data {name}: {note}", highlight=False)
-            data[name] = SourceData(source, features)
+            data[name] = SourceData(source, features, runs_of(source, settings))
         return data
 
     def _train_stage(
@@ -483,6 +483,12 @@ def open_source(settings: Any, seed: int) -> Source:
         return ViewSource(StoredPictures(settings.parquet), settings.augment, seed)
     scene_seed = split_seed(TRAIN_SPLIT, seed if settings.seed is None else settings.seed)
     return SceneSource(settings.scenes, scene_seed, settings.num_scenes)
+
+
+def runs_of(source: Source, settings: Any) -> list[int] | None:
+    """Sizes of the runs of samples that a source reads together, where its recipe wants them to stay near."""
+    near = isinstance(settings, ParquetRecipe) and settings.shuffle == "groups"
+    return source.dataset.group_sizes() if near and isinstance(source, ParquetSource) else None
 
 
 def source_notes(source: Source) -> list[str]:
