@@ -93,7 +93,7 @@ class StageTrainer(Trainer):
         if self._divides and self.shards is None:
             narrow(model.language_model, torch.bfloat16 if self.args.bf16 else torch.float32)
             self.shards = Shards(model, self.accelerator.device.type)
-            self.optimizer = None
+            self.optimizer = None  # type: ignore[assignment]
             self.create_optimizer()
         return super()._wrap_model(model, *args, **kwargs)
 
@@ -102,8 +102,7 @@ class StageTrainer(Trainer):
         if self.shards is None:
             super().save_model(output_dir, _internal_call)
             return
-        weights = self.shards.weights()
-        self._save(output_dir, state_dict=weights)
+        self._save(output_dir, state_dict=self.shards.weights())
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if self.shards is None:
