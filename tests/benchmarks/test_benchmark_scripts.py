@@ -35,7 +35,9 @@ def test_a_step_is_compared_with_mllama_concatenation_and_guidance(tmp_path: Pat
 
 
 def test_a_whole_model_answers_beside_llama_and_takes_a_step(tmp_path: Path) -> None:
-    found = run_script("full_size.py", tmp_path / "full.json", "--toy", "--turns", "2")["results"]["toy"]
+    found = run_script("full_size.py", tmp_path / "full.json", "--toy", "--turns", "2", "--num-tokens", "8")["results"][
+        "toy"
+    ]
     answer = found["answer"]
     read = answer["bytes_a_token"]
     assert 0 < answer["allowed"] == read["llama"] / read["ours"] < 1
