@@ -167,11 +167,10 @@ def measure(shape: StackShape, args: argparse.Namespace) -> dict[str, Any]:
     model = build(shape, torch.bfloat16)
     parameters = {name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()}
     found: dict[str, Any] = {"parameters": parameters}
-    num_tokens = 8 if args.toy else 64
-    found["answer"] = measure_answers(model, batch, num_tokens, args.turns)
+    found["answer"] = measure_answers(model, batch, args.num_tokens, args.turns)
     if shape.num_layers * shape.width < MAX_WIDE:
         model.float()
-        found["answer_float32"] = measure_answers(model, batch, num_tokens, args.turns)
+        found["answer_float32"] = measure_answers(model, batch, args.num_tokens, args.turns)
         model.bfloat16()
     found["forward"] = measure_forward(model, batch)
     found["step"] = measure_step(model, batch, build_guidance(batch_shape), args.turns)
@@ -201,6 +200,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
     parser.add_argument("--turns", type=int, default=3, help="times that every arm is timed")
+    parser.add_argument("--num-tokens", type=int, default=64, help="tokens of an answer")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--toy", action="store_true", help="a tiny shape: shows that it runs, says nothing of time")
     parser.add_argument("--out", type=Path, help="where to write; benchmarks/results/full_size.json if not given")

@@ -16,7 +16,8 @@ from agevlm.data.parquet import write_parquet
 from agevlm.data.scenes import WorldSpec, draw_scene
 from agevlm.data.scenes.export import export_parquet
 from agevlm.data.schema import Conversation, Grounding, Message, Sample
-from agevlm.training.dataset import SourceData, StageDataset, without_pictures
+from agevlm.training import recipe
+from agevlm.training.dataset import SourceData, StageDataset, near_order, without_pictures
 from agevlm.training.recipe import StageRecipe
 from agevlm.training.sources import DrawnPictures, ParquetSource, SceneSource, read_annotations, write_annotations
 
@@ -228,3 +229,32 @@ def test_presence_that_cannot_be_balanced_is_named(tmp_path: Path, stored: Parqu
         make_dataset(sources={"bare": ParquetSource(tmp_path / "bare")}, **settings)
     with pytest.raises(ValueError, match="asks none: give kinds a presence"):
         make_dataset(kinds={"caption": 1.0}, presence={})
+
+
+def test_groups_are_read_once_in_a_pass_and_shuffled_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agevlm.data.parquet._GROUP_ROWS", 4)
+    monkeypatch.setattr("agevlm.data.parquet.CACHED_GROUPS", 3)
+    export_parquet(tmp_path / "data", WorldSpec(), 0, 40)
+    source = ParquetSource(tmp_path / "data")
+    runs = source.dataset.group_sizes()
+    assert runs == [4] * 10
+    read: list[int] = []
+    original = type(source.dataset)._read
+    monkeypatch.setattr(
+        type(source.dataset), "_read", lambda self, group: (read.append(group), original(self, group))[1]
+    )
+    first, second = (near_order(runs, np.random.default_rng(seed), together=3) for seed in (0, 1))
+    assert sorted(first) == sorted(second) == list(range(40))
+    assert list(first) != list(second) and list(first) != sorted(first)
+    for index in first:
+        source.dataset[int(index)]
+    assert sorted(read) == list(range(10))
+    stage = StageRecipe(name="s", trainable=("projector",), steps=20, images_per_batch=4)
+    data = StageDataset(stage, {"scenes": SourceData(source, runs=runs)}, seed=0)
+    seen = [data[index][0].id for index in range(80)]
+    assert len(set(seen[:40])) == len(set(seen[40:])) == 40
+    assert data[57][0].id == seen[57]  # by position, whatever was read before
+    with pytest.raises(ValueError, match="shuffle groups without augment"):
+        recipe.ParquetSource(parquet=tmp_path, augment={"views": 2}, shuffle="groups")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 from pathlib import Path
@@ -29,6 +30,7 @@ def test_two_processes_train_the_run_of_one_and_go_on_with_it(foundation: Path, 
     done = subprocess.run(launch_command(2, *arguments), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("model: ") == 1
+    assert json.loads((tmp_path / "two" / "environment.json").read_text())["processes"] == 2
     one, two = read_losses(tmp_path / "one"), read_losses(tmp_path / "two")
     assert [line["global_step"] for line in two] == list(range(1, 10))
     for first, second in zip(one, two, strict=True):

@@ -18,6 +18,7 @@ from bisect import bisect_right
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ OWN_FILE = (
 )  # by this file, with this in its head, ours is known
 _GROUP_BYTES = 4_000_000  # a row group is what one random access reads: this many bytes of pictures
 _GROUP_ROWS = 64  # or this many rows
-_CACHED_GROUPS = 8
+CACHED_GROUPS = 8  # in memory at a time
 DAMAGED = (pa.ArrowException, OSError, UnicodeDecodeError)  # what reading a damaged Parquet file raises
 
 __all__ = ["OWN_FILE", "SCHEMA_VERSION", "ParquetDataset", "Record", "Summary", "read_parquet", "write_parquet"]
@@ -140,6 +141,11 @@ class ParquetDataset(Sequence[Record]):
         group = self._group_of(position)
         return self._values(group, self._table(group).slice(position - self._layout()[group][2], 1))
 
+    def group_sizes(self) -> list[int]:
+        """Rows of each row group, in order: what one access reads. The heads of all shards are read."""
+        starts = [first for _, _, first in self._layout()]
+        return [end - start for start, end in pairwise([*starts, len(self)])]
+
     def ids(self) -> list[str]:
         """The ids of all samples in order; nothing else is read."""
         return [name for shard in self.summary.shards for name in self._column(shard, "id", "id")]
@@ -218,7 +224,7 @@ class ParquetDataset(Sequence[Record]):
     def _table(self, group: int) -> pa.Table:
         if group not in self._cache:
             self._cache[group] = self._read(group)
-            if len(self._cache) > _CACHED_GROUPS:
+            if len(self._cache) > CACHED_GROUPS:
                 self._cache.popitem(last=False)
         self._cache.move_to_end(group)
         return self._cache[group]

@@ -243,6 +243,10 @@ class GatedCrossAttentionLayer(GradientCheckpointingLayer):
         self.mlp = GatedMlp(width, config.cross_attention_intermediate_size)
         self.mlp_gate = nn.Parameter(torch.full((), config.mlp_gate_init))
 
+    def encode(self, tokens_INW: Tensor, positions_NP: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of image tokens, as `CrossAttention.encode`."""
+        return self.cross_attn.encode(tokens_INW, positions_NP)
+
     def forward(
         self,
         hidden_BTW: Tensor,
@@ -268,4 +272,4 @@ class GatedCrossAttentionLayer(GradientCheckpointingLayer):
 
     @staticmethod
     def _gated(branch_BTW: Tensor, gate: Tensor, sees_BT1: Tensor) -> Tensor:
-        return torch.where(sees_BT1, branch_BTW * gate.tanh(), 0.0)
+        return torch.where(sees_BT1, branch_BTW * gate.tanh().view(()), 0.0)  # FSDP's have a dimension

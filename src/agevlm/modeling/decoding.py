@@ -31,7 +31,8 @@ def check_compiler() -> None:
         get_cpp_compiler()
     except RuntimeError as error:
         raise ValueError(
-            "compiling wants a C++ compiler, and none was found: install g++ or clang, or leave it out (compile=false)"
+            "compiling wants a C++ compiler, and none was found: install g++ or clang, or set compile=false "
+            "(compiled=False of generate)"
         ) from error
 
 

@@ -11,7 +11,7 @@ Letters: R rows of text, T text tokens, K asked text tokens, I images, M images 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -54,20 +54,25 @@ def index_images(num_images_R: Tensor) -> Tensor:
     return torch.where(order_M < num_images_R[:, None], start_R1 + order_M, -1)
 
 
-@dataclass
 class ImageContext:
-    """All that one forward pass needs of its images. Collects the weights of the asked tokens, layer by layer."""
+    """All that one forward pass needs of its images. Collects the weights of the asked tokens, layer by layer.
 
-    layers: Sequence[GatedCrossAttentionLayer]
-    decoder_layers_behind: Sequence[int]
-    memory: ImageMemory
-    visibility: Visibility
-    asked_rows: Tensor | None = None  # (R, K)
-    weights: list[Tensor] = field(default_factory=list)
-    num_applied: int = 0
+    No dataclass, which FSDP takes apart on its way to a layer and puts together again as another one.
+    """
 
-    def __post_init__(self) -> None:
-        visible_RTM = self.visibility.visible_RTM
+    def __init__(
+        self,
+        layers: Sequence[GatedCrossAttentionLayer],
+        decoder_layers_behind: Sequence[int],
+        memory: ImageMemory,
+        visibility: Visibility,
+        asked_rows: Tensor | None = None,  # (R, K)
+    ) -> None:
+        self.layers, self.decoder_layers_behind = layers, decoder_layers_behind
+        self.memory, self.visibility, self.asked_rows = memory, visibility, asked_rows
+        self.weights: list[Tensor] = []
+        self.num_applied = 0
+        visible_RTM = visibility.visible_RTM
         self.sees_RT = visible_RTM.any(dim=-1)
         self.mask_R1TS = self._mask(visible_RTM) if visible_RTM.shape[-1] > 1 else None
 

@@ -83,7 +83,7 @@ class AgeVlmModel(AgeVlmPreTrainedModel):
         tokens_INW = self.projector(flatten_feature_map(image_features).to(device=weight.device, dtype=weight.dtype))
         grid = (image_features.shape[-2], image_features.shape[-1])
         positions_NP = position_code(grid, weight.device).to(weight.dtype)
-        states = [layer.cross_attn.encode(tokens_INW, positions_NP) for layer in self.cross_attention]
+        states = [layer.encode(tokens_INW, positions_NP) for layer in self.cross_attention]
         keys, values = zip(*states, strict=True)
         return ImageMemory(keys=keys, values=values, grid=grid, null_token=self.config.null_token)
 

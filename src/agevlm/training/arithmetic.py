@@ -34,14 +34,20 @@ def frozen_in_bfloat16(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
     anyway: a step stays the same to the last bit, in half the memory and without copies. What trains, norms and
     embeddings stay in float32, and so does everything where `dtype` is. Afterwards all is float32 again.
     """
-    narrowed = _without_loss(model) if dtype == torch.bfloat16 else []
-    for parameter in narrowed:
-        parameter.data = parameter.data.bfloat16()
+    narrowed = narrow(model, dtype)
     try:
         yield
     finally:
         for parameter in narrowed:
             parameter.data = parameter.data.float()
+
+
+def narrow(model: nn.Module, dtype: torch.dtype) -> list[nn.Parameter]:
+    """Bring what `frozen_in_bfloat16` says into bfloat16, for good, and give it."""
+    narrowed = _without_loss(model) if dtype == torch.bfloat16 else []
+    for parameter in narrowed:
+        parameter.data = parameter.data.bfloat16()
+    return narrowed
 
 
 def frozen_linear(model: nn.Module) -> list[nn.Parameter]:

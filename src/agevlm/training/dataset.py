@@ -6,7 +6,7 @@ every arm of a comparison can be shown the same data in the same order.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 from agevlm.data.balance import PresenceBalance
 from agevlm.data.chat import TEXT
 from agevlm.data.language import DEFAULT_KINDS, LONG_KINDS, Chooser
+from agevlm.data.parquet import CACHED_GROUPS
 from agevlm.data.schema import Conversation, Message, Sample
 from agevlm.training.features import FeatureCache
 from agevlm.training.recipe import StageRecipe
@@ -24,10 +25,14 @@ from agevlm.training.sources import Source
 
 @dataclass(frozen=True)
 class SourceData:
-    """A source and, where its vision model is frozen, the cached features of its pictures."""
+    """A source and, where its vision model is frozen, the cached features of its pictures.
+
+    `runs` are sizes of runs of samples that are read together, in order; they are shuffled so that each is read once.
+    """
 
     source: Source
     features: FeatureCache | None = None
+    runs: Sequence[int] | None = None
 
 
 class StageDataset(Dataset[tuple[Sample, NDArray[np.float16] | None]]):
@@ -107,13 +112,28 @@ class StageDataset(Dataset[tuple[Sample, NDArray[np.float16] | None]]):
         key = (number, rank // size)
         if key not in self._orders:
             self._orders = {old: order for old, order in self._orders.items() if old[0] != number}
-            self._orders[key] = self._rng(1 << 31, *key).permutation(size)
+            rng, runs = self._rng(1 << 31, *key), self.sources[number].runs
+            self._orders[key] = rng.permutation(size) if runs is None else near_order(runs, rng)
         return int(self._orders[key][rank % size])
 
     def _maybe_blind(self, conversation: Conversation, rng: np.random.Generator) -> Conversation:
         if rng.random() >= self.stage.text_ratio:
             return conversation
         return without_pictures(conversation)
+
+
+def near_order(runs: Sequence[int], rng: np.random.Generator, together: int = CACHED_GROUPS) -> NDArray[np.int64]:
+    """All samples in a shuffled order in which runs of them stay near: those of `together` runs are shuffled at a time.
+
+    `runs` are the sizes of the runs, in order; they come in a shuffled order themselves.
+    """
+    starts = np.cumsum(runs) - np.asarray(runs)
+    chosen = rng.permutation(len(runs))
+    windows = []
+    for first in range(0, len(chosen), together):
+        members = [np.arange(starts[run], starts[run] + runs[run]) for run in chosen[first : first + together]]
+        windows.append(rng.permutation(np.concatenate(members)))
+    return np.concatenate(windows)
 
 
 def _ranks(choices: NDArray[np.int16]) -> NDArray[np.int64]:

@@ -106,6 +106,15 @@ class ParquetSource(Strict):
     augment: Augmentation | None = None
     """Other views of its pictures; all questions are then made from the annotated instances. Null: the pictures as they
     are."""
+    shuffle: Literal["samples", "groups"] = "samples"
+    """samples: all among each other. groups: row groups, and then the samples of eight at a time, so that a pass reads
+    a large dataset once; the order is less mixed."""
+
+    @model_validator(mode="after")
+    def _groups_are_read_once(self) -> ParquetSource:
+        if self.augment is not None and self.shuffle == "groups":
+            raise ValueError("views of pictures are drawn in any order: shuffle groups without augment, or samples")
+        return self
 
 
 class LabelsSource(Strict):
@@ -167,6 +176,10 @@ class LoraRecipe(Strict):
     """Of the two factors."""
     alpha: float = Field(32.0, gt=0)
     """Scale times rank."""
+    dora: bool = False
+    """[DoRA](https://arxiv.org/abs/2402.09353): the lengths of the rows of weights train on their own."""
+    keep: bool = False
+    """Write the adapters, too, beside the stage's model: `adapters/`, which peft reads."""
     target_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
     """Linear layers of the decoder."""
 
@@ -321,6 +334,9 @@ class Recipe(Strict):
     """Arithmetic of products; what trains is float32. auto: bfloat16 where the machine computes in it, else float32."""
     compile: bool = False
     """Compile the decoder and the cross-attention by `torch.compile`: about a third less time for each step."""
+    shard: bool = False
+    """Under `accelerate launch`: divide weights, gradients and optimiser over the processes (FSDP2), in place of a
+    whole model in each."""
     cache_features: bool = True
     """Keep the feature maps of a frozen vision model on disk."""
     num_workers: int = Field(1, ge=0, le=1024)
@@ -329,6 +345,8 @@ class Recipe(Strict):
     """Steps between checkpoints."""
     snapshot_steps: Steps | None = None
     """Keep the model every so many steps of a stage, in `snapshots/`, to be measured along the training."""
+    report_to: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
+    """Where losses and learning rates go beside the log, as they come. The packages are the user's to install."""
     cache_dir: Path | None = None
     """Where feature maps are kept. Null: inside the run, removed at its end. A directory may be shared by runs."""
     max_length: int = Field(512, ge=8, le=10**6)
@@ -341,6 +359,13 @@ class Recipe(Strict):
                 if name not in self.data:
                     known = ", ".join(self.data)
                     raise ValueError(f"stage {stage.name!r} asks for data {name!r}; the recipe has {known}")
+        if self.shard and self.compile:
+            raise ValueError("shard divides the layers that compile would compile: set one of them to false")
+        whole = [stage.name for stage in self.stages if self.shard and stage.optimizer == "muon"]
+        if whole:
+            raise ValueError(
+                f"stage {whole[0]!r} trains by muon, which wants whole matrices: use adamw, or shard=false"
+            )
         names = [stage.name for stage in self.stages]
         if len(set(names)) < len(names):
             raise ValueError(f"stages must have names of their own, got {names}")

@@ -6,24 +6,30 @@ The directory of a run:
     stages.json                     what each stage trained, for how long
     1-align/ 2-…/                   the model at the end of each stage, and the newest checkpoint of a stage in progress
     snapshots/1-align-300/ …        the model every `snapshot_steps` steps, where the recipe asks for it
+    1-align/adapters/ …             the adapters of a stage as peft reads them, where it keeps them
+    tensorboard/                    where the recipe reports to it
     model/                          the model at the end, with its card
     metrics.json, predictions.jsonl, metrics.md, report.html
 
-Under `accelerate launch` every process holds the whole model and takes its part of each batch; the main one writes.
+Under `accelerate launch` every process holds the whole model, or with `shard` its part of it while it trains, and takes
+its part of each batch; the main one writes.
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import platform
 import shutil
 import subprocess
 from collections import Counter
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext, suppress
+from dataclasses import replace
 from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -53,9 +59,11 @@ from agevlm.training.own_data import DATA, PROBE, OwnData, prepare
 from agevlm.training.progress import RunProgress
 from agevlm.training.recipe import LabelsSource, Recipe, StageRecipe, dump_recipe, load_recipe
 from agevlm.training.recipe import ParquetSource as ParquetRecipe
+from agevlm.training.reporting import check_reporting, reporters
 from agevlm.training.shapes import network_of
+from agevlm.training.sharding import check_divisible
 from agevlm.training.sources import DrawnSource, ParquetSource, SceneSource, Source
-from agevlm.training.stages import describe, freeze_for_stage, merge_adapters, merged_weights
+from agevlm.training.stages import adapter_files, describe, freeze_for_stage, merge_adapters, merged_weights
 from agevlm.training.trainer import (
     Asked,
     StageTrainer,
@@ -68,6 +76,8 @@ from agevlm.training.views import LabelledPictures, StoredPictures, ViewSource
 
 TRAIN_SPLIT = "train"
 SNAPSHOTS = "snapshots"
+REPORTS = "tensorboard"
+ADAPTERS = "adapters"
 LOCK = ".lock"  # held by the process that trains
 LEAVING_S = 15.0  # within which the workers of a run that was killed are gone too
 LONGEST_WAIT = timedelta(days=2)  # of the other processes, while the main one computes features
@@ -124,6 +134,8 @@ class Run:
         self.recipe, self.out, self.console = recipe, out, console if self.is_main else Console(quiet=True)
         for stage in recipe.stages:
             images_per_process(stage, self.processes.num_processes)
+        check_reporting(recipe.report_to)
+        self.divides = recipe.shard and self.processes.num_processes > 1
         self.dtype = choose_arithmetic(recipe.dtype)
         self.lock = FileLock(out / LOCK)
         facts = {"seed": recipe.seed, "processes": self.processes.num_processes, **environment()}
@@ -185,6 +197,8 @@ class Run:
             )
         model, processor = build_model(self.recipe)
         _check_layers(self.recipe, model)
+        if self.divides:
+            check_divisible(model)
         model.to(choose_device())
         first = self._first_open_stage()
         if first:
@@ -247,7 +261,7 @@ class Run:
                 )
             for note in source_notes(source):
                 self.console.print(f"data {name}: {note}", highlight=False)
-            data[name] = SourceData(source, features)
+            data[name] = SourceData(source, features, runs_of(source, settings))
         return data
 
     def _train_stage(
@@ -275,17 +289,20 @@ class Run:
         trainer.asked_to_stop = asked_to_stop
         for note in trainer.train_dataset.notes:
             self.console.print(f"  {note}", highlight=False)
-        with compiled_for(stage.steps), frozen_in_bfloat16(model.language_model, self.dtype):
+        narrowed = nullcontext() if self.divides else frozen_in_bfloat16(model.language_model, self.dtype)
+        with compiled_for(stage.steps), narrowed:
             trainer.train(resume_from_checkpoint=resume_from)
+        self._gather(trainer, model)
         if trainer.state.global_step < stage.steps:
             return True
         if stage.gradient_checkpointing:
             checkpoint_activations(model, False)
+        adapters = adapter_files(model) if stage.lora and stage.lora.keep else {}
         if stage.lora:
             merge_adapters(model)
         if self.is_main:
             self._record(index, counts)
-            self._save(directory, model, processor)
+            self._save(directory, model, processor, adapters)
         return trainer.stopped
 
     def _trainer(
@@ -303,21 +320,30 @@ class Run:
         )
 
         def on_step(record: dict[str, Any]) -> None:
-            if not self.is_main:
-                return
-            progress.step(record)
+            if self.is_main:
+                progress.step(record)
             if settings.snapshot_steps and record["step"] % settings.snapshot_steps == 0 < stage.steps - record["step"]:
-                self._save(self.snapshot_directory(index, record["step"]), model, processor)
+                self._gather(trainer, model)
+                if self.is_main:
+                    self._save(self.snapshot_directory(index, record["step"]), model, processor)
 
-        return StageTrainer(
-            model=model,
-            args=arguments,
+        trainer = StageTrainer(
+            model=copy.deepcopy(model) if self.divides else model,
+            args=replace(arguments, run_name=f"{settings.name}-{stage.name}"),
+            callbacks=reporters(settings.report_to, self.out / REPORTS / stage.name),
             train_dataset=StageDataset(stage, data, seed=_stage_seed(settings.seed, index)),
             data_collator=stage_collator(settings, stage, model, processor),
             stage=stage,
             on_step=on_step,
             files=self.files,
+            shard=self.divides,
         )
+        return trainer
+
+    def _gather(self, trainer: StageTrainer, model: Any) -> None:
+        """Bring what a divided model has learned into the whole one; all processes together."""
+        if trainer.shards is not None:
+            model.load_state_dict(trainer.shards.weights())
 
     def _record(self, index: int, counts: dict[str, dict[str, int]]) -> None:
         """Add a stage to stages.json, summed up from the log, so that a resumed stage counts as a whole one."""
@@ -346,13 +372,18 @@ class Run:
         for line in describe(counts):
             self.console.print(f"  {line}", highlight=False)
 
-    def _save(self, directory: Path, model: Any, processor: Any) -> None:
+    def _save(
+        self, directory: Path, model: Any, processor: Any, adapters: Mapping[str, bytes] = MappingProxyType({})
+    ) -> None:
         """Write a whole checkpoint; what a stage in progress left in the directory goes."""
         with write_beside(directory) as beside:
             model.save_pretrained(beside, state_dict=merged_weights(model))
             processor.save_pretrained(beside)
             for name, text in self.files.items():
                 (beside / name).write_text(text, encoding="utf-8")
+            for name, content in adapters.items():
+                (beside / ADAPTERS).mkdir(exist_ok=True)
+                (beside / ADAPTERS / name).write_bytes(content)
 
     def _measure(self, model_directory: Path) -> None:
         from agevlm.training.measure import measure
@@ -369,13 +400,13 @@ class Run:
 def open_processes() -> PartialState:
     """The processes that train together, as `accelerate launch` started them; one without it.
 
-    A launch that divides the model itself (FSDP, DeepSpeed) is a ValueError: checkpoints would hold a part of it.
+    A launch that divides the model itself (accelerate's FSDP, DeepSpeed) is a ValueError: `shard` of a recipe does.
     """
     for name in ("FSDP", "DEEPSPEED"):
         if parse_flag_from_env(f"ACCELERATE_USE_{name}"):
             raise ValueError(
-                f"accelerate is set to {name}, which divides a model over processes; here every process trains a whole "
-                f"one on its part of each batch: launch with --multi_gpu, or --cpu"
+                f"accelerate is set to {name}, which divides a model over processes in a way of its own: launch with "
+                "--multi_gpu, or --cpu, and set shard=true in the recipe to divide the model"
             )
     return PartialState(cpu=not torch.cuda.is_available(), timeout=LONGEST_WAIT)
 
@@ -453,6 +484,12 @@ def open_source(settings: Any, seed: int) -> Source:
         return ViewSource(StoredPictures(settings.parquet, settings.allow_outside), settings.augment, seed)
     scene_seed = split_seed(TRAIN_SPLIT, seed if settings.seed is None else settings.seed)
     return SceneSource(settings.scenes, scene_seed, settings.num_scenes)
+
+
+def runs_of(source: Source, settings: Any) -> list[int] | None:
+    """Sizes of the runs of samples that a source reads together, where its recipe wants them to stay near."""
+    near = isinstance(settings, ParquetRecipe) and settings.shuffle == "groups"
+    return source.dataset.group_sizes() if near and isinstance(source, ParquetSource) else None
 
 
 def source_notes(source: Source) -> list[str]:

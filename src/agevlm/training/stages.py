@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+import json
 from collections.abc import Iterable
 from typing import Any, get_args
 
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from agevlm.training.recipe import PARTS, ModuleName, StageRecipe
@@ -91,7 +94,12 @@ def _add_adapters(model: Any, stage: StageRecipe) -> None:
     peft = _peft()
     assert stage.lora is not None
     config = peft.LoraConfig(
-        r=stage.lora.rank, lora_alpha=stage.lora.alpha, target_modules=list(stage.lora.target_modules), lora_dropout=0.0
+        r=stage.lora.rank,
+        lora_alpha=stage.lora.alpha,
+        use_dora=stage.lora.dora,
+        target_modules=list(stage.lora.target_modules),
+        lora_dropout=0.0,
+        task_type="CAUSAL_LM",
     )
     peft.inject_adapter_in_model(config, model.language_model)
 
@@ -116,9 +124,29 @@ def merged_weights(model: Any) -> dict[str, Tensor]:
         if not any(name.startswith(f"{prefix}.lora_") for prefix in adapted)
     }
     for name, module in adapted.items():
-        delta = sum(module.get_delta_weight(adapter) for adapter in module.active_adapters)
-        weights[f"{name}.weight"] = module.base_layer.weight.detach() + delta.detach()
+        merged = copy.deepcopy(module).float()
+        merged.merge()
+        weights[f"{name}.weight"] = merged.get_base_layer().weight.detach()
     return weights
+
+
+def adapter_files(model: Any) -> dict[str, bytes]:
+    """The adapters on the language model as the files that peft reads: `PeftModel.from_pretrained(decoder, directory)`.
+
+    What trains beside them is not in it; the base weights are those that the stage began with.
+    """
+    peft = _peft()
+    weights = peft.get_peft_model_state_dict(model.language_model, adapter_name="default")
+    named = {f"base_model.model.{name}": weight.detach().cpu().contiguous() for name, weight in weights.items()}
+    settings = {name: sorted(x) if isinstance(x, set) else x for name, x in _adapters_of(model).to_dict().items()}
+    return {
+        "adapter_model.safetensors": save(named, metadata={"format": "pt"}),
+        "adapter_config.json": json.dumps({**settings, "inference_mode": True}, indent=2, default=str).encode(),
+    }
+
+
+def _adapters_of(model: Any) -> Any:
+    return model.language_model.peft_config["default"]
 
 
 def _peft() -> Any:

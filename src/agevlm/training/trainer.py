@@ -22,12 +22,16 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from agevlm.data.schema import IGNORE_INDEX
 from agevlm.guidance import guidance_loss
+from agevlm.training.arithmetic import narrow
 from agevlm.training.muon import Muon
 from agevlm.training.recipe import StageRecipe
+from agevlm.training.reporting import scalars
+from agevlm.training.sharding import Shards
 from agevlm.training.stages import parameter_groups
 
 EXTRA_INPUTS = ("guidance_shares", "guidance_present", "sample_ids", "left_out")  # of a batch; not for the model
@@ -42,7 +46,7 @@ class StageTrainer(Trainer):
     """Trains one stage. `on_step` is given a record of every step; `files` are written beside every checkpoint.
 
     Where `asked_to_stop` says so in any process, training ends behind the step in progress with a checkpoint, and
-    `stopped` is True.
+    `stopped` is True. With `shard` the model is divided over the processes, in place; see `sharding.py`.
     """
 
     def __init__(
@@ -52,8 +56,11 @@ class StageTrainer(Trainer):
         stage: StageRecipe,
         on_step: OnStep,
         files: dict[str, str],
+        shard: bool = False,
         **kwargs: Any,
     ) -> None:
+        self.shards: Shards | None = None  # once training has begun, of a model to be divided
+        self._divides = shard
         args._n_gpu = min(args.n_gpu, 1)  # a process trains on one GPU: nn.DataParallel would make batches larger
         super().__init__(args=args, **kwargs)
         self.stage, self.on_step, self.files = stage, on_step, files
@@ -63,6 +70,7 @@ class StageTrainer(Trainer):
         self._num_guided = 0.0
         self._losses = [0.0, 0.0]  # language modelling and guidance of the step in progress
         self._counts: dict[str, Any] = {}  # of the step in progress, for the log
+        self.reports = bool(kwargs.get("callbacks"))
         self.remove_callback(PrinterCallback)
         self.add_callback(_Reporter(self))
 
@@ -73,6 +81,42 @@ class StageTrainer(Trainer):
             groups, rate = parameter_groups(self.model, self.stage), self.stage.learning_rate
             self.optimizer = Muon(groups, lr=rate, betas=BETAS, arithmetic=arithmetic)
         return self.optimizer
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """As any trainer's; a model that is divided already is not wrapped for data parallelism."""
+        super().create_accelerator_and_postprocess()
+        if self._divides:
+            self.accelerator.prepare_model = partial(self.accelerator.prepare_model, evaluation_mode=True)
+
+    def _wrap_model(self, model: Any, *args: Any, **kwargs: Any) -> Any:
+        """Divide the model, whose weights are those to begin with by now; the optimiser is made anew of its parts."""
+        if self._divides and self.shards is None:
+            narrow(model.language_model, torch.bfloat16 if self.args.bf16 else torch.float32)
+            self.shards = Shards(model, self.accelerator.device.type)
+            self.optimizer = None  # type: ignore[assignment]
+            self.create_optimizer()
+        return super()._wrap_model(model, *args, **kwargs)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As any trainer's; a divided model is gathered first."""
+        if self.shards is None:
+            super().save_model(output_dir, _internal_call)
+            return
+        self._save(output_dir, state_dict=self.shards.weights())
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if self.shards is None:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        state = self.shards.optimizer_state(self.optimizer)
+        if self.args.should_save:
+            torch.save(state, os.path.join(output_dir, OPTIMIZER_NAME))
+            torch.save(self.lr_scheduler.state_dict(), os.path.join(output_dir, SCHEDULER_NAME))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if self.shards is not None and checkpoint is not None:
+            self.shards.divide_optimizer_state(self.optimizer)
 
     def get_train_dataloader(self) -> Any:
         """As any trainer's; a stop that all processes are told, as schedulers do, is for the main one to act on."""
@@ -232,6 +276,8 @@ class _Reporter(TrainerCallback):
     ) -> TrainerControl:
         record = {"step": state.global_step, **self.trainer.take_record(), "learning_rate": self.learning_rate}
         self.trainer.on_step(record)
+        if self.trainer.reports:
+            self.trainer.log(scalars(record))
         if self.trainer.stopped and state.global_step < state.max_steps:
             control.should_save = control.should_training_stop = True
         return control
