@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -108,7 +108,7 @@ class Eyes:
                 self.memories.put(key, one)
         return found
 
-    def _see_together(self, upright: dict[str, object]) -> dict[str, Seen | Exception]:
+    def _see_together(self, upright: Mapping[str, object]) -> dict[str, Seen | Exception]:
         try:
             return dict(zip(upright, self._look_at(list(upright.values())), strict=True))
         except Exception as error:

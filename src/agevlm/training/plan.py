@@ -314,9 +314,9 @@ def _memory(held: _Held, cost: StepCost, num_gpus: int, *, accumulates: bool) ->
     total = held.weights + held.optimiser + moving + buckets
     found = {"ddp": MemoryPlan(held.weights, held.gradients, held.optimiser, kept, buckets, total)}
     if num_gpus > 1:  # autocast's copies are the layers that are gathered
-        own = [math.ceil(part / num_gpus) for part in (held.weights, held.gradients, held.optimiser)]
-        total = sum(own) + cost.passing_bytes + held.gathered
-        found["fsdp"] = MemoryPlan(*own, cost.passing_bytes, held.gathered, total)
+        weights, gradients, state = (math.ceil(n / num_gpus) for n in (held.weights, held.gradients, held.optimiser))
+        total = weights + gradients + state + cost.passing_bytes + held.gathered
+        found["fsdp"] = MemoryPlan(weights, gradients, state, cost.passing_bytes, held.gathered, total)
     return found
 
 

@@ -157,7 +157,8 @@ def _image_size(recipe: Recipe, shapes: Shapes) -> tuple[int, int]:
     settings = recipe.model
     if settings.image_size and not settings.init:
         return settings.image_size, settings.image_size
-    size = _processor_size(settings.init or settings.vision_model) or getattr(shapes.vision.config, "image_size", 224)
+    size: Any = _processor_size(settings.init or settings.vision_model)
+    size = size or getattr(shapes.vision.config, "image_size", 224)
     return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
 
 

@@ -106,8 +106,8 @@ class Shapes:
             whole = find_shape(settings.init, None)
             if not isinstance(whole.config, AgeVlmConfig | ConcatVlmConfig):
                 raise ValueError(f"{settings.init} is of the type {whole.config.model_type!r}, none of ours")
-            parts = (Shape(getattr(whole.config, f"{name}_config"), whole.source) for name in ("text", "vision"))
-            return cls(*parts, whole=whole.config)
+            language, vision = (getattr(whole.config, f"{name}_config") for name in ("text", "vision"))
+            return cls(Shape(language, whole.source), Shape(vision, whole.source), whole.config)
         vision = find_shape(settings.vision_model, settings.vision_shape)
         if isinstance(vision.config, AgeVlmConfig | ConcatVlmConfig):
             vision = Shape(vision.config.vision_config, vision.source)

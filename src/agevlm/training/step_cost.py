@@ -227,7 +227,7 @@ def _losses_of(model: JoinedModel, shape: StepShape) -> Iterator[None]:
         log_probs_S = token_log_probs(head, hidden_SW, labels_RT[:, last].flatten())
         return {"loss": -log_probs_S.sum(), "label_log_probs": log_probs_S}
 
-    model._said = said  # type: ignore[method-assign]
+    model._said = said  # type: ignore[method-assign, assignment]
     try:
         yield
     finally:
