@@ -12,6 +12,7 @@ from tiny_models import make_model, make_picture
 
 from agevlm import AgeVlmForConditionalGeneration, AgeVlmProcessor
 from agevlm.checkpoints import resolve_language_model, resolve_model
+from agevlm.evaluation.perplexity import directory_perplexity
 from agevlm.modeling.language import load_language_model, load_tokenizer
 
 pytest.importorskip("gguf", reason="the extra gguf is not installed")
@@ -69,6 +70,16 @@ def test_joined_it_sees_and_is_saved_as_safetensors(file: Path, tmp_path: Path) 
     again = AgeVlmForConditionalGeneration.from_pretrained(tmp_path)
     with torch.no_grad():
         assert torch.equal(again(**inputs).logits, model(**inputs).logits)
+
+
+def test_its_perplexity_is_that_of_the_model(llama: Any, file: Path, tmp_path: Path) -> None:
+    """What a trained network is compared with may still be in a GGUF file."""
+    llama.save_pretrained(tmp_path)
+    load_tokenizer(file).save_pretrained(tmp_path)
+    texts = ["this is a fish", "is it red"]
+    expected = directory_perplexity(tmp_path, texts)
+    assert expected > 1
+    assert directory_perplexity(file, texts) == pytest.approx(expected)
 
 
 def test_a_missing_tensor_is_named(llama: Any, tmp_path: Path) -> None:
