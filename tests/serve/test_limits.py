@@ -153,7 +153,7 @@ def test_a_body_that_does_not_come(narrow: Any) -> None:
     host, port = narrow[0].removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=10) as connection:
         head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer secret\r\n"
-        connection.sendall(head.encode())
+        connection.sendall(f"{head}Content-Length: 100\r\n\r\n{{".encode())
         reply = b"".join(iter(lambda: connection.recv(65536), b"")).decode()
     assert reply.startswith("HTTP/1.1 408")
     assert "within 0.5 seconds" in reply
