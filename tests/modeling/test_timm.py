@@ -13,10 +13,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny_models import make_text_config
+from tiny_runs import make_foundation, make_recipe, run
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM
 
 from agevlm import AgeVlmForConditionalGeneration
+from agevlm.checkpoints import load_model
 from agevlm.checkpoints.importing import import_backbone
 from agevlm.modeling.processing_agevlm import squeezing_processor
 from agevlm.modeling.vision import fit_pictures, load_backbone
@@ -76,6 +78,19 @@ def test_joined_it_is_saved_and_read_again(tmp_path: Path) -> None:
     assert torch.equal(again.vision_features(pixels), features)
     alone = load_backbone(tmp_path, STAGES[2:])  # out of a network of ours
     assert torch.equal(alone(pixels).feature_maps[0], features[:, :48])
+
+
+@pytest.mark.usefixtures("offline")
+def test_a_recipe_trains_with_it(tmp_path: Path) -> None:
+    foundation = make_foundation(tmp_path / "foundation")
+    content = make_recipe(foundation, {"name": "ground", "trainable": ["projector", "cross_attention"], "steps": 2})
+    content["model"] |= {"vision_model": f"timm/{NAME}", "vision_stages": STAGES[1:3], "image_size": 96}
+    run(content, tmp_path / "run")
+    model, processor = load_model(tmp_path / "run" / "model")
+    assert model.vision_model.out_features == STAGES[1:3]
+    assert processor.image_processor.size == {"height": 96, "width": 96}
+    assert list(processor.image_processor.image_mean) == [0.5] * 3
+    assert model.vision_features(torch.zeros(1, 3, 96, 96)).shape == (1, 32 + 48, 6, 6)
 
 
 @pytest.fixture
