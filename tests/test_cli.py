@@ -181,6 +181,10 @@ def test_an_os_error_names_its_file_and_what_to_change() -> None:
     ]
 
 
+def test_half_a_letter_in_an_error_is_escaped() -> None:
+    assert explain(ValueError("version \udcff is none")) == ["version \\udcff is none"]
+
+
 def test_a_full_disk_is_named_wherever_it_was_met() -> None:
     plain = OSError(errno.ENOSPC, "No space left on device", "runs/x")
     wrapped = RuntimeError("cannot save")

@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from PIL import Image
 
 from agevlm.checkpoints import resolve_model
@@ -19,7 +17,6 @@ from agevlm.data.formats.coco_export import write_coco
 from agevlm.data.language import make_conversations
 from agevlm.data.masks import encode_mask
 from agevlm.data.parquet import Record, read_parquet, write_parquet
-from agevlm.data.rows import arrow_schema
 from agevlm.data.scenes import CATEGORIES, WorldSpec, draw_scene
 from agevlm.data.schema import AnnotatedImage, ImageSource, Instance, Sample
 from agevlm.training.recipe_files import packaged_recipes
@@ -33,7 +30,6 @@ def make_corpus(root: Path) -> None:
     records = make_records(3)
     _pictures(root / "pictures")
     write_parquet(root / "parquet" / "data", records, vocabulary=CATEGORIES, name="fuzz")
-    _take_out_a_picture(root / "parquet" / "data")
     pairs = [(r.annotated, r.annotated.image.data) for r in records if r.annotated and r.annotated.image.data]
     write_coco(root / "coco", pairs, CATEGORIES)
     _add_polygons(root / "coco" / "instances.json")
@@ -69,14 +65,6 @@ def _pictures(directory: Path) -> None:
     exif[0x0112] = 6
     picture.resize((40, 30)).save(directory / "turned.jpeg", "JPEG", exif=exif)
     picture.convert("P").save(directory / "palette.png", "PNG")
-
-
-def _take_out_a_picture(directory: Path) -> None:
-    """Let the first picture of a dataset be a file beside the rows, which name its path."""
-    rows, shard = rows_of(directory), next(directory.glob("*.parquet"))
-    (directory / "one.png").write_bytes(rows[0]["images"][0]["bytes"])
-    rows[0]["images"][0] = {"bytes": None, "path": "one.png"}
-    pq.write_table(pa.Table.from_pylist(rows, schema=arrow_schema()), shard)
 
 
 def _add_polygons(path: Path) -> None:

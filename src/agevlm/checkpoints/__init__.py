@@ -175,6 +175,8 @@ def _check_fit(source: str, model: Any, processor: Any) -> None:
             f"the tokenizer in {source} has the image token {processor.image_token_id}, the model "
             f"{model.config.image_token_id}: copy or train the checkpoint again"
         )
+    if processor.tokenizer.pad_token_id is None:
+        raise ValueError(f"the tokenizer in {source} has no padding token: copy or train the checkpoint again")
     known = max(model.get_input_embeddings().weight.shape[0], model.config.image_token_id + 1)
     if len(processor.tokenizer) > known:
         raise ValueError(

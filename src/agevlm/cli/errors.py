@@ -18,9 +18,13 @@ def explain(error: BaseException) -> list[str]:
     """Say what went wrong, one line for each thing that is wrong: wrong keys of a recipe have a line each.
 
     Errors that are not the user's (anything but ValueError and OSError) keep the name of their class. A file that was
-    being written goes by the name that it would have had.
+    being written goes by the name that it would have had. Halves of letters, which no terminal takes, are escaped.
     """
-    return [_shortened(_BESIDE.sub(r"\1", line)) for line in _lines(error)]
+    return [_printable(_shortened(_BESIDE.sub(r"\1", line))) for line in _lines(error)]
+
+
+def _printable(line: str) -> str:
+    return line.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _shortened(line: str) -> str:
