@@ -12,6 +12,31 @@ from agevlm.cli.show import quiet_transformers
 
 _LIMITS = "Limits"
 
+ApiKey = Annotated[
+    str | None, typer.Option(envvar="AGEVLM_API_KEY", help="A key that clients must send; none by default.")
+]
+AllowRemote = Annotated[
+    list[str] | None,
+    typer.Option(metavar="HOST", help="Fetch pictures from this host by https; may be repeated."),
+]
+AllowHost = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME", help="A further name that this server is called by; may be repeated."),
+]
+NumReplicas = Annotated[
+    str | None,
+    typer.Option(metavar="N", help="So many servers behind one address, on Ray; 1:4 for as many as are needed."),
+]
+MaxRunning = Annotated[int, typer.Option(min=1, help="Answers written at the same time.", rich_help_panel=_LIMITS)]
+MaxWaiting = Annotated[
+    int, typer.Option(min=1, help="Requests that may wait; more get status 429.", rich_help_panel=_LIMITS)
+]
+MaxTokens = Annotated[int, typer.Option(min=1, help="The longest answer, in tokens.", rich_help_panel=_LIMITS)]
+MaxSeconds = Annotated[float, typer.Option(min=1, help="The longest that a request may take.", rich_help_panel=_LIMITS)]
+MemoryMb = Annotated[
+    int, typer.Option(min=1, help="What is kept of pictures for further questions.", rich_help_panel=_LIMITS)
+]
+
 
 def serve(
     models: Annotated[
@@ -20,36 +45,15 @@ def serve(
     ],
     host: Annotated[str, typer.Option(help="The address to listen on; 0.0.0.0 for every network.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="The port to listen on; 0 takes a free one.")] = 8000,
-    api_key: Annotated[
-        str | None, typer.Option(envvar="AGEVLM_API_KEY", help="A key that clients must send; none by default.")
-    ] = None,
-    allow_remote: Annotated[
-        list[str] | None,
-        typer.Option(metavar="HOST", help="Fetch pictures from this host by https; may be repeated."),
-    ] = None,
-    allow_host: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME", help="A further name that this server is called by; may be repeated."),
-    ] = None,
-    replicas: Annotated[
-        str | None,
-        typer.Option(metavar="N", help="So many servers behind one address, on Ray; 1:4 for as many as are needed."),
-    ] = None,
-    max_running: Annotated[
-        int, typer.Option(min=1, help="Answers written at the same time.", rich_help_panel=_LIMITS)
-    ] = 32,
-    max_waiting: Annotated[
-        int, typer.Option(min=1, help="Requests that may wait; more get status 429.", rich_help_panel=_LIMITS)
-    ] = 128,
-    max_tokens: Annotated[
-        int, typer.Option(min=1, help="The longest answer, in tokens.", rich_help_panel=_LIMITS)
-    ] = 1024,
-    max_seconds: Annotated[
-        float, typer.Option(min=1, help="The longest that a request may take.", rich_help_panel=_LIMITS)
-    ] = 120.0,
-    memory_mb: Annotated[
-        int, typer.Option(min=1, help="What is kept of pictures for further questions.", rich_help_panel=_LIMITS)
-    ] = 1000,
+    api_key: ApiKey = None,
+    allow_remote: AllowRemote = None,
+    allow_host: AllowHost = None,
+    replicas: NumReplicas = None,
+    max_running: MaxRunning = 32,
+    max_waiting: MaxWaiting = 128,
+    max_tokens: MaxTokens = 1024,
+    max_seconds: MaxSeconds = 120.0,
+    memory_mb: MemoryMb = 1000,
     grace: Annotated[float, typer.Option(min=0, help="Seconds that running answers have to finish at the end.")] = 30.0,
     device: Device = "auto",
     dtype: DType = "auto",
