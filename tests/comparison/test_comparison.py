@@ -331,7 +331,7 @@ def test_extensions_that_cannot_be_are_named(content: dict[str, Any], tmp_path: 
         load_comparison(tmp_path / "self.yaml")
     (tmp_path / "base.yaml").write_text(yaml.safe_dump(content))
     (tmp_path / "list.yaml").write_text("name: list\nextends: base.yaml\narms: [age]\n")
-    with pytest.raises(ValueError, match=r"arms: got a list, expected a mapping"):
+    with pytest.raises(ValueError, match=r"arms: got \['age'\], expected a mapping from names"):
         load_comparison(tmp_path / "list.yaml")
 
     for key, value in (("extends", 7.5), ("extends", b"x"), ("extends", "../base.yaml"), ("set", [1]), ("quick", "x")):

@@ -18,7 +18,6 @@ import typer
 
 from agevlm.cli import backbones, comparison, data, measure, planning, scenes, serving, teachers, training
 from agevlm.cli.errors import explain
-from agevlm.signals import end_with_starter
 
 app = typer.Typer(
     name="agevlm",
@@ -118,6 +117,8 @@ def main() -> None:
 
     0 done, 1 an error, 2 wrong usage, 130 stopped by Ctrl-C, 143 by SIGTERM.
     """
+    from agevlm.signals import end_with_starter
+
     end_with_starter()
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
