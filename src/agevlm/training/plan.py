@@ -3,7 +3,7 @@
     plan_run(recipe, Machine(GPUS["h100"], num_gpus=8)) -> Plan
 
 Networks are built on the meta device and steps run on tensors without contents, so a plan takes seconds, at a billion
-parameters a minute, and needs no weights, no data and no GPU. What cannot be known then is assumed, and a plan says what.
+parameters a minute, and needs no weights, no data and no GPU. What cannot be known is assumed, and said.
 """
 
 from __future__ import annotations
