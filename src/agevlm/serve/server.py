@@ -111,8 +111,6 @@ def _guarded(app: App, metrics: Metrics, settings: Settings, stop: Callable[[], 
         timeout_graceful_shutdown=int(settings.grace_s),
         timeout_keep_alive=15,
         lifespan="off",
-        loop="asyncio",  # whatever else is installed: they let go of a client that takes nothing, which is tested
-        http="h11",
     )
     return Server(config, stop)
 
