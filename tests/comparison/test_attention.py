@@ -42,6 +42,16 @@ def test_questions_are_disputed_half_present_and_one_a_picture() -> None:
     assert pictures == [0, 4, 7]  # from the first to the last that is disputed, evenly
 
 
+def test_questions_are_shown_whatever_was_answered_where_that_is_asked() -> None:
+    arms = {"age": make_rows(set()), "concat": make_rows(set())}
+    assert choose_questions(arms, 6) == []
+    chosen = choose_questions(arms, 6, disputed=False)
+    rows = {row["id"]: row for row in arms["age"]}
+    assert [rows[key]["reference"] for key in chosen] == ["yes"] * 3 + ["no"] * 3
+    assert len({rows[key]["image"] for key in chosen}) == 6
+    assert choose_questions({"age": make_rows({3}), "concat": make_rows(set(range(32)))}, 6, disputed=False) == chosen
+
+
 def test_the_order_of_predictions_and_arms_plays_no_part() -> None:
     arms = {"age": make_rows({1, 2, 9}), "concat": make_rows(set(range(5, 30)))}
     shuffled = {arm: random.Random(1).sample(arms[arm], len(arms[arm])) for arm in reversed(arms)}
