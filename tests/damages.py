@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -48,6 +49,19 @@ def spoil(weight: torch.Tensor) -> torch.Tensor:
 def reshape(weight: torch.Tensor) -> torch.Tensor:
     """A weight of another shape."""
     return torch.zeros(*weight.shape[:-1], weight.shape[-1] + 1, dtype=weight.dtype)
+
+
+def damaged_weights(part: str) -> dict[str, tuple[Damage, str]]:
+    """What can befall weights, the first with `part` in its name above all, and what is said of it."""
+    return {
+        "a weight that is missing": (change_weight(part, lose), f"lacks the weights .*{re.escape(part)}"),
+        "a weight that is no number": (
+            change_weight(part, spoil),
+            f"the weights .*{re.escape(part)}.* are not finite",
+        ),
+        "a weight of another shape": (change_weight(part, reshape), "weights in .* cannot be read"),
+        "half the weights": (cut("model.safetensors"), "weights in .* cannot be read"),
+    }
 
 
 def change_json(name: str, **values: object) -> Damage:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from damages import Damage, change_weight, cut, lose, reshape, spoil
+from damages import Damage, cut, damaged_weights
 from tiny_teachers import save_grounding_dino, save_owlv2, save_sam, save_sam2, save_sam3
 
 from agevlm.teachers.detectors import GroundingDino, Owlv2
@@ -22,10 +22,7 @@ TEACHERS: dict[str, tuple[Any, Any]] = {
     "sam3": (save_sam3, Sam3),
 }
 DAMAGES: dict[str, tuple[Damage, str]] = {
-    "a weight that is missing": (change_weight(".weight", lose), "lacks the weights "),
-    "a weight that is no number": (change_weight(".weight", spoil), "the weights .* are not finite"),
-    "a weight of another shape": (change_weight(".weight", reshape), "weights in .* cannot be read"),
-    "half the weights": (cut("model.safetensors"), "weights in .* cannot be read"),
+    **damaged_weights(".weight"),
     "half a configuration": (cut("config.json"), "configuration in .* cannot be read"),
     "half a tokenizer": (cut("tokenizer.json"), "(processor|tokenizer) in .* cannot be read"),
     "half a processor": (cut("processor_config.json"), "processor in .* cannot be read"),
