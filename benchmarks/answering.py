@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import build_network, compare, load, machine_rates, quiet, write_result
+from common import begin, build_network, compare, load, machine_rates, write_result
 from PIL import Image
 from torch import Tensor
 
@@ -117,8 +117,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     """Measure, print a table, write the JSON."""
     args = parse_arguments()
-    torch.set_num_threads(args.threads)
-    quiet()
+    settings = begin(args)
     before = load()
     questions = Questions(args.questions, args.new_tokens, args.attention)
     work = questions.count_work()
@@ -136,7 +135,6 @@ def main() -> None:
         f"{work['memory_bytes'] / 1e3:.0f} kB, a question {work['question_flops'] / 1e6:.0f}"
     )
     print(f"load before {before}, after {load()}")
-    settings = {name: value for name, value in vars(args).items() if name != "out"}
     result = {"settings": settings, "load_before": before, "work": work, "results": results}
     print(write_result("answering", result, args.out))
 

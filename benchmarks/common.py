@@ -5,6 +5,7 @@ The weights are random: time does not depend on them.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -105,6 +106,13 @@ def machine_rates(dtype: torch.dtype, size: int = 1024, repeats: int = 7) -> dic
     product_s = min(seconds(lambda: a @ b) for _ in range(repeats))
     copy_s = min(seconds(lambda: target.copy_(source)) for _ in range(repeats))
     return {"flops_per_s": 2 * size**3 / product_s, "bytes_per_s": 2 * source.numel() * 4 / copy_s}
+
+
+def begin(args: argparse.Namespace) -> dict[str, Any]:
+    """Take the threads asked for, leave only the benchmark's own lines, and give the settings to be written."""
+    torch.set_num_threads(args.threads)
+    quiet()
+    return {name: value for name, value in vars(args).items() if name != "out"}
 
 
 def quiet() -> None:

@@ -14,7 +14,7 @@ import copy
 from pathlib import Path
 
 import torch
-from common import compare, load, machine_rates, quiet, write_result
+from common import begin, compare, load, machine_rates, write_result
 from torch import Tensor, nn
 
 from agevlm.training.depthwise import depthwise_layers, speed_up_depthwise
@@ -53,8 +53,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     """Measure, print a table, write the JSON."""
     args = parse_arguments()
-    torch.set_num_threads(args.threads)
-    quiet()
+    settings = begin(args)
     before = load()
     spec = FoundationSpec()
     size = spec.world.image_size
@@ -75,7 +74,6 @@ def main() -> None:
     print(f"a step of {spec.vision.batch_size} pictures: torch's {times['median_a_ms']:.0f} ms, own backward ", end="")
     print(f"{times['median_b_ms']:.0f} ms, {times['ratio']:.2f} times as fast ({low:.2f} to {high:.2f})")
     print(f"floor {floor_ms:.0f} ms; kernels agree to {difference:.1%}; load before {before}, after {load()}")
-    settings = {name: value for name, value in vars(args).items() if name != "out"}
     result = {"settings": settings, "load_before": before, "gradient_difference": difference, "floor_ms": floor_ms}
     print(write_result("depthwise", {**result, "step": times}, args.out))
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import clocks, compare, load, machine_rates, quiet, write_result
+from common import begin, clocks, compare, load, machine_rates, write_result
 from stacks import NUM_CHANNELS, BatchShape, StackShape, build_batch, build_guidance
 from transformers import ConvNextConfig, LlamaConfig, LlamaForCausalLM
 
@@ -210,9 +210,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     """Measure, print a table, write the JSON."""
     args = parse_arguments()
-    torch.set_num_threads(args.threads)
-    quiet()
-    settings = {name: value for name, value in vars(args).items() if name != "out"}
+    settings = begin(args)
     shapes = {"toy": TOY} if args.toy else {name: SHAPES[name] for name in args.shapes}
     before, rates = load(), machine_rates(torch.bfloat16)
     results = {}

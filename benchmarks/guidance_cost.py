@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import build_network, compare, load, machine_rates, quiet, write_result
+from common import begin, build_network, compare, load, machine_rates, write_result
 from torch.utils.flop_counter import FlopCounterMode
 
 from agevlm.data.collate import Collator
@@ -152,9 +152,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     """Measure, print a table, write the JSON."""
     args = parse_arguments()
-    torch.set_num_threads(args.threads)
-    quiet()
-    settings = {name: value for name, value in vars(args).items() if name != "out"}
+    settings = begin(args)
     before = load()
     results = [measure(stage, args) for stage in args.stages]
     print(f"{'stage':10} {'time':10} {'guided':>9} {'unguided':>9} {'ratio':>7}  {'95 % interval':15} {'floor':>7}")

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import clocks, compare, load, machine_rates, quiet, write_result
+from common import begin, clocks, compare, load, machine_rates, write_result
 from stacks import BatchShape, StackShape, build_batch, build_ours
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
@@ -129,10 +129,8 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     """Measure, print a table, write the JSON."""
     args = parse_arguments()
-    torch.set_num_threads(args.threads)
-    quiet()
+    settings = begin(args)
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler says when it starts and stops
-    settings = {name: value for name, value in vars(args).items() if name != "out"}
     before = load()
     print(f"vocabulary {'':8} {'before':>9} {'after':>9} {'ratio':>6}  95 % interval  {'floor':>9}  peak memory")
     results = []

@@ -15,11 +15,13 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from agevlm.comparison.plots import arms_of, colour_of
+from agevlm.comparison.readings import figure_of
+
 TESTS = {"coco": "COCO", "indoor": "rooms", "clothing": "clothing"}
-ARMS = {"concat": "#b7b7b7", "cross_attention": "#8a8f98", "concat_guided": "#e0a458", "age_plus": "#2f6f9f"}
-PANELS = {  # title, the way to the figure, what was wanted for each test
-    "adversarial accuracy": (("pope", "adversarial", "accuracy"), {"coco": 0.76, "indoor": 0.78, "clothing": 0.72}),
-    "pointing": (("pointing", "accuracy"), {"coco": 0.55, "indoor": 0.70, "clothing": 0.70}),
+PANELS = {  # title, figure, what was wanted of it for each test
+    "adversarial accuracy": ("pope.adversarial.accuracy", {"coco": 0.76, "indoor": 0.78, "clothing": 0.72}),
+    "pointing": ("pointing.accuracy", {"coco": 0.55, "indoor": 0.70, "clothing": 0.70}),
 }
 
 
@@ -31,8 +33,8 @@ def main() -> None:
     asked = parser.parse_args()
     figures = json.loads(asked.figures.read_text(encoding="utf-8"))
     drawn = Figure(figsize=(9.2, 3.4), layout="constrained")
-    for axes, (title, (way, wanted)) in zip(drawn.subplots(1, len(PANELS)), PANELS.items(), strict=True):
-        _panel(axes, figures, way, wanted)
+    for axes, (title, (figure, wanted)) in zip(drawn.subplots(1, len(PANELS)), PANELS.items(), strict=True):
+        _panel(axes, figures, figure, wanted)
         axes.set_title(title, loc="left", fontsize=11)
     handles, labels = drawn.axes[0].get_legend_handles_labels()
     drawn.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False, fontsize=9)
@@ -40,19 +42,20 @@ def main() -> None:
     print(asked.out)
 
 
-def _panel(axes: Any, figures: Mapping[str, Any], way: tuple[str, ...], wanted: Mapping[str, float]) -> None:
-    arms = [arm for arm in ARMS if any(arm in figures["domains"][test]["arms"] for test in TESTS)]
+def _panel(axes: Any, content: Mapping[str, Any], figure: str, wanted: Mapping[str, float]) -> None:
+    tests = {test: content["domains"][test] for test in TESTS}
+    arms = {
+        arm: look for arm, look in arms_of(content).items() if any(arm in found["arms"] for found in tests.values())
+    }
     width = 0.8 / len(arms)
-    for place, test in enumerate(TESTS):
-        there = figures["domains"][test]["arms"]
-        for number, arm in enumerate(arm for arm in arms if arm in there):
-            figure = there[arm]
-            for key in way:
-                figure = figure[key]
+    for place, (test, found) in enumerate(tests.items()):
+        for number, (arm, look) in enumerate(arms.items()):
+            if (reading := figure_of(found, arm, figure)) is None:
+                continue
             x = place + (number - (len(arms) - 1) / 2) * width
-            title = figures["titles"][arm] if place == 0 else None
-            axes.bar(x, figure["mean"], width * 0.92, color=ARMS[arm], label=title)
-            axes.plot([x] * len(figure["values"]), figure["values"], "o", ms=3, color="#1b1f24")
+            colour, title = colour_of(look, "light"), look.title if place == 0 else None
+            axes.bar(x, reading.mean, width * 0.92, color=colour, label=title)
+            axes.plot([x] * len(reading.values), reading.values, "o", ms=3, color="#1b1f24")
         axes.hlines(wanted[test], place - 0.45, place + 0.45, colors="#b3423a", linestyles="dashed", linewidth=1)
     axes.set_xticks(range(len(TESTS)), TESTS.values())
     axes.set_ylim(0, 1)

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import clocks, compare, load, machine_rates, quiet, write_result
+from common import begin, clocks, compare, load, machine_rates, write_result
 from stacks import BatchShape, MllamaStack, StackShape, build_batch, build_concat, build_guidance, build_ours
 from torch import Tensor
 
@@ -160,9 +160,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     """Measure, print a table, write the JSON."""
     args = parse_arguments()
-    torch.set_num_threads(args.threads)
-    quiet()
-    settings = {name: value for name, value in vars(args).items() if name != "out"}
+    settings = begin(args)
     before, rates = load(), machine_rates(torch.float32)
     shape = StackShape(**TOY) if args.toy else StackShape()
     grids = TOY_GRIDS if args.toy else GRIDS
