@@ -103,7 +103,8 @@ class _Call:
             return await self._receive()
         left = limits.max_upload_s - (time.monotonic() - self.began)
         try:
-            message: Message = await asyncio.wait_for(self._receive(), max(left, 0.001))
+            async with asyncio.timeout(max(left, 0.001)):
+                message: Message = await self._receive()
         except TimeoutError as error:
             self.refused = ApiError(408, f"the request did not arrive within {limits.max_upload_s:g} seconds")
             raise self.refused from error
@@ -130,7 +131,8 @@ class _Call:
         limits = self._guard.limits
         left = self.began + limits.max_upload_s + limits.max_request_s + limits.max_stall_s - time.monotonic()
         try:
-            await asyncio.wait_for(self._send(message), max(0.001, min(limits.max_stall_s, left)))
+            async with asyncio.timeout(max(0.001, min(limits.max_stall_s, left))):  # wait_for may swallow a cancellation
+                await self._send(message)
         except TimeoutError as error:
             raise StalledError from error
 
