@@ -93,12 +93,14 @@ def serve(
     check_memory(models, device)
     loaded = [] if several else [(name, *load_vlm(name, device, dtype)) for name in models]
     shown = f"[{host}]" if ":" in host else host
-    typer.echo(f"{', '.join(models)} at http://{shown}:{listening.getsockname()[1]} (API under /v1); Ctrl-C ends it")
+    at = f"{', '.join(models)} at http://{shown}:{listening.getsockname()[1]} (API under /v1); Ctrl-C ends it"
     if host not in ("127.0.0.1", "localhost", "::1") and api_key is None:
         typer.echo("everybody who reaches this address can use it: set --api-key", err=True)
     if several:
-        server.run_replicas(several, settings, listening)
+        typer.echo("Ray starts the replicas; this takes some seconds", err=True)
+        server.run_replicas(several, settings, listening, ready=lambda: typer.echo(at))
     else:
+        typer.echo(at)
         server.run(loaded, settings, listening)
 
 

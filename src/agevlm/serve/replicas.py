@@ -109,6 +109,7 @@ def running(
 
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is told to anybody
     os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")  # a busy machine takes its time
+    os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 starves replicas beside anything else that runs
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     started_here = not ray.is_initialized()
     if started_here:

@@ -126,10 +126,13 @@ def run(models: Sequence[tuple[str, Any, Any]], settings: Settings, listening: s
             engine.close(grace_s=1.0)
 
 
-def run_replicas(replicas: Replicas, settings: Settings, listening: socket.socket) -> None:
-    """The same with replicas on Ray behind the socket."""
+def run_replicas(
+    replicas: Replicas, settings: Settings, listening: socket.socket, ready: Callable[[], None] = lambda: None
+) -> None:
+    """The same with replicas on Ray behind the socket; `ready` is called once they answer."""
     metrics = Metrics()
     with running(replicas, settings.limits, settings.allow_remote, settings.grace_s) as ask:
+        ready()
         front = Front(ask, settings.limits, metrics)
         _guarded(front, metrics, settings, front.stop).run(sockets=[listening])
 
