@@ -18,13 +18,14 @@ its part of each batch; the main one writes.
 from __future__ import annotations
 
 import copy
+import gc
 import json
 import platform
 import shutil
 import subprocess
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from datetime import timedelta
 from importlib.metadata import version
@@ -213,11 +214,12 @@ class Run:
                 with self.processes.main_process_first():  # it writes the cache, the others read it
                     data = self._load_data(model, processor, cache, progress)
                 model.config.known_words = self._known_words(model, data)
-                for index in range(first, len(self.recipe.stages)):
-                    with put_off() as asked:
-                        stopped = self._train_stage(index, model, processor, data, progress, asked)
-                    if stopped:  # another process was asked
-                        raise KeyboardInterrupt(f"stage {self.recipe.stages[index].name} was stopped")
+                with _left_out_of_collections():
+                    for index in range(first, len(self.recipe.stages)):
+                        with put_off() as asked:
+                            stopped = self._train_stage(index, model, processor, data, progress, asked)
+                        if stopped:  # another process was asked
+                            raise KeyboardInterrupt(f"stage {self.recipe.stages[index].name} was stopped")
         self.processes.wait_for_everyone()
         final = self.out / "model"
         if self.is_main:
@@ -395,6 +397,16 @@ class Run:
     def _write(self, name: str, text: str) -> None:
         with write_beside(self.out / name) as beside:
             beside.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def _left_out_of_collections() -> Iterator[None]:
+    """What is there now is no garbage: Trainer has all objects searched for it before each stage, a second and more."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def open_processes() -> PartialState:
