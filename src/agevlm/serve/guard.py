@@ -131,7 +131,8 @@ class _Call:
         limits = self._guard.limits
         left = self.began + limits.max_upload_s + limits.max_request_s + limits.max_stall_s - time.monotonic()
         try:
-            async with asyncio.timeout(max(0.001, min(limits.max_stall_s, left))):  # wait_for may swallow a cancellation
+            # Not wait_for: in Python 3.11 it swallows a cancellation that falls together with the end.
+            async with asyncio.timeout(max(0.001, min(limits.max_stall_s, left))):
                 await self._send(message)
         except TimeoutError as error:
             raise StalledError from error
