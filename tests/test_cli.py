@@ -375,6 +375,15 @@ def test_a_wrong_recipe_is_refused(agevlm: Run, tmp_path: Path, verb: tuple[str,
     assert not (tmp_path / "run").exists()
 
 
+def test_every_recipe_that_is_listed_can_be_shown(agevlm: Run) -> None:
+    names = agevlm("recipe", "list").out.split()
+    assert {"quickstart", "comparison"} <= set(names)
+    for name in names:
+        shown = agevlm("recipe", "show", name)
+        assert shown.status == 0, shown.err
+        assert yaml.safe_load(shown.out)["name"]
+
+
 def test_a_recipe_that_does_not_exist_gets_the_nearest_name(agevlm: Run) -> None:
     check_refused(agevlm("recipe", "show", "quikstart"), "'quikstart'", "Did you mean 'quickstart'")
 

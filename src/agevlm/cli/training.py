@@ -61,11 +61,14 @@ def report(
 
 
 def show_recipe(recipe: Recipe, overrides: Overrides = None) -> None:
-    """Print a recipe with every default filled in."""
+    """Print a recipe, or a comparison, with every default filled in."""
+    from agevlm.comparison.recipe import is_comparison, load_comparison
     from agevlm.training.recipe import dump_recipe, load_recipe
     from agevlm.training.recipe_files import resolve_recipe
 
-    typer.echo(dump_recipe(load_recipe(resolve_recipe(recipe), overrides or ())), nl=False)
+    path = resolve_recipe(recipe)
+    load = load_comparison if is_comparison(path) else load_recipe
+    typer.echo(dump_recipe(load(path, overrides or ())), nl=False)
 
 
 def list_recipes() -> None:

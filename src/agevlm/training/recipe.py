@@ -404,8 +404,8 @@ def parse_recipe(content: dict[str, Any], name: str) -> Recipe:
         raise ValueError("\n".join(f"{name}: {line}" for line in explain(error))) from error
 
 
-def dump_recipe(recipe: Recipe) -> str:
-    """The resolved recipe as YAML, every default written out."""
+def dump_recipe(recipe: Strict) -> str:
+    """The resolved recipe, or comparison, as YAML, every default written out."""
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
 
 
