@@ -252,13 +252,15 @@ def run_turn(runner: Runner, name: str, num: int, seed: int, log: Path | None) -
             runner.outcomes.setdefault(name, Tally()).merge(tally)
             return
     before, told = runner.outcomes.pop(name, Tally()), len(runner.found)
-    fuzz(runner, name, num, seed)
-    for _, outcome, plan in runner.found[told:]:
-        print(f"UNCLEAN {name}: {outcome.detail}\n    {replace(plan, text=plan.text[:200])!r:.2000}", flush=True)
-    if log is not None:
-        with log.open("a") as file:
-            file.write(json.dumps({"turn": turn, **vars(runner.outcomes[name])}) + "\n")
-    runner.outcomes[name].merge(before)
+    try:
+        fuzz(runner, name, num, seed)
+        if log is not None:
+            with log.open("a") as file:
+                file.write(json.dumps({"turn": turn, **vars(runner.outcomes[name])}) + "\n")
+    finally:  # a turn that is stopped counts as far as it came
+        for _, outcome, plan in runner.found[told:]:
+            print(f"UNCLEAN {name}: {outcome.detail}\n    {replace(plan, text=plan.text[:200])!r:.2000}", flush=True)
+        runner.outcomes.setdefault(name, Tally()).merge(before)
 
 
 def main() -> None:
