@@ -180,7 +180,7 @@ def test_other_places(narrow: Any, method: str, path: str, status: int) -> None:
 def test_more_requests_than_may_wait(narrow: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = narrow[1][0]
     step, go = engine._decoder.step, threading.Event()
-    monkeypatch.setattr(engine._decoder, "step", lambda *args: (go.wait(20), step(*args))[1])
+    monkeypatch.setattr(engine._decoder, "step", lambda *args: (go.wait(60), step(*args))[1])
     question = asked(scene(), "what is in the picture?")
 
     async def flood() -> list[httpx.Response]:
@@ -189,7 +189,7 @@ def test_more_requests_than_may_wait(narrow: Any, monkeypatch: pytest.MonkeyPatc
             body = {"model": "tiny", "messages": question}
             url = f"{narrow[0]}{CHAT}"
             sent = [asyncio.ensure_future(client.post(url, headers=headers, json=body)) for _ in range(9)]
-            await asyncio.wait(sent, timeout=3)
+            await asyncio.wait(sent, timeout=50, return_when=asyncio.FIRST_COMPLETED)  # a refusal: no answer ends
             go.set()
             return list(await asyncio.gather(*sent))
 
@@ -217,16 +217,16 @@ def test_a_client_that_goes_away_frees_its_place(stream: bool) -> None:
     ):
         engine = engines[0]
         step = engine._decoder.step
-        engine._decoder.step = lambda *args: (time.sleep(0.1), step(*args))[1]
+        engine._decoder.step = lambda *args: (time.sleep(0.3), step(*args))[1]
         body = {"model": "endless", "messages": asked(None), "stream": stream}
-        with httpx.Client(timeout=1.0) as client:
+        with httpx.Client(timeout=60.0 if stream else 1.0) as client:
             if stream:
                 with client.stream("POST", f"{url}{CHAT}", json=body) as reply:
                     next(reply.iter_bytes())
             else:
                 with pytest.raises(httpx.ReadTimeout):
                     client.post(f"{url}{CHAT}", json=body)
-        wait_until(lambda: engine.num_running == 0 and engine.num_waiting == 0, 5)
+        wait_until(lambda: engine.num_running == 0 and engine.num_waiting == 0, 20)  # of 30 for all tokens
         written = engine.metrics.text().decode()
         assert 'agevlm_answers_total{model="endless"}' not in written
 
