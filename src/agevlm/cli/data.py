@@ -64,7 +64,12 @@ class Source(StrEnum):
 
 
 def convert(
-    source: Annotated[Path, typer.Argument(help="A file, or for folder a directory.")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="<path or hub:user/name>", help="A file, for folder a directory, or a dataset of the hub."
+        ),
+    ],
     format: Annotated[
         Source,
         typer.Option("--from", help="llava (JSON), messages (of chat templates), captions (of COCO), or a folder."),
@@ -73,6 +78,8 @@ def convert(
     images: Annotated[
         Path | None, typer.Option(help="Where names of pictures start from; beside SOURCE if not given.")
     ] = None,
+    config: Annotated[str | None, typer.Option(help="Of a dataset of the hub: its configuration.")] = None,
+    split: Annotated[str | None, typer.Option(help="Of a dataset of the hub: its split; train if not given.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Take only the first so many samples.")] = None,
     skip_missing: Annotated[
         bool, typer.Option("--skip-missing", help="Leave out samples whose pictures are not there, and count them.")
@@ -85,15 +92,21 @@ def convert(
 ) -> None:
     """Turn pictures with text into a dataset.
 
-    Its phrases have no masks yet: agevlm ground finds them.
+    Its phrases have no masks yet: agevlm ground finds them. A dataset of the hub is streamed, no further than --limit
+    asks; it needs the extra `hub`: pip install 'agevlm[hub]'.
     """
     from agevlm.data.formats.dialogues import DialogueOptions, convert_dialogues
+    from agevlm.data.formats.hub import PREFIX, HubDataset
     from agevlm.data.parquet import OWN_FILE
     from agevlm.files import check_replaceable
 
     check_replaceable(out, *OWN_FILE)
     options = DialogueOptions(limit, skip_missing, skip_broken, embed_images, allow_outside)
-    report, summary = convert_dialogues(format.value, source, images, out, options)
+    on_hub = source.startswith(PREFIX)
+    if not on_hub and (config or split):
+        raise ValueError(f"--config and --split are of datasets of the hub: write {PREFIX}user/name for {source}")
+    opened = HubDataset(source.removeprefix(PREFIX), config, split or "train") if on_hub else Path(source)
+    report, summary = convert_dialogues(format.value, opened, images, out, options)
     _print_outcome(out, report, summary)
 
 

@@ -7,6 +7,8 @@ silence: what cannot be used is an error that names it, or, where the caller all
     messages   rows of {messages: [{role, content}], images}, in .jsonl, .json or .parquet, as chat templates have them
     captions   COCO's captions_*.json
     folder     a directory of pictures, each with its caption in a .txt beside it or in a metadata.jsonl
+
+The first three may be rows of a dataset of the hub instead, of captions {image, caption or text}.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from typing import Any, Literal
 
 import pyarrow.parquet as pq
 
+from agevlm.data.formats.hub import HubDataset
 from agevlm.data.formats.report import Report
 from agevlm.data.images import image_size
 from agevlm.data.language import CAPTION_REQUESTS, CONVERSATION
@@ -74,39 +77,56 @@ class _UnusableError(ValueError):
 
 def convert_dialogues(
     format: Format,
-    source: str | Path,
+    source: str | Path | HubDataset,
     images: str | Path | None,
     out: str | Path,
     options: DialogueOptions | None = None,
 ) -> tuple[Report, Summary]:
     """Write the dataset of `source`, of one of the formats above, to `out`: the `agevlm data convert` command.
 
+    A dataset of the hub is streamed, and no further than `limit` asks.
+
     `images` is the directory that names of pictures start from, by default that of `source`. Samples without a picture
     are counted and left out. An id that was there before gets a number. A picture that is missing is a ValueError
     unless `skip_missing`; one outside of `images` (unless `allow_outside`) or that cannot be read, an entry without an
     answer, with a role nobody knows or with another number of pictures than placeholders is one unless `skip_broken`.
     """
-    options, source = options or DialogueOptions(), Path(source)
-    if not source.exists():
-        raise ValueError(f"{source}: no such file or directory; give what --from {format} names")
+    options = options or DialogueOptions()
     if options.limit is not None and options.limit < 1:
         raise ValueError(f"the limit of samples must be at least 1, got {options.limit}")
-    root = Path(images) if images is not None else source if source.is_dir() else source.parent
+    report = Report(str(source))
+    if isinstance(source, HubDataset):
+        root, entries = Path(images or "."), _hub_entries(format, source)
+    else:
+        root, entries = _opened(format, Path(source), images)
     if not root.is_dir():
         raise ValueError(f"{root}: no such directory of pictures")
-    report = Report(str(source))
-    records = _records(_READERS[format](source), root, report, options)
+    records = _records(entries, root, report, options, counts_rest=not isinstance(source, HubDataset))
     summary = write_parquet(out, records, name=Path(out).name, vocabulary=(), embed_images=options.embed_images)
     return report, summary
 
 
+def _opened(format: Format, source: Path, images: str | Path | None) -> tuple[Path, Iterator[Callable[[], _Entry]]]:
+    """Where names of pictures start from, and the entries of a file or directory."""
+    if not source.exists():
+        raise ValueError(f"{source}: no such file or directory; give what --from {format} names")
+    root = Path(images) if images is not None else source if source.is_dir() else source.parent
+    return root, _READERS[format](source)
+
+
 def _records(
-    entries: Iterable[Callable[[], _Entry]], root: Path, report: Report, options: DialogueOptions
+    entries: Iterable[Callable[[], _Entry]],
+    root: Path,
+    report: Report,
+    options: DialogueOptions,
+    counts_rest: bool = True,
 ) -> Iterator[Record]:
     """The usable entries; each comes as a function, so that a broken one does not end the others."""
     ids: Counter[str] = Counter()
     for read in entries:
         if options.limit is not None and report.kept["samples"] >= options.limit:
+            if not counts_rest:
+                return
             report.left_out["samples after the limit"] += 1
             continue
         try:
@@ -290,8 +310,13 @@ def _beside_caption(name: str, picture: Path) -> _Entry:
 def _caption(identity: str, file_name: Any, caption: str) -> _Entry:
     if not isinstance(file_name, str):
         raise _UnusableError("pictures without a file name", f"picture {identity} has no `file_name`")
+    return _Entry(identity, [file_name], _asked_for(identity, caption), "caption")
+
+
+def _asked_for(identity: str, caption: str) -> list[tuple[str, str, int]]:
+    """A request for a caption, the same for the same picture, and the caption."""
     request = CAPTION_REQUESTS[sum(identity.encode("utf-8", "surrogatepass")) % len(CAPTION_REQUESTS)]
-    return _Entry(identity, [file_name], [("user", request, 1), ("assistant", caption.strip(), 0)], "caption")
+    return [("user", request, 1), ("assistant", caption.strip(), 0)]
 
 
 _READERS: dict[Format, Callable[[Path], Iterator[Callable[[], _Entry]]]] = {
@@ -299,6 +324,30 @@ _READERS: dict[Format, Callable[[Path], Iterator[Callable[[], _Entry]]]] = {
     "messages": _read_messages,
     "captions": _read_captions,
     "folder": _read_folder,
+}
+
+
+def _hub_entries(format: Format, source: HubDataset) -> Iterator[Callable[[], _Entry]]:
+    if format not in _ROW_READERS:
+        raise ValueError(f"rows of the hub are {', '.join(_ROW_READERS)}, not {format}")
+    for number, row in enumerate(source.rows()):
+        yield partial(_ROW_READERS[format], row, number)
+
+
+def _captioned_entry(row: Mapping[str, Any], number: int) -> _Entry:
+    caption = next((row[key] for key in ("caption", "text") if row.get(key)), "")
+    if isinstance(caption, list):
+        caption = caption[0]
+    if not isinstance(caption, str):
+        raise _UnusableError("messages without text", f"row {number} has the caption {caption!r:.60}")
+    name = str(row.get("id", number))
+    return _Entry(name, _pictures(row, f"row {number}"), _asked_for(name, caption), "caption")
+
+
+_ROW_READERS: dict[Format, Callable[[Any, int], _Entry]] = {
+    "llava": _llava_entry,
+    "messages": _messages_entry,
+    "captions": _captioned_entry,
 }
 
 
