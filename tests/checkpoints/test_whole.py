@@ -19,7 +19,18 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
         change_weight("projector.weight", spoil),
         "weights projector.weight in .* are not finite",
     ),
-    "a weight of another shape": (change_weight("projector.weight", reshape), "weights in .* cannot be read"),
+    "a weight of another shape": (
+        change_weight("projector.weight", reshape),
+        r"the weight projector.weight in .* has the shape \(128, 129\), its config.json says \(128, 128\)",
+    ),
+    "a configuration of a model beyond any memory": (
+        change_json("config.json", cross_attention_head_dim=2_000_000),
+        r"config.json says \(2000000,\)",
+    ),
+    "a generation config that asks for nonsense": (
+        change_json("generation_config.json", output_hidden_states={"a": 1}),
+        "output_hidden_states in a configuration in .* is neither true nor false",
+    ),
     "no weights": (lambda d: (d / "model.safetensors").unlink(), "weights in .* cannot be read"),
     "half the weights": (cut("model.safetensors"), "weights in .* cannot be read"),
     "no chat template": (lambda d: (d / "chat_template.jinja").unlink(), "has no chat template"),

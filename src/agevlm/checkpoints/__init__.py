@@ -129,7 +129,7 @@ def load_vlm(name: str | Path, device: str = "auto", dtype: str = "auto") -> tup
     from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
     from agevlm.modeling import register
-    from agevlm.modeling.loading import load_whole, reading
+    from agevlm.modeling.loading import check_shapes, load_whole, reading
 
     register()
     source = resolve_model(name)
@@ -145,6 +145,8 @@ def load_vlm(name: str | Path, device: str = "auto", dtype: str = "auto") -> tup
     place, kind = choose_device(device), _choose_dtype(dtype)
     with reading(source, "tokenizer and processor"):
         processor = AutoProcessor.from_pretrained(source)
+    if config.model_type in MODEL_TYPES and Path(source).is_dir():
+        check_shapes(AutoModelForImageTextToText, source)
     model = load_whole(AutoModelForImageTextToText, source, dtype=kind)
     if config.model_type in MODEL_TYPES:
         _check_fit(source, model, processor)
@@ -177,6 +179,13 @@ def _check_fit(source: str, model: Any, processor: Any) -> None:
         )
     if processor.tokenizer.pad_token_id is None:
         raise ValueError(f"the tokenizer in {source} has no padding token: copy or train the checkpoint again")
+    for asks in (model.config, model.config.get_text_config(), model.generation_config):
+        for key in ("output_attentions", "output_hidden_states"):
+            if not isinstance(getattr(asks, key, None), bool | None):
+                raise ValueError(
+                    f"{key} in a configuration in {source} is neither true nor false: "
+                    "copy or train the checkpoint again"
+                )
     known = max(model.get_input_embeddings().weight.shape[0], model.config.image_token_id + 1)
     if len(processor.tokenizer) > known:
         raise ValueError(

@@ -10,11 +10,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import chain
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from transformers import PreTrainedModel
+from safetensors import SafetensorError, safe_open
+from transformers import AutoConfig, PreTrainedModel
 
 _MAX_NAMED = 3  # tensors named in an error
 _AGAIN = "copy or train the checkpoint again"
@@ -44,6 +45,25 @@ def load_whole(
     if broken := not_finite(model):
         raise ValueError(f"the weights {_named(broken)} in {name} are not finite: {advice}")
     return model
+
+
+def check_shapes(kind: Any, source: str | PathLike[str]) -> None:
+    """ValueError where weights in a directory have other shapes than its configuration says; only headers are read.
+
+    transformers notices too, after it has taken memory for all that the configuration says. For checkpoints whose
+    weights are named as those of the model.
+    """
+    with reading(source, "configuration"), torch.device("meta"):
+        model = kind.from_config(AutoConfig.from_pretrained(source))
+    expected = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
+    for path in sorted(Path(source).glob("*.safetensors")):
+        with reading(source, "weights"), safe_open(path, "pt") as file:
+            known = sorted({*file.keys()} & expected.keys())
+            found = {name: tuple(file.get_slice(name).get_shape()) for name in known}
+        for name, shape in found.items():
+            if shape != expected[name]:
+                says = f"its config.json says {expected[name]}"
+                raise ValueError(f"the weight {name} in {source} has the shape {shape}, {says}: {_AGAIN}")
 
 
 def not_finite(model: PreTrainedModel) -> list[str]:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from agevlm.data.images import upright_bytes
+from agevlm.data.images import ImageError, upright_bytes
 from agevlm.data.masks import check_mask, mask_box
 from agevlm.data.rows import Record
 from agevlm.data.schema import RLE, AnnotatedImage, Instance
@@ -23,9 +23,13 @@ def export_coco(directory: str | Path, records: Iterable[Record]) -> Path:
     """Write the pictures and masks of a dataset as COCO files, see `write_coco`.
 
     A picture's instances are the annotated ones where there are any, else the masks of its phrases: the category is the
-    phrase in small letters, and a mask that two conversations share is one instance. Pictures are written upright.
+    phrase in small letters, and a mask that two conversations share is one instance. Pictures are written upright; one
+    that cannot be read is a ValueError.
     """
-    return write_coco(directory, (pair for record in records for pair in _pictures(record)))
+    try:
+        return write_coco(directory, (pair for record in records for pair in _pictures(record)))
+    except ImageError as error:
+        raise ValueError(f"{error}; nothing is written to {directory}") from error
 
 
 def _pictures(record: Record) -> Iterator[tuple[AnnotatedImage, bytes]]:
