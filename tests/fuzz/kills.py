@@ -280,6 +280,12 @@ def fill_disks(work: Work, root: Path, sizes: int) -> tuple[str, list[str]]:
     return kind, faults
 
 
+def _told(name: str, faults: list[str]) -> list[str]:
+    for fault in faults:
+        print(f"{name}: {fault}", file=sys.stderr, flush=True)
+    return faults
+
+
 def main() -> None:
     """`make kill`."""
     sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -302,12 +308,11 @@ def main() -> None:
                 trial = kill_at_random(work, root, asked.moments, chance)
                 struck = ", ".join(f"{number} {name}" for name, number in sorted(trial.struck.items()))
                 print(f"| {work.name} | {trial.seconds:.1f} | {struck} | {len(trial.faults)} |", flush=True)
-                faults += [f"{work.name}: {fault}" for fault in trial.faults]
+                faults += _told(work.name, trial.faults)
         if asked.sizes:
             kind, found = fill_disks(made[0], root, asked.sizes)
             print(f"| training on {kind} of {asked.sizes} sizes | | | {len(found)} |")
-            faults += [f"full disk: {fault}" for fault in found]
-    print("\n".join(faults))
+            faults += _told("full disk", found)
     sys.exit(1 if faults else 0)
 
 

@@ -49,6 +49,7 @@ def assert_same_run(out: Path, whole: Path) -> None:
     assert [line["global_step"] for line in read_losses(out)] == list(range(1, 15))
     for name in ("1-cross", "2-instruct", "model"):
         assert_same_weights(out / name, whole / name)
+        assert (out / name / "config.json").read_text() == (whole / name / "config.json").read_text()
     assert sorted(path.name for path in out.iterdir()) == sorted(path.name for path in whole.iterdir())
 
 
@@ -120,7 +121,9 @@ def test_a_kill_in_the_middle_of_a_checkpoint_leaves_the_older_one_whole(
     assert_same_run(tmp_path, whole)
 
 
-@pytest.mark.parametrize(("method", "time_"), [("_record", 1), ("_save", 1), ("_save", 2), ("_measure", 1)])
+@pytest.mark.parametrize(
+    ("method", "time_"), [("_record", 1), ("_save", 1), ("_save", 2), ("_save", 3), ("_measure", 1)]
+)
 def test_a_kill_between_stages_goes_on(
     method: str, time_: int, foundation: Path, tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
