@@ -59,7 +59,12 @@ def test_what_came_of_photographs() -> None:
     domains = load("results/photographs.json")["domains"]
     page = (ROOT / "docs" / "results" / "photographs.md").read_text(encoding="utf-8")
     told = table(page, "| test pictures: arm | random | adversarial | false yes | pointing | null token AUROC |")
-    arms = {"AGE +": "age_plus", "cross-attention, unguided": "cross_attention"}
+    arms = {
+        "AGE +": "age_plus",
+        "cross-attention, unguided": "cross_attention",
+        "concatenation, guided": "concat_guided",
+        "concatenation, unguided": "concat",
+    }
     pictures = {"COCO": "coco", "rooms": "indoor", "clothing": "clothing"}
     names = ("pope.random.accuracy", "pope.adversarial.accuracy", "pope.adversarial.false_yes_ratio")
     names = (*names, "pointing.accuracy", "null_token.auroc")
@@ -73,6 +78,7 @@ def test_what_came_of_photographs() -> None:
         f"{where}: {arm}": [cell(domains[key]["arms"][of], name) for name in names]
         for where, key in pictures.items()
         for arm, of in arms.items()
+        if of in domains[key]["arms"]
     }
 
 
