@@ -175,9 +175,9 @@ def parquet(corpus: Path, work: Path, plan: Plan) -> None:
         rows = change_values(rows_of(corpus / "parquet" / "data"), plan)
         try:
             table = pa.Table.from_pylist(rows, schema=arrow_schema() if plan.choice & 1 else None)
+            pq.write_table(table, shard)
         except Exception:  # no such file can be written
             return
-        pq.write_table(table, shard)
     _check_accepted(work, inspected=True)
 
 
