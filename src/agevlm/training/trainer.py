@@ -63,7 +63,8 @@ class StageTrainer(Trainer):
         self._divides = shard
         args._n_gpu = min(args.n_gpu, 1)  # a process trains on one GPU: nn.DataParallel would make batches larger
         super().__init__(args=args, **kwargs)
-        vars(self.model.config).pop("use_cache", None)  # Trainer's note for itself, which would be saved
+        if (config := getattr(self.model, "config", None)) is not None:
+            vars(config).pop("use_cache", None)  # Trainer's note for itself, which would be saved
         self.stage, self.on_step, self.files = stage, on_step, files
         self.loss_is_scaled_for_ga = True  # both losses are divided by counts over the whole accumulated batch
         self.asked_to_stop: Asked = lambda: False
