@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 from pycocotools.coco import COCO
 from typer.testing import CliRunner
 
 from agevlm.cli import app
 from agevlm.data.formats.coco import read_coco
+from agevlm.data.formats.coco_export import export_coco
 from agevlm.data.masks import decode_mask, encode_mask
 from agevlm.data.parquet import Record, write_parquet
 from agevlm.data.schema import RLE, Conversation, Grounding, ImageSource, Message, Sample
@@ -59,3 +62,12 @@ def test_masks_of_phrases_become_instances_of_upright_pictures(tmp_path: Path) -
         assert pixels[4, :, 0].min() > 200 and pixels[15, :, 0].max() < 60
     coco = COCO(str(tmp_path / "coco" / "instances.json"))
     assert coco.annToMask(coco.anns[1]).tolist() == decode_mask(make_mask(2)).tolist()
+
+
+def test_a_picture_that_cannot_be_read_is_named_and_nothing_is_written(tmp_path: Path) -> None:
+    whole = make_record(0, turned=False)
+    image = replace(whole.sample.images[0], id="broken", data=b"nothing")
+    records = [whole, Record(replace(whole.sample, id="1", images=(image,)))]
+    with pytest.raises(ValueError, match=r"image broken: not an image .*; nothing is written to .*coco"):
+        export_coco(tmp_path / "coco", records)
+    assert not list(tmp_path.iterdir())
