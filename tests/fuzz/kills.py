@@ -38,6 +38,7 @@ _CHANGING = (
     "time",
     "time_s",
     "seconds",
+    "seconds_per_step",
     "provenance",
     "environment",
     "git",
