@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import io
+import time
+from collections.abc import Callable
 from typing import Any
 
 from PIL import Image
@@ -41,3 +43,11 @@ def endless() -> tuple[str, Any, Any]:
     processor = make_processor()
     processor.tokenizer.eos_token = None
     return "endless", model, processor
+
+
+def wait_until(condition: Callable[[], bool], seconds: float) -> None:
+    """Wait for what must come to be within so many seconds."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.02)

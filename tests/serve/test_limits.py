@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import pytest
 from PIL import Image
-from tiny_served import asked, data_url, endless, scene
+from tiny_served import asked, data_url, endless, scene, wait_until
 
 from agevlm.serve.limits import Limits
 from agevlm.serve.server import Settings, in_background, listen
@@ -229,13 +229,6 @@ def test_a_client_that_goes_away_frees_its_place(stream: bool) -> None:
         wait_until(lambda: engine.num_running == 0 and engine.num_waiting == 0, 20)  # of 30 for all tokens
         written = engine.metrics.text().decode()
         assert 'agevlm_answers_total{model="endless"}' not in written
-
-
-def wait_until(condition: Any, seconds: float) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.02)
 
 
 def test_a_port_in_use_and_a_host_that_is_not_there() -> None:

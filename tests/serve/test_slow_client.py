@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
-from tiny_served import asked, endless
+from tiny_served import asked, endless, wait_until
 
 import agevlm.serve.server as server
 from agevlm.serve.limits import Limits
@@ -83,13 +83,6 @@ def _received(client: socket.socket) -> bytes:
         client.settimeout(20)
         client.sendall(b"?")
         return client.recv(65536)
-
-
-def wait_until(condition: Any, seconds: float) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.02)
 
 
 def test_one_that_reads_slowly_gets_all_of_it(small_buffers: Any) -> None:

@@ -146,7 +146,7 @@ def load_vlm(name: str | Path, device: str = "auto", dtype: str = "auto") -> tup
     with reading(source, "tokenizer and processor"):
         processor = AutoProcessor.from_pretrained(source)
     if config.model_type in MODEL_TYPES and Path(source).is_dir():
-        check_shapes(AutoModelForImageTextToText, source)
+        check_shapes(AutoModelForImageTextToText, source, config)
     model = load_whole(AutoModelForImageTextToText, source, dtype=kind)
     if config.model_type in MODEL_TYPES:
         _check_fit(source, model, processor)

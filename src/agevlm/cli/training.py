@@ -62,12 +62,13 @@ def report(
 
 def show_recipe(recipe: Recipe, overrides: Overrides = None) -> None:
     """Print a recipe, or a comparison, with every default filled in."""
-    from agevlm.comparison.recipe import is_comparison, load_comparison
-    from agevlm.training.recipe import dump_recipe, load_recipe
+    from agevlm.comparison.recipe import load_comparison
+    from agevlm.documents import read_yaml
+    from agevlm.training.recipe import dump_recipe, is_comparison, load_recipe
     from agevlm.training.recipe_files import resolve_recipe
 
     path = resolve_recipe(recipe)
-    load = load_comparison if is_comparison(path) else load_recipe
+    load = load_comparison if is_comparison(read_yaml(path)) else load_recipe
     typer.echo(dump_recipe(load(path, overrides or ())), nl=False)
 
 

@@ -263,12 +263,6 @@ def load_comparison(path: Path, overrides: Sequence[str] = (), *, quick: bool = 
         raise ValueError("\n".join(f"{path}: {line}" for line in explain(error, ComparisonRecipe))) from error
 
 
-def is_comparison(path: Path) -> bool:
-    """Whether a file holds a comparison, and not the recipe of one training."""
-    content = read_yaml(path) if path.is_file() else None
-    return isinstance(content, dict) and "arms" in content
-
-
 def _read(path: Path, extending: tuple[Path, ...] = ()) -> dict[str, Any]:
     """The content of a file, on top of what it extends: `set` changes that key by key, `arms` come beside its own."""
     if path.resolve() in extending:

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 _MAX_NAMED = 3  # tensors named in an error
 _AGAIN = "copy or train the checkpoint again"
@@ -47,14 +47,14 @@ def load_whole(
     return model
 
 
-def check_shapes(kind: Any, source: str | PathLike[str]) -> None:
-    """ValueError where weights in a directory have other shapes than its configuration says; only headers are read.
+def check_shapes(kind: Any, source: str | PathLike[str], config: Any) -> None:
+    """ValueError where weights in a directory have other shapes than its `config` says; only headers are read.
 
     transformers notices too, after it has taken memory for all that the configuration says. For checkpoints whose
     weights are named as those of the model.
     """
     with reading(source, "configuration"), torch.device("meta"):
-        model = kind.from_config(AutoConfig.from_pretrained(source))
+        model = kind.from_config(config)
     expected = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
     for path in sorted(Path(source).glob("*.safetensors")):
         with reading(source, "weights"), safe_open(path, "pt") as file:

@@ -388,12 +388,17 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), seed: int | Non
     content = read_yaml(path)
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds {type(content).__name__}, a recipe is a mapping with the key stages")
-    if "arms" in content:
+    if is_comparison(content):
         raise ValueError(f"{path} is a comparison of several runs: train it with agevlm compare run")
     content = apply_overrides(content, overrides)
     if seed is not None:
         content["seed"] = seed
     return parse_recipe(content, str(path))
+
+
+def is_comparison(content: Any) -> bool:
+    """Whether this is the content of a comparison's file, and not of one training's."""
+    return isinstance(content, dict) and "arms" in content
 
 
 def parse_recipe(content: dict[str, Any], name: str) -> Recipe:

@@ -197,9 +197,12 @@ def _image(image: str | bytes, root: Path, identity: str, allow_outside: bool) -
 # ----------------------------------------------------------------------------------------------------------- formats
 
 
+def _numbered(read: Callable[[Any, int], _Entry], rows: Iterable[Any]) -> Iterator[Callable[[], _Entry]]:
+    return (partial(read, row, number) for number, row in enumerate(rows))
+
+
 def _read_llava(source: Path) -> Iterator[Callable[[], _Entry]]:
-    for number, entry in enumerate(_json_list(source)):
-        yield partial(_llava_entry, entry, number)
+    yield from _numbered(_llava_entry, _json_list(source))
 
 
 def _llava_entry(entry: Any, number: int) -> _Entry:
@@ -217,8 +220,7 @@ def _llava_entry(entry: Any, number: int) -> _Entry:
 
 
 def _read_messages(source: Path) -> Iterator[Callable[[], _Entry]]:
-    for number, row in enumerate(_rows(source)):
-        yield partial(_messages_entry, row, number)
+    yield from _numbered(_messages_entry, _rows(source))
 
 
 def _messages_entry(row: Any, number: int) -> _Entry:
@@ -330,8 +332,7 @@ _READERS: dict[Format, Callable[[Path], Iterator[Callable[[], _Entry]]]] = {
 def _hub_entries(format: Format, source: HubDataset) -> Iterator[Callable[[], _Entry]]:
     if format not in _ROW_READERS:
         raise ValueError(f"rows of the hub are {', '.join(_ROW_READERS)}, not {format}")
-    for number, row in enumerate(source.rows()):
-        yield partial(_ROW_READERS[format], row, number)
+    yield from _numbered(_ROW_READERS[format], source.rows())
 
 
 def _captioned_entry(row: Mapping[str, Any], number: int) -> _Entry:

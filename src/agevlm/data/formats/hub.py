@@ -37,8 +37,6 @@ class HubDataset:
             for row in stream.decode(False):
                 yield row
                 number += 1
-        except GeneratorExit:
-            raise
         except Exception as error:  # of the network, of fsspec, of builders: there is no end of kinds
             line = " ".join(str(error).split())[:300] or type(error).__name__
             raise ValueError(f"{self}: cannot be read after {number} rows ({line})") from error
