@@ -67,15 +67,20 @@ def prefill(model: Any, batch: dict[str, Any]) -> Work:
     return run
 
 
-def take_turns(arms: dict[str, Work], turns: int, warmup: int = 1) -> dict[str, dict[str, list[float]]]:
-    """Seconds of each arm in each turn, on the clock and of the processor; who begins a turn rotates."""
+def take_turns(arms: dict[str, Work], turns: int) -> dict[str, dict[str, list[float]]]:
+    """Seconds of each arm in each turn, on the clock and of the processor; who begins a turn rotates.
+
+    Each arm runs once before it is timed, as it would in a loop of its own: what ran before leaves the memory cold, and
+    a rotation does not change who follows whom.
+    """
     names = list(arms)
     times: dict[str, dict[str, list[float]]] = {clock: {name: [] for name in names} for clock in ("wall", "processor")}
-    for turn in range(warmup + turns):
+    for turn in range(turns):
         at = turn % len(names)
         for name in names[at:] + names[:at]:
+            arms[name]()
             for clock, found in zip(times, clocks(arms[name]), strict=True):
-                times[clock][name] += [found] if turn >= warmup else []
+                times[clock][name].append(found)
     return times
 
 

@@ -23,6 +23,7 @@ from agevlm.comparison.jobs import Job, run_jobs
 from agevlm.comparison.readings import difference
 from agevlm.comparison.recipe import ComparisonRecipe, load_comparison
 from agevlm.comparison.run import compare, costs_job, equal_time_factors, foundation_jobs, training_jobs
+from agevlm.comparison.run import test_jobs as jobs_of_tests
 from agevlm.comparison.summary import summarise
 from agevlm.data.scenes import WorldSpec
 from agevlm.data.scenes.export import export_parquet
@@ -498,6 +499,17 @@ def test_jobs_come_seed_by_seed(content: dict[str, Any], tmp_path: Path) -> None
     jobs = training_jobs(ComparisonRecipe.model_validate(content), tmp_path, ["age", "concat"])
     assert [job.name for job in jobs] == ["age 0", "concat 0", "age 1"]
     assert jobs[0].num_steps == 6
+
+
+@pytest.mark.parametrize("outside", [False, True])
+def test_tests_take_pictures_from_outside_where_the_evaluation_does(
+    content: dict[str, Any], tmp_path: Path, outside: bool
+) -> None:
+    evaluation = content["common"]["evaluation"] | {"allow_outside": outside}
+    content = content | {"common": content["common"] | {"evaluation": evaluation}}
+    recipe = ComparisonRecipe.model_validate(content)
+    job = jobs_of_tests(recipe, training_jobs(recipe, tmp_path, ["age"])[0])[0]
+    assert ("--allow-outside" in job.arguments) == outside
 
 
 def test_jobs_side_by_side_begin_with_seeds_of_their_own(content: dict[str, Any], tmp_path: Path) -> None:

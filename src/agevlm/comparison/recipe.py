@@ -113,7 +113,8 @@ class ComparisonRecipe(Strict):
     equal_time: EqualTimeRecipe | None = None
     """Every arm once more at equal time. Null: not."""
     tests: dict[str, Path] = Field(default_factory=dict)
-    """Name → dataset that every run is measured on besides; each has figures of its own, under `domains`."""
+    """Name → dataset that every run is measured on besides; each has figures of its own, under `domains`. Pictures from
+    outside of its directory are taken where `evaluation.allow_outside` is true."""
     analyse: bool = True
     """Measure each run along its training too, and similarity."""
     costs: tuple[int, ...] = ()

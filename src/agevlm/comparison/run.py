@@ -200,12 +200,13 @@ def analysis_jobs(run: Job) -> list[Job]:
 
 
 def test_jobs(recipe: ComparisonRecipe, run: Job) -> list[Job]:
-    """A job for each dataset that a run is measured on besides, once it is done."""
-    directory = run.done.parent
+    """A job for each dataset that a run is measured on besides, once done; pictures as its `evaluation` takes them."""
+    directory, asked = run.done.parent, load_recipe(run.arguments[1]).evaluation
+    outside = ("--allow-outside",) if asked is not None and asked.allow_outside else ()
     jobs = []
     for name, dataset in recipe.tests.items():
         out = tests_directory(directory, name)
-        arguments = ("evaluate", str(directory / "model"), "--benchmark", str(dataset), "--out", str(out))
+        arguments = ("evaluate", str(directory / "model"), "--benchmark", str(dataset), "--out", str(out), *outside)
         jobs.append(Job(f"{name} of {run.name}", arguments, out / "metrics.json", run.log, after=run.done))
     return jobs
 
