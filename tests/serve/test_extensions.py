@@ -13,6 +13,8 @@ from tiny_served import asked, scene
 
 from agevlm.analysis.attention import look
 from agevlm.analysis.figures import enlarge, overlay
+from agevlm.serve.looking import in_batches
+from agevlm.serve.server import Settings, in_background
 from agevlm.vlms import Vlm
 
 QUESTION = "what is in the picture?"
@@ -76,3 +78,20 @@ def test_many_answers_are_scored_in_batches(served: Any) -> None:
     assert len(reply["answers"]) == 40
     reply = post(served, "/v1/answers", messages=asked(scene(), "?"), answers=["x"] * 65)
     assert reply.status_code == 400
+
+
+def test_answers_are_read_as_many_at_once_as_the_budget_allows() -> None:
+    rows = [[0] * length for length in (10, 10, 3000, 1200, 10, 5000)]
+    assert list(in_batches(rows, 100)) == [slice(0, 2), slice(2, 3), slice(3, 5), slice(5, 6)]
+
+
+def test_drawn_examples_are_for_models_that_may_know_them(tiny: tuple[str, Any, Any]) -> None:
+    model = tiny[1]
+    try:
+        with in_background([tiny], Settings(port=0)) as (url, _):
+            shown = httpx.get(f"{url}/examples").json()
+            model.config.known_words = ["sofa", "lamp"]
+            assert httpx.get(f"{url}/examples").json() == []
+    finally:
+        model.config.known_words = None
+    assert len(shown) == 6

@@ -86,7 +86,6 @@ def cut_off() -> str:
         ({"stop": list("abcde")}, "one to 4"),
         ({"top_logprobs": 3}, "needs logprobs"),
         ({"frequency_penalty": 1.5}, "frequency_penalty"),
-        ({"tools": [{"type": "function"}]}, "tools"),
         ({"response_format": {"type": "json_object"}}, "response_format"),
         ({"top_k": 5}, "top_k is not supported"),
         ({"messages": []}, "messages"),
@@ -112,6 +111,15 @@ def cut_off() -> str:
         ({"messages": [{"role": "user", "content": "a \ud800 fish"}]}, "half a surrogate pair"),
         ({"model": "\udfff"}, "half a surrogate pair"),
         ({"\ud800": 1}, "half a surrogate pair"),
+        ({"messages": asked(None, "a" * 1_500_000)}, "1,500,000 characters is too many tokens"),
+        ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "content.0: type is 'image'; expected one"),
+        ({"messages": [{"role": "user", "content": [{"text": "x"}]}]}, "content.0: its type is missing"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}]}, "0.image_url: expect"),
+        ({"messages": [{"role": "user"}]}, "messages.0.content: is missing"),
+        ({"attention": {"layers": [-1]}}, "attention.layers.0: Input should be greater"),
+        ({"attention": {"x": 1}}, "attention.x is not supported"),
+        ({"tools": [{"type": "function"}]}, "tools is not supported here: leave it out"),
+        ({"max_completion_tokens": 10**9}, "max_completion_tokens is 1000000000; the limit here is 64"),
     ],
 )
 def test_a_request_that_cannot_be_answered(narrow: Any, change: dict[str, Any], what: str) -> None:
@@ -170,7 +178,14 @@ def test_the_key(narrow: Any, key: str | None) -> None:
 
 @pytest.mark.parametrize(
     ("method", "path", "status"),
-    [("GET", "/nothing", 404), ("GET", CHAT, 405), ("POST", "/health", 405), ("GET", "/v1/x", 404)],
+    [
+        ("GET", "/nothing", 404),
+        ("GET", CHAT, 405),
+        ("POST", "/health", 405),
+        ("GET", "/v1/x", 404),
+        ("GET", "/examples/99.png", 404),
+        ("GET", "/examples/-1.png", 404),
+    ],
 )
 def test_other_places(narrow: Any, method: str, path: str, status: int) -> None:
     headers = {"Authorization": "Bearer secret"}
@@ -207,6 +222,33 @@ def test_an_answer_that_takes_too_long(tiny: tuple[str, Any, Any], monkeypatch: 
         monkeypatch.setattr(slow[1][0]._decoder, "step", lambda *args: (time.sleep(0.5), step(*args))[1])
         status, message = refusal(post(slow, messages=asked(scene(), "what is in the picture?")))
         assert (status, "longer than the 0.3 seconds" in message) == (504, True)
+
+
+@pytest.mark.parametrize(
+    ("path", "asked_for"), [("/v1/answers", {"answers": ["yes", "no"]}), ("/v1/looks", {"answer": "yes"})]
+)
+def test_an_extension_that_takes_too_long(
+    tiny: tuple[str, Any, Any], monkeypatch: pytest.MonkeyPatch, path: str, asked_for: dict[str, Any]
+) -> None:
+    with in_background([tiny], Settings(port=0, limits=Limits(max_request_s=0.3))) as slow:
+        call = slow[1][0].call
+        monkeypatch.setattr(slow[1][0], "call", lambda run: call(lambda: (time.sleep(0.5), run())[1]))
+        status, message = refusal(post(slow, path, messages=asked(scene(), "is there a fish?"), **asked_for))
+        assert (status, "longer than the 0.3 seconds" in message) == (504, True)
+
+
+@pytest.mark.parametrize("words", [600, 20_000])
+@pytest.mark.parametrize(("path", "field"), [("/v1/answers", "answers"), ("/v1/looks", "answer")])
+def test_a_given_answer_that_is_longer_than_the_context(narrow: Any, path: str, field: str, words: int) -> None:
+    answer = "fish " * words
+    status, message = refusal(post(narrow, path, **{field: [answer] if field == "answers" else answer}))
+    assert (status, "the context of this model takes 512" in message) == (400, True)
+
+
+def test_what_is_null_is_not_asked_for(narrow: Any) -> None:
+    nulls = dict.fromkeys(("temperature", "top_p", "n", "attention", "stop", "max_tokens", "tools", "logprobs"))
+    asks_for_nothing = {"tool_choice": "none", "parallel_tool_calls": False, "tools": []}
+    assert post(narrow, **(nulls | asks_for_nothing)).status_code == 200
 
 
 @pytest.mark.parametrize("stream", [True, False])

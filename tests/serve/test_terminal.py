@@ -57,7 +57,7 @@ def test_it_answers_describes_and_draws(
     plain = said(tiny, "what is in the picture?", "is there a zebra?", "/look picture", picture=file)
     assert "a scene.png: 192 × 96 pixels" in plain
     assert "\x1b" not in plain
-    assert re.search(r"in the brightest cell", plain)
+    assert re.search(r"of its attention in one cell", plain)
     shown = said(tiny, "what is in the picture?", out=Terminal(), picture=file)
     rows = [line for line in shown.split("\n") if "▀" in line]
     assert {row.count("▀") for row in rows} == {48}
@@ -70,14 +70,19 @@ def test_what_goes_wrong_is_said_and_the_talk_goes_on(tiny: tuple[str, Any, Any]
         "/picture none.png",
         "/nothing",
         "/look fish",
+        "/picture",
         "<image>",
         "/help",
         f"/picture '{file}'",
+        "/look fish",
         "is there a fish?",
     )
+    assert "error: no word 'fish' was looked at; ask about something first" in heard
     assert "error: none.png: there is no such file" in heard
     assert "error: there is no command /nothing" in heard
-    assert "error: no word 'fish' was looked at" in heard
+    assert heard.startswith("No picture yet: /picture FILE takes one.")
+    assert "error: there is no picture to look at" in heard
+    assert "error: /picture needs the name of a file" in heard
     assert "stands for a picture" in heard
     assert heard.rstrip().splitlines()[-1].startswith(("*", " "))
     assert re.search(r"^(yes|no)$", heard, re.MULTILINE)

@@ -6,9 +6,10 @@ import asyncio
 import contextlib
 import pathlib
 import time
-from typing import Annotated, Any
+from collections.abc import Sequence
+from typing import Any
 
-from fastapi import FastAPI, Path, Request
+from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, Response
 from starlette.exceptions import HTTPException
@@ -34,7 +35,7 @@ def build_app(service: Service) -> FastAPI:
     _add_api(app, service)
     _add_extensions(app, service)
     _add_state(app, service)
-    _add_examples(app)
+    _add_examples(app, service)
     _add_page(app)
     return app
 
@@ -73,7 +74,7 @@ def _add_extensions(app: FastAPI, service: Service) -> None:
     @app.post("/v1/answers", responses=_REFUSALS)
     async def answers(request: AnswersRequest, http: Request) -> JSONResponse:
         """How probable each of the given answers is (extension)."""
-        return JSONResponse(await until_gone(service.answers(request), http.receive))
+        return JSONResponse(await until_gone(service.answers(request, time.monotonic()), http.receive))
 
 
 def _add_state(app: FastAPI, service: Service) -> None:
@@ -89,30 +90,33 @@ def _add_state(app: FastAPI, service: Service) -> None:
         return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
-def _add_examples(app: FastAPI) -> None:
+def _add_examples(app: FastAPI, service: Service) -> None:
     @app.get("/examples")
     async def all_examples() -> list[dict[str, Any]]:
-        """Pictures to begin with, drawn by the package."""
+        """Pictures to begin with, drawn by the package; none where no model knows what they show."""
         drawn = await asyncio.to_thread(lambda: [example(number) for number in range(NUM_EXAMPLES)])
         return [
             {"url": f"/examples/{number}.png", "title": one.title, "questions": one.questions}
             for number, one in enumerate(drawn)
+            if service.knows(one.things)
         ]
 
     @app.get("/examples/{number}.png", responses={200: {"content": {"image/png": {}}}, 404: {"model": ErrorReply}})
-    async def example_picture(number: Annotated[int, Path(ge=0, lt=NUM_EXAMPLES)]) -> Response:
+    async def example_picture(number: int) -> Response:
         """One of them."""
+        if not 0 <= number < NUM_EXAMPLES:
+            raise ApiError(404, f"there is no example {number}: they are 0 to {NUM_EXAMPLES - 1}")
         return Response((await asyncio.to_thread(example, number)).png, media_type="image/png")
 
 
 def _add_page(app: FastAPI) -> None:
     files = {path.name: path for path in PAGE.iterdir()}
 
-    @app.get("/", include_in_schema=False)
+    @app.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
     async def page() -> FileResponse:
         return FileResponse(files["index.html"], headers=_FRESH)
 
-    @app.get("/{name}", include_in_schema=False)
+    @app.api_route("/{name}", methods=["GET", "HEAD"], include_in_schema=False)
     async def page_file(name: str) -> FileResponse:
         if name not in files:
             raise ApiError(404, f"there is nothing at /{name}")
@@ -140,17 +144,40 @@ def _handle_errors(app: FastAPI) -> None:
 
 
 def _explained(error: RequestValidationError) -> ApiError:
-    """The first thing that is wrong with a body, as one sentence."""
-    first = error.errors()[0]
-    place = [str(part) for part in first["loc"] if part != "body"]
+    """What is wrong with a body, as one sentence: of a field with several forms, of the form that was meant."""
+    first = max(error.errors(), key=lambda one: len(one["loc"]))
+    place = _place(first["loc"])
     if first["type"] == "json_invalid":
         return bad_request(f"the body is not JSON: {first.get('ctx', {}).get('error', first['msg'])}")
     if not place and first["type"] in ("model_attributes_type", "missing"):
         return bad_request("the body is no JSON object: send one, with Content-Type: application/json")
     name = ".".join(place) or None
-    if first["type"] == "extra_forbidden":
+    if first["type"] == "extra_forbidden" or (first["type"] == "too_long" and first["ctx"]["max_length"] == 0):
         return bad_request(f"{name} is not supported here: leave it out", name, "unsupported_parameter")
-    return bad_request(f"{name or 'the body'}: {first['msg'].removeprefix('Value error, ')}", name)
+    said = _SENTENCES.get(first["type"], "").format_map(first.get("ctx", {})) or first["msg"]
+    return bad_request(f"{name or 'the body'}: {said.removeprefix('Value error, ')}", name)
+
+
+_SENTENCES = {  # pydantic's types of errors → what they mean to somebody who has never heard of it
+    "missing": "is missing",
+    "model_attributes_type": "expected an object",
+    "dict_type": "expected an object",
+    "list_type": "expected a list",
+    "string_type": "expected a text",
+    "union_tag_invalid": "type is {tag!r}; expected one of {expected_tags}",
+    "union_tag_not_found": "its type is missing",
+    "too_long": "has {actual_length}; at most {max_length} are taken",
+    "too_short": "has {actual_length}; at least {min_length} are needed",
+}
+
+
+def _place(location: Sequence[str | int]) -> list[str]:
+    """Where in a body something is, without the names of the forms that it might have."""
+    found: list[str] = []
+    for part in map(str, location):
+        form = "[" in part or part in ("body", "str", "bool", "Attention") or part == (found[-1:] or [""])[0]
+        found += [] if form else [part]
+    return found
 
 
 class EventStream(Response):

@@ -25,6 +25,19 @@ class Conversation:
     messages: tuple[Message, ...]
 
 
+def context_of(vlm: Vlm) -> int | None:
+    """The most tokens of a conversation and its answer; None where the model does not tell."""
+    found: int | None = getattr(vlm.model.config.get_text_config(), "max_position_embeddings", None)
+    return found
+
+
+def too_long(what: str, context: int, param: str) -> ApiError:
+    """What does not fit the context."""
+    return bad_request(
+        f"{what}; the context of this model takes {context} in all: shorten it", param, "context_length_exceeded"
+    )
+
+
 async def gather(
     messages: Sequence[ChatMessage], limits: Limits, get: Callable[[str], Awaitable[Encoded]]
 ) -> tuple[tuple[Message, ...], tuple[Encoded, ...]]:

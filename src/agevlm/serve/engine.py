@@ -20,17 +20,16 @@ import torch
 
 from agevlm.serve.asks import Ask, Begun, Failed, Writing
 from agevlm.serve.decoding import Decoder, Rows
-from agevlm.serve.errors import ApiError, StoppingError, TooBusyError
+from agevlm.serve.errors import ApiError, LateError, StoppingError, TooBusyError
 from agevlm.serve.eyes import Eyes
 from agevlm.serve.limits import Limits
-from agevlm.serve.looking import words_seen
+from agevlm.serve.looking import MAX_READ_TOKENS, words_seen
 from agevlm.serve.memories import Seen
 from agevlm.serve.metrics import Silent
 from agevlm.serve.pictures import Encoded
 from agevlm.serve.whole import write_whole
 from agevlm.vlms import Vlm
 
-_MAX_READ_TOKENS = 4096  # of the prompts that are read at once, padding included: rows that run wait for it
 _PATIENCE_STEPS = 4  # that a newcomer waits for company
 _SMALL = 30_000_000  # weights
 _log = logging.getLogger("agevlm.serve")
@@ -51,7 +50,8 @@ class Engine:
     def __init__(self, name: str, model: Any, processor: Any, limits: Limits, metrics: Silent | None = None) -> None:
         self.name, self.limits, self.vlm = name, limits, Vlm(model, processor)
         self.metrics = metrics or Silent()
-        self.remembers = model.config.model_type == "agevlm"
+        family = self.vlm.family
+        self.remembers = family is not None and family.cross and family.remember is not None  # keys and values
         self._eyes = Eyes(name, self.vlm, limits, self.metrics, self.remembers)
         self.memories = self._eyes.memories
         pad = processor.tokenizer.pad_token_id
@@ -176,7 +176,7 @@ class Engine:
                 self._asks.popleft()
                 continue
             longest = max(longest, len(ask.ids))
-            if ask.num_choices > places or (newcomers and longest * (len(newcomers) + 1) > _MAX_READ_TOKENS):
+            if ask.num_choices > places or (newcomers and longest * (len(newcomers) + 1) > MAX_READ_TOKENS):
                 break
             places -= ask.num_choices
             newcomers.append(self._asks.popleft())
@@ -196,7 +196,7 @@ class Engine:
         """Whether nobody waits for an ask any more; one that is late is told so."""
         if ask.late and not ask.cancelled:
             ask.cancelled = True
-            ask.tell(Failed(_late(self.limits)))
+            ask.tell(Failed(LateError(self.limits.max_request_s)))
         return ask.cancelled
 
     def _begin(self, asks: Sequence[Ask]) -> None:
@@ -306,7 +306,3 @@ class _Job:
             self.future.set_result(self._function())
         except Exception as error:
             self.future.set_exception(error)
-
-
-def _late(limits: Limits) -> ApiError:
-    return ApiError(504, f"the answer took longer than the {limits.max_request_s:g} seconds it may take here")

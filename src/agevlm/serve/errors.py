@@ -58,6 +58,13 @@ class StoppingError(ApiError):
         super().__init__(503, "the server is shutting down: ask another one, or try again later", retry_s=5)
 
 
+class LateError(ApiError):
+    """A request took longer than it may."""
+
+    def __init__(self, most_s: float) -> None:
+        super().__init__(504, f"the answer took longer than the {most_s:g} seconds it may take here")
+
+
 def bad_request(message: str, param: str | None = None, code: str | None = None) -> ApiError:
     """A request that cannot be answered as it stands."""
     return ApiError(400, message, param=param, code=code)

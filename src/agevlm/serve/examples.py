@@ -13,11 +13,16 @@ _ABSENT = ("fish", "boat", "cup", "tree", "key")  # asked for where they are not
 
 @dataclass(frozen=True)
 class Example:
-    """A drawn scene as a PNG, a line that says what it shows, and questions about it."""
+    """A drawn scene as a PNG, the things in it, and questions about it."""
 
     png: bytes
-    title: str
+    things: tuple[str, ...]
     questions: tuple[str, ...]
+
+    @property
+    def title(self) -> str:
+        """A line that says what it shows."""
+        return "a drawn scene: " + ", ".join(self.things)
 
 
 @lru_cache(maxsize=NUM_EXAMPLES)
@@ -38,4 +43,4 @@ def example(number: int) -> Example:
         f"is there a {absent}?",
         f"where is the {things[-1]}?",
     )
-    return Example(png_bytes(scene.image), "a drawn scene: " + ", ".join(things), questions)
+    return Example(png_bytes(scene.image), tuple(things), questions)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -19,12 +19,12 @@ from PIL import Image
 
 from agevlm.analysis.attention import decode_with_offsets, object_words
 from agevlm.data.chat import tokens_of_span
-from agevlm.serve.conversations import Conversation
+from agevlm.serve.conversations import Conversation, context_of, too_long
 from agevlm.serve.errors import bad_request
 from agevlm.serve.memories import Seen
 from agevlm.vlms import AttentionUnreadableError, Inputs, Kept, Vlm, attention_maps
 
-_ROWS_AT_ONCE = 16  # given answers in one pass
+MAX_READ_TOKENS = 4096  # in one pass, padding included: what else is being written waits for it
 
 
 @dataclass(frozen=True)
@@ -99,6 +99,7 @@ def words_seen(
     inputs = encoded(vlm, conversation, seen)
     answer, offsets = decode_with_offsets(tokenizer, ids)
     answer = answer if shown is None else answer[: len(shown)]
+    _check_room(vlm, inputs, len(ids), "answer")
     answered, at = inputs.answered([ids], vlm.family), conversation.chat.content_starts[-1]
     found: list[tuple[tuple[int, int, str], Literal["question", "answer"], list[int]]] = []
     for span in object_words(conversation.messages[-1].content):
@@ -132,21 +133,48 @@ def _maps(vlm: Vlm, inputs: Inputs, words: Sequence[Sequence[int]], chosen: Chos
     return list(maps)
 
 
-def scored(vlm: Vlm, conversation: Conversation, seen: Sequence[Seen], answers: Sequence[str]) -> list[Scored]:
+def answer_row(vlm: Vlm, conversation: Conversation, answer: str) -> list[int]:
+    """The tokens of an answer, with the end of an answer behind them."""
+    return [*vlm.answer_ids(conversation.chat.text, answer), end_id(vlm)]
+
+
+def in_batches(rows: Sequence[Sequence[int]], prompt_len: int) -> Iterator[slice]:
+    """Rows that are read in one pass: as many as `MAX_READ_TOKENS` allow, one at least."""
+    start = 0
+    while start < len(rows):
+        end, longest = start, 0
+        while end < len(rows):
+            longest = max(longest, prompt_len + len(rows[end]))
+            if end > start and longest * (end + 1 - start) > MAX_READ_TOKENS:
+                break
+            end += 1
+        yield slice(start, end)
+        start = end
+
+
+def log_probs_of(
+    vlm: Vlm, conversation: Conversation, seen: Sequence[Seen], rows: Sequence[Sequence[int]]
+) -> list[float]:
+    """log P of each row of tokens as the answer, in one pass."""
+    inputs = encoded(vlm, conversation, seen, len(rows))
+    _check_room(vlm, inputs, max(map(len, rows)), "answers")
+    return [float(row.sum()) for row in vlm.log_probs(inputs, rows)]
+
+
+def shared_out(answers: Sequence[str], rows: Sequence[Sequence[int]], log_probs: Sequence[float]) -> list[Scored]:
     """How probable each answer is: exactly this text, with the end of the answer behind it."""
-    text, end = conversation.chat.text, end_id(vlm)
-    ids = [[*vlm.answer_ids(text, answer), end] for answer in answers]
-    log_probs: list[float] = []
-    for start in range(0, len(ids), _ROWS_AT_ONCE):
-        batch = ids[start : start + _ROWS_AT_ONCE]
-        inputs = encoded(vlm, conversation, seen, len(batch))
-        log_probs += [float(row.sum()) for row in vlm.log_probs(inputs, batch)]
     top = max(log_probs)
     total = sum(math.exp(value - top) for value in log_probs)
     return [
         Scored(answer, value, math.exp(value - top) / total, len(row) - 1)
-        for answer, value, row in zip(answers, log_probs, ids, strict=True)
+        for answer, value, row in zip(answers, log_probs, rows, strict=True)
     ]
+
+
+def _check_room(vlm: Vlm, inputs: Inputs, answer_len: int, param: str) -> None:
+    context, length = context_of(vlm), inputs.text_len + answer_len
+    if context is not None and length > context:
+        raise too_long(f"the conversation and the given answer have {length} tokens", context, param)
 
 
 def end_id(vlm: Vlm) -> int:

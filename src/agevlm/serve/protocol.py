@@ -99,9 +99,9 @@ class Asking(_Strict):
 class ChatRequest(Asking):
     """`/v1/chat/completions`. Without a temperature answers are greedy, as they are measured."""
 
-    temperature: float = Field(0.0, ge=0, le=2)
-    top_p: float = Field(1.0, gt=0, le=1)
-    n: int = Field(1, ge=1)
+    temperature: float | None = Field(None, ge=0, le=2)
+    top_p: float | None = Field(None, gt=0, le=1)
+    n: int | None = Field(None, ge=1)
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
@@ -110,17 +110,31 @@ class ChatRequest(Asking):
     top_logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
     stream: bool | None = False
     stream_options: StreamOptions | None = None
-    attention: bool | Attention = Field(False, description="Extension: a map for each object word.")
+    attention: bool | Attention | None = Field(None, description="Extension: a map for each object word.")
 
     frequency_penalty: Literal[0] | None = None
     presence_penalty: Literal[0] | None = None
     logit_bias: dict[str, float] | None = Field(None, max_length=0)
     tools: list[Any] | None = Field(None, max_length=0)
+    tool_choice: Literal["none", "auto"] | None = None
+    parallel_tool_calls: bool | None = None
     response_format: TextFormat | None = None
     user: str | None = None
     metadata: dict[str, Any] | None = None
     store: bool | None = None
     service_tier: str | None = None
+
+    @property
+    def num_choices(self) -> int:
+        """How many answers are asked for."""
+        return 1 if self.n is None else self.n
+
+    @property
+    def longest(self) -> tuple[str, int | None]:
+        """The most tokens of an answer, and the name of the field that says so."""
+        if self.max_completion_tokens is not None:
+            return "max_completion_tokens", self.max_completion_tokens
+        return "max_tokens", self.max_tokens
 
 
 class LookRequest(Asking):

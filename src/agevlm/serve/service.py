@@ -6,22 +6,33 @@ Speaks asyncio; knows neither FastAPI nor tensors.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import copy
+import functools
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
 from agevlm.serve import replies
 from agevlm.serve.asks import Ask, Begun, Done, Event, Failed, Piece
-from agevlm.serve.conversations import Conversation, gather, written
+from agevlm.serve.conversations import Conversation, context_of, gather, too_long, written
 from agevlm.serve.engine import Engine
-from agevlm.serve.errors import ApiError, StoppingError, bad_request
+from agevlm.serve.errors import ApiError, LateError, StoppingError, bad_request
 from agevlm.serve.limits import Limits
-from agevlm.serve.looking import Chosen, SeenWord, overlay_png, scored, words_seen
+from agevlm.serve.looking import (
+    Chosen,
+    SeenWord,
+    answer_row,
+    in_batches,
+    log_probs_of,
+    overlay_png,
+    shared_out,
+    words_seen,
+)
 from agevlm.serve.memories import Seen
 from agevlm.serve.metrics import Metrics
 from agevlm.serve.pictures import Encoded, decoded, from_data_url
@@ -55,6 +66,7 @@ class Service:
         self.started = int(time.time())
         # A tokenizer of its own for the requests' side: the engine's thread uses the other one.
         self._tokenizers = {name: copy.deepcopy(e.vlm.processor.tokenizer) for name, e in self.engines.items()}
+        self._longest = {name: max(map(len, tokenizer.get_vocab())) for name, tokenizer in self._tokenizers.items()}
         self._tokenizing = asyncio.Lock()
         for engine in self.engines.values():
             self._follow(engine)
@@ -78,14 +90,18 @@ class Service:
     def described(self, name: str) -> dict[str, Any]:
         """A model as `/v1/models` lists it; with what the page needs to know beside OpenAI's fields."""
         vlm = self.engines[name].vlm
-        text = vlm.model.config.get_text_config()
         about = {
-            "context": getattr(text, "max_position_embeddings", None),
+            "context": context_of(vlm),
             "num_layers": len(list(vlm.looking)) if vlm.note is None else 0,
             "num_heads": _num_heads(vlm),
             "made_up": vlm.family is not None and bool(vlm.family.null_token(vlm.model)),
         }
         return {"id": name, "object": "model", "created": self.started, "owned_by": "agevlm", "looks": about}
+
+    def knows(self, things: Collection[str]) -> bool:
+        """Whether there is a model that may know all these; one that does not tell what it learned may."""
+        words = [getattr(engine.vlm.model.config, "known_words", None) for engine in self.engines.values()]
+        return any(known is None or set(things) <= set(known) for known in words)
 
     def check_health(self) -> None:
         """ApiError 503 while the server stops."""
@@ -99,7 +115,7 @@ class Service:
         engine = self.engine(request.model)
         with engine.place():
             reply = await self._begin(engine, request, arrived)
-            choices = [Choice() for _ in range(request.n)]
+            choices = [Choice() for _ in range(request.num_choices)]
             prompt_len = 0
             async with reply:
                 async for event in reply.events():
@@ -148,7 +164,7 @@ class Service:
         head = replies.Head(request.model, self._tokenizers[request.model])
         total, begun = 0, False
         try:
-            for number in range(request.n):
+            for number in range(request.num_choices):
                 yield _sse(head.chunk([_delta(number, {"role": "assistant", "content": ""})]))
             async for event in events:
                 if isinstance(event, Piece):
@@ -170,11 +186,11 @@ class Service:
         """Check what a model alone can tell, see the pictures, and hand the ask over."""
         self._check(engine, request)
         looks = self._chosen(request.attention)
-        conversation, ids, max_tokens = await self._prompt(engine, request, _wanted(request))
+        conversation, ids, max_tokens = await self._prompt(engine, request, request.longest[1])
         if looks is not None and not conversation.pictures:
             raise bad_request("attention is asked for, and there is no picture to look at", "attention")
         seen = await asyncio.wrap_future(engine.see(conversation.pictures))
-        reply = _Reply(request.n)
+        reply = _Reply(request.num_choices)
         num_top = (request.top_logprobs or 0) if request.logprobs else None
         reply.ask = Ask(
             conversation,
@@ -182,8 +198,8 @@ class Service:
             seen,
             reply.tell,
             max_tokens,
-            Sampling(request.temperature, request.top_p, request.seed, num_top),
-            request.n,
+            Sampling(request.temperature or 0.0, request.top_p or 1.0, request.seed, num_top),
+            request.num_choices,
             _stops(request),
             bool(request.stream),
             looks,
@@ -193,14 +209,20 @@ class Service:
         return reply
 
     def _check(self, engine: Engine, request: ChatRequest) -> None:
-        if request.n > min(self.limits.max_choices, self.limits.max_running):
-            raise bad_request(f"n is {request.n}; the limit here is {self.limits.max_choices}", "n")
+        most = min(self.limits.max_choices, self.limits.max_running)
+        if request.num_choices > most:
+            raise bad_request(f"n is {request.n}; the limit here is {most}", "n")
+        self._check_tokens(*request.longest)
         if request.top_logprobs is not None and not request.logprobs:
             raise bad_request("top_logprobs needs logprobs to be true", "top_logprobs")
 
+    def _check_tokens(self, name: str, number: int | None) -> None:
+        if number is not None and number > self.limits.max_tokens:
+            raise bad_request(f"{name} is {number}; the limit here is {self.limits.max_tokens}", name)
+
     @staticmethod
-    def _chosen(attention: bool | Attention) -> Chosen | None:
-        if attention is False:
+    def _chosen(attention: bool | Attention | None) -> Chosen | None:
+        if not attention:
             return None
         return Chosen() if attention is True else _numbers(attention.layers, attention.heads)
 
@@ -210,19 +232,22 @@ class Service:
         """Where the model looks: the PNG of one word over the picture, or all maps."""
         engine = self.engine(request.model)
         with engine.place():
-            answer = request.answer
-            ids: Sequence[int] = ()
-            conversation, prompt, max_tokens = await self._prompt(engine, request, request.max_tokens)
-            seen = await asyncio.wrap_future(engine.see(conversation.pictures))
-            if answer is None:
-                answer, ids = await self._own_answer(conversation, prompt, seen, engine, max_tokens, arrived)
-            elif answer.strip():
-                ids = await self._call(engine, lambda: engine.vlm.answer_ids(conversation.chat.text, answer))
-            chosen = _numbers(request.layers, request.heads)
-            seen_words = await self._call(engine, lambda: words_seen(engine.vlm, conversation, seen, ids, chosen))
+            async with self._in_time(arrived):
+                answer = request.answer
+                self._check_tokens("max_tokens", request.max_tokens)
+                self._check_length(engine, len(answer or ""), "answer")
+                conversation, prompt, max_tokens = await self._prompt(engine, request, request.max_tokens)
+                seen = await asyncio.wrap_future(engine.see(conversation.pictures))
+                ids: Sequence[int] = ()
+                if answer is None:
+                    answer, ids = await self._own_answer(conversation, prompt, seen, engine, max_tokens, arrived)
+                elif answer.strip():
+                    ids = await self._call(engine, engine.vlm.answer_ids, conversation.chat.text, answer)
+                chosen = _numbers(request.layers, request.heads)
+                words = await self._call(engine, words_seen, engine.vlm, conversation, seen, ids, chosen)
             if request.format == "json":
-                return {"object": "looks", "model": request.model, "answer": answer, "words": replies.words(seen_words)}
-            word = _the_word(seen_words, request.word)
+                return {"object": "looks", "model": request.model, "answer": answer, "words": replies.words(words)}
+            word = _the_word(words, request.word)
             picture = await asyncio.to_thread(decoded, conversation.pictures[-1], self.limits)
             return await asyncio.to_thread(overlay_png, picture, word.maps[-1])
 
@@ -249,24 +274,37 @@ class Service:
                     ids = event.ids
         return text, ids
 
-    async def answers(self, request: AnswersRequest) -> dict[str, Any]:
-        """How probable each given answer is."""
-        engine = self.engine(request.model)
-        if len(request.answers) > self.limits.max_answers:
-            raise bad_request(
-                f"{len(request.answers)} answers are given, the limit is {self.limits.max_answers}", "answers"
-            )
+    async def answers(self, request: AnswersRequest, arrived: float) -> dict[str, Any]:
+        """How probable each given answer is. They are read some at a time; what else is asked goes on in between."""
+        engine, answers = self.engine(request.model), request.answers
+        if len(answers) > self.limits.max_answers:
+            raise bad_request(f"{len(answers)} answers are given, the limit is {self.limits.max_answers}", "answers")
+        self._check_length(engine, max(map(len, answers)), "answers")
         with engine.place():
-            conversation, _, _ = await self._prompt(engine, request, 1)
-            seen = await asyncio.wrap_future(engine.see(conversation.pictures))
-            found = await self._call(engine, lambda: scored(engine.vlm, conversation, seen, request.answers))
-        return replies.scores(request.model, found)
+            async with self._in_time(arrived):
+                conversation, ids, _ = await self._prompt(engine, request, 1)
+                seen = await asyncio.wrap_future(engine.see(conversation.pictures))
+                vlm = engine.vlm
+                rows = [await self._call(engine, answer_row, vlm, conversation, answer) for answer in answers]
+                log_probs: list[float] = []
+                for batch in in_batches(rows, len(ids)):
+                    log_probs += await self._call(engine, log_probs_of, vlm, conversation, seen, rows[batch])
+        return replies.scores(request.model, shared_out(answers, rows, log_probs))
+
+    @contextlib.asynccontextmanager
+    async def _in_time(self, arrived: float) -> AsyncIterator[None]:
+        """LateError once a request has taken as long as it may."""
+        try:
+            async with asyncio.timeout(arrived + self.limits.max_request_s - time.monotonic()):
+                yield
+        except TimeoutError as error:
+            raise LateError(self.limits.max_request_s) from error
 
     @staticmethod
-    async def _call(engine: Engine, function: Callable[[], Any]) -> Any:
+    async def _call(engine: Engine, function: Callable[..., Any], *arguments: Any) -> Any:
         """Run a function in the engine's thread; what is wrong with the request is the client's error."""
         try:
-            return await asyncio.wrap_future(engine.call(function))
+            return await asyncio.wrap_future(engine.call(functools.partial(function, *arguments)))
         except ValueError as error:
             raise bad_request(str(error)) from error
 
@@ -278,31 +316,32 @@ class Service:
         """The conversation, its tokens (none for a model that counts them itself), and the longest answer."""
         messages, pictures = await gather(request.messages, self.limits, self._get)
         num_characters = sum(len(message.content) for message in messages)
+        self._check_length(engine, num_characters, "messages")
         if num_characters > _SHORT_TEXT_LEN:
             async with self._tokenizing:
                 return await asyncio.to_thread(self._tokenised, engine, messages, pictures, max_tokens)
         return self._tokenised(engine, messages, pictures, max_tokens)
 
     def _tokenised(self, engine: Engine, messages: Any, pictures: Any, max_tokens: int | None) -> Any:
-        if max_tokens is not None and max_tokens > self.limits.max_tokens:
-            raise bad_request(f"max_tokens is {max_tokens}; the limit here is {self.limits.max_tokens}", "max_tokens")
         conversation = written(engine.vlm, messages, pictures)
         wanted = max_tokens or self.limits.default_tokens
         ids: list[int] = []
         if engine.remembers:
             ids = self._tokenizers[engine.name](conversation.chat.text, add_special_tokens=False)["input_ids"]
-        context = getattr(engine.vlm.model.config.get_text_config(), "max_position_embeddings", None)
+        context = context_of(engine.vlm)
         if context is not None and ids:
             room = context - len(ids)
             if room < (max_tokens or 1):
-                raise bad_request(
-                    f"the conversation has {len(ids)} tokens and its answer may have {max_tokens or 1}; the context "
-                    f"of this model takes {context} in all: shorten one of them",
-                    "messages",
-                    "context_length_exceeded",
-                )
+                answer = "" if max_tokens is None else f" and its answer may have {max_tokens}"
+                raise too_long(f"the conversation has {len(ids)} tokens{answer}", context, "messages")
             wanted = min(wanted, room)
         return conversation, ids, wanted
+
+    def _check_length(self, engine: Engine, num_characters: int, param: str) -> None:
+        """What cannot fit however it is split into tokens is not split: that takes a second for each megabyte."""
+        context = context_of(engine.vlm)
+        if context is not None and num_characters > context * self._longest[engine.name]:
+            raise too_long(f"a text of {num_characters:,} characters is too many tokens", context, param)
 
     async def _get(self, url: str) -> Encoded:
         if url[:5].lower() == "data:" or self._fetch is None:
@@ -370,10 +409,6 @@ def _num_heads(vlm: Any) -> int:
     config = vlm.model.config
     own = getattr(config, "cross_attention_heads", None)
     return int(own if own is not None else config.get_text_config().num_attention_heads)
-
-
-def _wanted(request: ChatRequest) -> int | None:
-    return request.max_completion_tokens if request.max_completion_tokens is not None else request.max_tokens
 
 
 def _stops(request: ChatRequest) -> list[str]:

@@ -87,10 +87,13 @@ class Talk:
 
     def look(self, wanted: str) -> None:
         """Draw the map of a word. ValueError where the last turn has no such word."""
+        if self.picture is None:
+            raise ValueError("there is no picture to look at: /picture FILE takes one")
         found = [word for word in self.words if word.word == wanted.lower()]
-        if not found or self.picture is None:
-            known = ", ".join(dict.fromkeys(word.word for word in self.words)) or "ask something first"
-            raise ValueError(f"no word {wanted!r} was looked at: {known}")
+        if not found:
+            known = ", ".join(dict.fromkeys(word.word for word in self.words))
+            looked = f"words that were: {known}" if known else "ask about something first"
+            raise ValueError(f"no word {wanted!r} was looked at; {looked}")
         if self.colours:
             self._say(drawn(self.picture, found[-1], min(_MAX_COLUMNS, shutil.get_terminal_size().columns)) + "\n")
         self._say(_described(found[-1]) + "\n")
@@ -134,7 +137,7 @@ def _described(word: SeenWord) -> str:
     row, column = np.unravel_index(int(attention.argmax()), attention.shape)
     vertical = ("top", "middle", "bottom")[int(3 * row / attention.shape[0])]
     horizontal = ("left", "centre", "right")[int(3 * column / attention.shape[1])]
-    return f"{word.word}: {vertical} {horizontal} ({float(attention.max()):.0%} in the brightest cell)"
+    return f"{word.word}: {vertical} {horizontal} ({float(attention.max()):.0%} of its attention in one cell)"
 
 
 def talk(
@@ -157,7 +160,8 @@ def talk(
     try:
         if picture is not None:
             here.show(picture)
-        out.write("Ask about the picture; /help lists the commands.\n")
+        without = "No picture yet: /picture FILE takes one. " if picture is None else "Ask about the picture; "
+        out.write(f"{without}/help lists the commands.\n")
         while (line := _next(lines)) is not None:
             _obey(here, line)
     finally:
@@ -178,6 +182,8 @@ def _obey(here: Talk, line: str) -> None:
         if command == "/help":
             here.out.write(_HELP + "\n")
         elif command == "/picture":
+            if not rest.strip():
+                raise ValueError("/picture needs the name of a file")
             here.show(Path(" ".join(shlex.split(rest))))
         elif command == "/look":
             here.look(rest.strip())

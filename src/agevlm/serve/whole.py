@@ -11,6 +11,7 @@ from typing import Any
 from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
 from agevlm.serve.asks import Ask, Begun, Writing
+from agevlm.serve.conversations import context_of
 from agevlm.serve.looking import encoded
 from agevlm.vlms import Vlm
 
@@ -50,7 +51,7 @@ def write_whole(vlm: Vlm, ask: Ask, dropped: Callable[[], bool]) -> Iterator[Wri
     ValueError where the conversation does not fit the model.
     """
     inputs = encoded(vlm, ask.conversation, ask.seen)
-    context = getattr(vlm.model.config.get_text_config(), "max_position_embeddings", None)
+    context = context_of(vlm)
     if context is not None and inputs.text_len >= context:
         raise ValueError(
             f"the conversation has {inputs.text_len} tokens, and the context of this model takes {context}"
