@@ -97,8 +97,10 @@ wheel: $(INSTALLED)
 	rm -rf dist
 	$(BIN)/python -m build --wheel --no-isolation
 
+# Playwright's own, or where that is not to be had the system's.
 browser: $(INSTALLED)
-	$(BIN)/playwright install chromium
+	command -v chromium chromium-browser google-chrome || timeout 300 $(BIN)/playwright install chromium || \
+		{ timeout 300 apt-get -qq update && timeout 300 apt-get -qq install --yes --no-install-recommends chromium; }
 
 clean:
 	rm -rf $(VENV) .venv-newest .venv-lowest .venv-torchvision build dist site .pytest_cache .ruff_cache .mypy_cache .import_linter_cache
