@@ -17,6 +17,7 @@ import pytest
 from launching import run_code
 from tiny_models import make_model, make_picture, make_processor
 
+from agevlm.evaluation.official.table import BENCHMARKS
 from agevlm.vlms import Vlm
 
 PROJECT = Path(__file__).parents[2] / "pyproject.toml"
@@ -125,6 +126,22 @@ def test_answers_are_those_of_the_model_asked_one_by_one(plugin: Any, checkpoint
         expected.append(vlm.answers(inputs, 4)[0].text)
     assert model.generate_until([asked(number) for number in range(4)]) == expected
     assert (model.rank if hasattr(model, "rank") else model._rank) == 0
+
+
+def test_an_answer_is_as_long_as_in_our_command_where_a_task_does_not_say(
+    plugin: Any, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = plugin.AgeVlmChat(pretrained=str(checkpoint), device="cpu")
+    model.task_dict = {"task": {"test": DOCUMENTS}}
+    lengths: list[int] = []
+
+    def answers(inputs: Any, max_new_tokens: int) -> list[Any]:
+        lengths.append(max_new_tokens)
+        return [SimpleNamespace(text="yes")]
+
+    monkeypatch.setattr(model.vlm, "answers", answers)
+    model.generate_until([asked(0, {"until": ["\n\n"]}), asked(2, OPTIONS)])
+    assert lengths == [BENCHMARKS["mmstar"].protocol("lmms-eval").max_new_tokens, 4]
 
 
 def test_an_answer_ends_where_the_task_says(plugin: Any) -> None:

@@ -29,10 +29,16 @@ def cell(seed: int) -> dict[str, Any]:
     return {"bytes": png(seed), "path": None}
 
 
-def write_parquet(path: Path, rows: Rows, rows_a_group: int = 2) -> None:
-    """A Parquet file of several row groups."""
+def base64_png(seed: int) -> str:
+    """A picture as VLMEvalKit's TSVs have it."""
+    return base64.b64encode(png(seed)).decode()
+
+
+def write_parquet(path: Path, rows: Rows, rows_a_group: int = 2, like: Path | None = None) -> None:
+    """A Parquet file of several row groups, with the types of another (`like`) or those of its values."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=rows_a_group)
+    table = pa.Table.from_pylist(rows, schema=None if like is None else pq.read_schema(like))
+    pq.write_table(table, path, row_group_size=rows_a_group)
 
 
 def write_lines(path: Path, rows: Rows) -> None:
@@ -48,9 +54,9 @@ def write_delimited(path: Path, rows: Rows, delimiter: str = "\t") -> None:
         writer.writerows(rows)
 
 
-def picture_files(directory: Path, names: Sequence[str]) -> None:
+def picture_files(directory: Path, names: Sequence[str], first_seed: int = 0) -> None:
     """Picture files with these names below a directory."""
-    for seed, name in enumerate(names):
+    for seed, name in enumerate(names, first_seed):
         path = directory / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(png(seed))
@@ -121,22 +127,34 @@ CV_ROWS: Rows = [
 ]
 
 
+def _cv_rows(part: str) -> Rows:
+    return [
+        {
+            **row,
+            "question": "how many ?",
+            "prompt": "how many ? Select from the following choices.\n"
+            + "\n".join(f"({letter}) {text}" for letter, text in zip("ABC", row["choices"], strict=False)),
+            "filename": f"img/{part}/{row['idx']}.png",
+        }
+        for row in CV_ROWS
+        if row["type"] == part
+    ]
+
+
 def cv_bench(directory: Path) -> Path:
     """The hub's two Parquet files."""
     for part in ("2D", "3D"):
-        rows = [
-            {
-                **row,
-                "question": "how many ?",
-                "prompt": "how many ? Select from the following choices.\n"
-                + "\n".join(f"({letter}) {text}" for letter, text in zip("ABC", row["choices"], strict=False)),
-                "filename": f"img/{part}/{row['idx']}.png",
-                "image": cell(row["idx"]),
-            }
-            for row in CV_ROWS
-            if row["type"] == part
-        ]
+        rows = [{**row, "image": cell(row["idx"])} for row in _cv_rows(part)]
         write_parquet(directory / f"test_{part.lower()}.parquet", rows)
+    return directory
+
+
+def cv_bench_lines(directory: Path, pictures: bool = True) -> Path:
+    """The hub's two files of JSON lines, and the folder of pictures."""
+    for part in ("2D", "3D"):
+        write_lines(directory / f"test_{part.lower()}.jsonl", _cv_rows(part))
+    if pictures:
+        picture_files(directory, [f"img/{row['type']}/{row['idx']}.png" for row in CV_ROWS])
     return directory
 
 
@@ -210,7 +228,7 @@ def mmstar_tsv(directory: Path) -> Path:
         {
             "index": n,
             "question": f"what is there {n} ?",
-            "image": base64.b64encode(png(n)).decode(),
+            "image": base64_png(n),
             "answer": answer,
             "category": category,
             "l2-category": kind,
@@ -253,6 +271,48 @@ def hallusionbench(directory: Path) -> Path:
     return directory
 
 
+def _hallusion_rows(figures: bool) -> Rows:
+    names = ("category", "subcategory", "visual_input", "set_id", "figure_id", "question_id", "gt_answer")
+    return [
+        {
+            **dict(zip(names, row, strict=True)),
+            "sample_note": "made",
+            "question": f"is the fish {row[5]} left of the boat ?",
+            "gt_answer_details": "",
+            "filename": f"./hallusion_bench/{row[0]}/{row[1]}/{row[3]}_{row[4]}.png" if figures else None,
+            "image": cell(n) if figures else None,
+        }
+        for n, row in enumerate(HALLUSION)
+        if (row[2] != "0") == figures
+    ]
+
+
+def hallusionbench_parquet(directory: Path) -> Path:
+    """The hub's two parts, with and without figures, of the same columns."""
+    with_figures = directory / "data" / "image-00000-of-00001.parquet"
+    write_parquet(with_figures, _hallusion_rows(True))
+    write_parquet(directory / "data" / "non_image-00000-of-00001.parquet", _hallusion_rows(False), like=with_figures)
+    return directory
+
+
+def hallusionbench_tsv(directory: Path) -> Path:
+    """VLMEvalKit's TSV, which has the questions with a figure only."""
+    rows = [
+        {
+            "index": "_".join(row[:6]),
+            "category": row[0],
+            "l2-category": row[1],
+            "question": f"is the fish {row[5]} left of the boat ?",
+            "answer": "Yes" if row[6] == "1" else "No",
+            "image": base64_png(n),
+        }
+        for n, row in enumerate(HALLUSION)
+        if row[2] != "0"
+    ]
+    write_delimited(directory / "HallusionBench.tsv", rows)
+    return directory
+
+
 AMBER_TYPES = [
     (1005, "discriminative-attribute-state", "yes"),
     (1006, "discriminative-attribute-state", "no"),
@@ -278,6 +338,23 @@ def amber(directory: Path) -> Path:
     return directory
 
 
+def amber_tsv(directory: Path) -> Path:
+    """VLMEvalKit's TSV, in which a picture that was there before is the index of its row."""
+    rows = [
+        {
+            "index": identity,
+            "image": base64_png(n) if n < 2 else AMBER_TYPES[n % 2][0],
+            "image_path": f"AMBER_{n % 2 + 1}.jpg",
+            "question": f"Is the fish {n} red?",
+            "answer": truth,
+            "category": kind,
+        }
+        for n, (identity, kind, truth) in enumerate(AMBER_TYPES)
+    ]
+    write_delimited(directory / "AMBER.tsv", rows)
+    return directory
+
+
 def chair(directory: Path) -> Path:
     """COCO's two files of annotations, a list of synonyms and the pictures."""
     names = ["COCO_val2014_000000000001.jpg", "COCO_val2014_000000000002.jpg"]
@@ -297,8 +374,9 @@ def chair(directory: Path) -> Path:
     (directory / "instances_val2014.json").write_text(json.dumps(instances, indent=1))
     (directory / "captions_val2014.json").write_text(json.dumps(captions, indent=1))
     (directory / "synonyms.txt").write_text(
-        "person, man, woman, child, people\nbird, duck\nbench, pew\nstop sign\ndog, puppy\nchair, seat\ntoilet\ntie\n"
-        "train\nwine glass\nteddy bear, teddybear\nbear\n"
+        "person, man, woman, child, people, policeman, gentleman\nbird, duck\nbench, pew\nstop sign\ndog, puppy\n"
+        "chair, seat\ntoilet\ntie\ntrain\nwine glass\nteddy bear, teddybear\nbear\nbus\ncow, calf, buffalo\n"
+        "bicycle, bike\nmotorcycle, scooter,  motor bike, motor cycle\ncake,  cheesecake, cupcake\nskis, ski\n"
     )
     picture_files(directory / "val2014", names)
     return directory

@@ -6,10 +6,13 @@ import json
 import shutil
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 from launching import launch_command
+from PIL import Image
 from tiny_models import make_model, make_processor
 from typer.testing import CliRunner
 
@@ -21,6 +24,8 @@ from agevlm.evaluation.official.outcome import verdict
 from agevlm.evaluation.official.run import Settings, evaluate_official
 from agevlm.evaluation.official.store import AnswerStore
 from agevlm.evaluation.official.table import BENCHMARKS
+from agevlm.vlms import Vlm
+from tests.vlms import tiny_families
 
 from . import made
 
@@ -249,7 +254,7 @@ def test_two_processes_answer_what_one_does(ours: Path, pope: Path, tmp_path: Pa
 
 def test_answers_of_two_processes_become_one_file(tmp_path: Path) -> None:
     store = AnswerStore(tmp_path / "out")
-    store.begin({"model": "m"})
+    store.begin({"model": "m"}, {"a", "b"})
     store.append(0, [{"key": "a", "answer": "one\u2028line"}])
     store.append(1, [{"key": "b", "answer": "two\nlines"}])
     assert store.gather() == {
@@ -268,10 +273,12 @@ def test_missing_and_damaged_pictures_are_counted_and_named(ours: Path, pope: Pa
         "num_questions_in_all": 12,
         "num_pictures": 1,
         "pictures": ["1.jpg"],
+        "reasons": {"missing picture": 6},
+        "first": "1.jpg: missing picture",
     }
     assert metrics["mean"]["num_questions"] == 6
-    assert "6 of 12 questions (1 pictures missing: 1.jpg)" in verdict(metrics)
-    assert "6 of 12 questions were not asked" in (tmp_path / "out" / "metrics.md").read_text()
+    assert "6 of 12 questions (6 not asked, the first 1.jpg: missing picture)" in verdict(metrics)
+    assert "6 of 12 questions were not asked: missing picture (6)." in (tmp_path / "out" / "metrics.md").read_text()
     left = [record for record in lines(tmp_path / "out" / "predictions.jsonl") if "problem" in record]
     assert {record["problem"] for record in left} == {"missing picture"}
     (pope / "val2014" / "1.jpg").write_bytes(b"no picture")
@@ -284,6 +291,137 @@ def test_missing_and_damaged_pictures_are_counted_and_named(ours: Path, pope: Pa
     metrics = evaluate_official(ours, "pope", pope, tmp_path / "damaged", Settings(device="cpu"))
     assert metrics is not None
     assert metrics["missing"]["num_questions"] == 0  # a picture that was mended is asked about
+    metrics = evaluate_official(ours, "pope", pope, tmp_path / "out", Settings(device="cpu"))
+    assert metrics is not None
+    assert metrics["missing"]["num_questions"] == 0  # and so is one that was found
+
+
+def left_out(out: Path) -> dict[str, str]:
+    """The reason of each question that was not asked, by its id."""
+    return {record["id"]: record["problem"] for record in lines(out / "predictions.jsonl") if "problem" in record}
+
+
+def test_a_cell_without_a_picture_and_broken_base64_are_left_out(ours: Path, tmp_path: Path) -> None:
+    parquet = made.pope_parquet(_folder(tmp_path / "parquet"))
+    (path,) = parquet.rglob("*.parquet")
+    rows = pq.read_table(path).to_pylist()
+    made.write_parquet(path, [row | ({"image": None} if row["image_source"] == "1" else {}) for row in rows])
+    metrics = evaluate_official(ours, "pope", parquet, tmp_path / "nulls", Settings(device="cpu"))
+    assert metrics is not None
+    assert metrics["missing"]["reasons"] == {"cell without a picture": 6}
+    assert "(6 not asked, the first 1: cell without a picture)" in verdict(metrics)
+    tsv = made.mmstar_tsv(_folder(tmp_path / "tsv"))
+    rows = [dict(row) for row in open_source(tsv).tables[0].rows]
+    rows[2]["image"], rows[3]["image"] = rows[2]["image"][:401], ""
+    made.write_delimited(tsv / "MMStar.tsv", rows)
+    settings = Settings(device="cpu", protocol="vlmevalkit")
+    metrics = evaluate_official(ours, "mmstar", tsv, tmp_path / "base64", settings)
+    assert metrics is not None
+    assert left_out(tmp_path / "base64") == {"3": "missing picture", "2": "broken base64"}
+
+
+def answered_by(monkeypatch: pytest.MonkeyPatch, family: str) -> None:
+    """Have a tiny model of a family answer, whatever model is named."""
+    monkeypatch.setattr(run, "_load", lambda *args: Vlm(*tiny_families.made(family)))
+
+
+def test_what_a_model_does_not_take_is_left_out(
+    ours: Path, pope: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answered_by(monkeypatch, "qwen2_vl")
+    Image.new("RGB", (2, 900)).save(pope / "val2014" / "1.jpg")
+    metrics = evaluate_official(ours, "pope", pope, tmp_path / "narrow", Settings(device="cpu"))
+    assert metrics is not None
+    assert metrics["mean"]["num_questions"] == 6
+    assert "the first 1.jpg: absolute aspect ratio must be smaller than 200" in verdict(metrics)
+
+    answered_by(monkeypatch, "llava")
+    rows = lines(pope / "coco_pope_random.json")
+    rows[3]["text"] = "is there a fish ? " * 300
+    made.write_lines(pope / "coco_pope_random.json", rows)
+    metrics = evaluate_official(ours, "pope", pope, tmp_path / "long", Settings(device="cpu"))
+    assert metrics is not None
+    assert left_out(tmp_path / "long").keys() == {"random/4"}
+    assert "and the context takes 512" in left_out(tmp_path / "long")["random/4"]
+    for row in rows:
+        row["text"] = "is there a fish ? " * 300
+    for path in pope.glob("*.json"):
+        made.write_lines(path, rows)
+    with pytest.raises(ValueError, match=r"none of the questions of POPE can be asked .*the context takes 512"):
+        evaluate_official(ours, "pope", pope, tmp_path / "all", Settings(device="cpu"))
+
+
+def test_a_model_that_takes_no_text_alone_is_asked_what_has_a_figure(
+    ours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answered_by(monkeypatch, "paligemma")
+    data = made.hallusionbench(_folder(tmp_path / "data"))
+    settings = Settings(device="cpu", protocol="rule-based")
+    metrics = evaluate_official(ours, "hallusionbench", data, tmp_path / "out", settings)
+    assert metrics is not None
+    assert metrics["overall"]["num_questions"] == 6
+    assert "6 of 7 questions (1 not asked, the first VS_chart_0_0_0_0: `images` are expected" in verdict(metrics)
+
+
+def test_answers_about_other_pictures_of_the_same_names_are_refused(ours: Path, pope: Path, tmp_path: Path) -> None:
+    settings = Settings(device="cpu", num_images=1)
+    evaluate_official(ours, "pope", pope, tmp_path / "out", settings)
+    moved = tmp_path / "moved"
+    shutil.copytree(pope, moved)
+    evaluate_official(ours, "pope", moved, tmp_path / "out", settings)  # the same pictures elsewhere
+    made.picture_files(moved / "val2014", ["1.jpg", "2.jpg"], first_seed=7)
+    with pytest.raises(ValueError, match=r"holds another run: 3 of its 3 answers are about .* other pictures"):
+        evaluate_official(ours, "pope", moved, tmp_path / "out", settings)
+    parquet = made.pope_parquet(_folder(tmp_path / "parquet"))
+    evaluate_official(ours, "pope", parquet, tmp_path / "cells", settings)
+    (path,) = parquet.rglob("*.parquet")
+    rows = pq.read_table(path).to_pylist()
+    made.write_parquet(path, [row | {"image": made.cell(9)} for row in rows])
+    with pytest.raises(ValueError, match="holds another run"):
+        evaluate_official(ours, "pope", parquet, tmp_path / "cells", settings)
+
+
+def test_a_model_of_the_hub_is_known_by_its_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+    import transformers
+
+    found = SimpleNamespace(_commit_hash="abc123")
+    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", lambda name: found)
+    assert run._fingerprint("org/name") == "org/name (abc123)"
+    found._commit_hash = None
+    assert run._fingerprint("org/name") == "org/name"
+
+
+def test_a_damaged_file_of_a_run_is_named(ours: Path, pope: Path, tmp_path: Path) -> None:
+    settings = Settings(device="cpu", num_images=1)
+    evaluate_official(ours, "pope", pope, tmp_path / "out", settings)
+    answers, known = tmp_path / "out" / "answers.jsonl", tmp_path / "out" / "run.json"
+    whole = answers.read_text()
+    for damage, said in (("{\n", "line 4: not valid JSON"), ('{"a": 1}\n', "line 4: no answer with its key")):
+        answers.write_text(whole + damage)
+        with pytest.raises(ValueError, match=rf"answers.jsonl, {said}.*choose another --out"):
+            evaluate_official(ours, "pope", pope, tmp_path / "out", settings)
+    answers.write_text(whole)
+    known.write_text("{")
+    with pytest.raises(ValueError, match=r"run.json: not valid JSON .*choose another --out"):
+        evaluate_official(ours, "pope", pope, tmp_path / "out", settings)
+
+
+def test_files_that_cannot_be_read_are_left_out_and_said(ours: Path, pope: Path, tmp_path: Path) -> None:
+    (pope / "notes.json").write_text('{"half')
+    (pope / "empty.parquet").write_bytes(b"")
+    metrics = evaluate_official(ours, "pope", pope, tmp_path / "out", Settings(device="cpu"))
+    assert metrics is not None
+    assert metrics["mean"]["num_questions"] == 12
+    said = "2 damaged files left out, the first empty.parquet (cannot be read as parquet: "
+    assert said in verdict(metrics)
+    assert "notes.json (cannot be read as json: " in (tmp_path / "out" / "metrics.md").read_text()
+
+
+def test_figures_come_with_paper_and_licence(ours: Path, pope: Path, tmp_path: Path) -> None:
+    metrics = evaluate_official(ours, "pope", pope, tmp_path / "out", Settings(device="cpu", num_images=1))
+    assert metrics is not None
+    facts = metrics["provenance"]
+    assert (facts["paper"], facts["licence"]) == (BENCHMARKS["pope"].paper, BENCHMARKS["pope"].licence)
 
 
 def test_pictures_may_lie_elsewhere_and_a_few_are_enough(ours: Path, pope: Path, tmp_path: Path) -> None:
@@ -328,8 +466,9 @@ def test_bad_input_is_one_line_before_anything_is_loaded(
     assert "coco_pope_random.json, row 1 (the official JSON lines): the reference answer is 'perhaps'" in wrong(
         tmp_path, *data
     )
-    (pope / "coco_pope_random.json").write_text('{"question_id": 1, "im')
-    assert "coco_pope_random.json cannot be read as json" in wrong(tmp_path, *data)
+    for path in pope.glob("*.json"):
+        path.write_text('{"question_id": 1, "im')
+    assert "found coco_pope_adversarial.json (cannot be read as json: Unterminated" in wrong(tmp_path, *data)
 
 
 def test_settings_of_the_other_kind_are_refused(pope: Path, tmp_path: Path) -> None:
@@ -376,6 +515,13 @@ def test_protocols_that_need_other_files_say_so(tmp_path: Path) -> None:
     parquet = made.mmstar(_folder(tmp_path / "parquet"))
     said = wrong(tmp_path, "--benchmark", "mmstar", "--data", str(parquet), "--protocol", "vlmevalkit")
     assert "choose --protocol official or lmms-eval" in said
+    tsv = made.hallusionbench_tsv(_folder(tmp_path / "figures"))
+    asked = ("--benchmark", "hallusionbench", "--data")
+    said = wrong(tmp_path, *asked, str(tsv), "--protocol", "rule-based")
+    assert "counts questions without a figure too, and these files have none" in said
+    hub = made.hallusionbench_parquet(_folder(tmp_path / "hub"))
+    (hub / "data" / "image-00000-of-00001.parquet").unlink()
+    assert "no question of HallusionBench that the protocol vlmevalkit is about" in wrong(tmp_path, *asked, str(hub))
     coco = made.chair(_folder(tmp_path / "coco"))
     (coco / "synonyms.txt").unlink()
     assert "put synonyms.txt of LisaAnne/Hallucination" in wrong(tmp_path, "--benchmark", "chair", "--data", str(coco))

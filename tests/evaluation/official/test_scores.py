@@ -273,6 +273,11 @@ def test_chair_counts_captions_and_names(tmp_path: Path) -> None:
         ("A passenger train. A bow tie.", ["train", "tie"]),
         ("Three wine glasses and teddy bears", ["wine glass", "teddy bear"]),
         ("Puppies, people and children.", ["dog", "person", "person"]),
+        ("Policemen, gentlemen and two persons", ["person"] * 3),
+        ("Busses beside buses", ["bus", "bus"]),  # codespell:ignore busses
+        ("Calves of buffaloes, buffalos and a ski beside skis.", ["cow", "cow", "cow", "skis", "skis"]),
+        ("A cheesecake, cupcakes and a cake on a motor bike.", ["cake", "cake"]),  # as the list is parted there
+        ("Motor cycles, scooters and bikes.", ["motorcycle", "motorcycle", "bicycle"]),
         ("A catalogue of benches-in-law", []),
         ("", []),
     ],

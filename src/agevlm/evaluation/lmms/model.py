@@ -15,10 +15,10 @@ from lmms_eval.protocol import ChatMessages
 
 from agevlm.checkpoints import load_vlm
 from agevlm.data.schema import Message
+from agevlm.evaluation.official.benchmark import LMMS_EVAL_NEW_TOKENS
 from agevlm.vlms import Vlm
 
 DEFAULT_BATCH_SIZE = 16
-_DEFAULT_NEW_TOKENS = 256  # where a task names none
 
 
 class AgeVlmChat(lmms):
@@ -56,7 +56,7 @@ class AgeVlmChat(lmms):
             shown = [[next(kept) for _ in pictures] for _, pictures, _ in batch]
             inputs = self.vlm.encode([text for text, _, _ in batch], shown)
             options = batch[0][2]
-            answers = self.vlm.answers(inputs, options.get("max_new_tokens") or _DEFAULT_NEW_TOKENS)
+            answers = self.vlm.answers(inputs, options.get("max_new_tokens") or LMMS_EVAL_NEW_TOKENS)
             for number, answer in zip(numbers, answers, strict=True):
                 found[number] = _until(answer.text, options.get("until"))
                 self.cache_hook.add_partial("generate_until", (chats[number][0], options), found[number])

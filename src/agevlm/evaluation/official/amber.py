@@ -43,9 +43,8 @@ def _read(source: Source) -> Reading:
     queries = [row for table in source.tables if set(table.columns) >= _QUERY for row in table.rows]
     truths = {row["id"]: row for table in source.tables if set(table.columns) >= _TRUTH for row in table.rows}
     if not queries or not truths:
-        found = "; ".join(table.described() for table in source.tables[:4]) or "no table at all"
         raise ValueError(
-            f"{source.root} holds no files of AMBER: found {found}, expected query_discriminative.json "
+            f"{source.root} holds no files of AMBER: found {source.described()}, expected query_discriminative.json "
             f"(id, image, query) and annotations.json (id, type, truth), or {_TSV.described()}"
         )
     questions = {}

@@ -11,6 +11,8 @@ from agevlm.evaluation.official.files import Picture, Source
 if TYPE_CHECKING:
     from agevlm.evaluation.run_figures import Figure
 
+LMMS_EVAL_NEW_TOKENS = 1024  # where a task of lmms-eval names no length of an answer
+
 Sections = Mapping[str, Mapping[str, "Figure | int"]]  # section → name → figure, or a count
 
 
@@ -66,7 +68,7 @@ class Protocol:
 
     `rule` says in a line where it comes from. `parse` gives what an answer says, or None. `guessed` tells of answers
     whose `parse` is a guess. An answer ends after `max_new_tokens` or before the first of `stop`. `headline` names the
-    figures that others quote, as "section.figure".
+    figures that others quote, as "section.figure". `check` is a ValueError for questions that the rule is not about.
     """
 
     name: str
@@ -80,6 +82,7 @@ class Protocol:
     correct: Callable[[str, Question], bool] = same_text
     guessed: Callable[[str], bool] = lambda answer: False
     keep: Callable[[Question], bool] = lambda question: True
+    check: Callable[[Sequence[Question]], None] = lambda questions: None
 
     def mark(self, question: Question, answer: str) -> Marked:
         """Read and judge one answer."""

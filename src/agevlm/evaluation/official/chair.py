@@ -30,6 +30,7 @@ _AS_ONE = {  # two words that are read as one: what they name, or what keeps a p
     "bow tie": "tie",
     "toilet seat": "toilet",
     "home plate": "home plate",
+    "motor bike": "motor bike",
 }
 
 
@@ -37,7 +38,8 @@ _AS_ONE = {  # two words that are read as one: what they name, or what keeps a p
 class Synonyms:
     """The rule of CHAIR's code over its list of synonyms: a line a category, its name first, then its other names.
 
-    Words are put in the singular, then pairs of words are joined, then words of the list are looked up.
+    Words are put in the singular, then pairs of words are joined, then words of the list are looked up. Names are
+    parted by a comma and one space: one behind two spaces keeps the second, and is never found, there as here.
     """
 
     names: Mapping[str, str]  # a word or two words → the category
@@ -47,8 +49,8 @@ class Synonyms:
         """From CHAIR's synonyms.txt. A file without lines of words and commas is a ValueError."""
         names: dict[str, str] = {}
         for line in path.read_text(encoding="utf-8").splitlines():
-            words = [word.strip() for word in line.split(",") if word.strip()]
-            names.update((word, words[0]) for word in words)
+            words = line.strip().split(", ")
+            names.update((word, words[0]) for word in words if word)
         if not names:
             raise ValueError(f"{path} holds no synonyms: expected lines such as `person, girl, boy`")
         return cls(names)
@@ -56,7 +58,7 @@ class Synonyms:
     @cached_property
     def _singulars(self) -> dict[str, str]:
         words = {part for name in (*self.names, *_AS_ONE) for part in name.split()}
-        return {plural(word): word for word in words if plural(word) != word}
+        return {many: word for word in sorted(words) for many in _plurals(word) - words}
 
     def __call__(self, caption: str) -> list[str]:
         """The categories that a caption names."""
@@ -70,6 +72,15 @@ class Synonyms:
         if "toilet" in joined and "seat" in joined:
             joined = [word for word in joined if word != "seat"]
         return [self.names[word] for word in joined if word in self.names]
+
+
+def _plurals(noun: str) -> set[str]:
+    """All that the plural of a word may look like: persons and people, buffalos and buffaloes."""
+    found = {plural(noun), f"{noun}s"}
+    for end, others in (("man", ("men",)), ("f", ("ves",)), ("fe", ("ves",)), ("o", ("oes",)), ("s", ("ses", "sses"))):
+        if noun.endswith(end):
+            found |= {noun.removesuffix(end) + other for other in others}
+    return found
 
 
 @cache
@@ -96,25 +107,32 @@ class Scene:
 
 
 def _read(source: Source) -> Reading:
-    files, captions, categories = {}, defaultdict(list), defaultdict(list)
-    for document in source.documents().values():
+    files: dict[Any, str] = {}
+    captions: dict[Any, list[str]] = defaultdict(list)
+    categories: dict[Any, list[str]] = defaultdict(list)
+    for path, document in source.documents().items():
         if not isinstance(document, dict) or "annotations" not in document:
             continue
-        names = {category["id"]: category["name"] for category in document.get("categories", ())}
-        files.update({image["id"]: image["file_name"] for image in document.get("images", ())})
-        for annotation in document["annotations"]:
-            if "caption" in annotation:
-                captions[annotation["image_id"]].append(annotation["caption"])
-            elif "category_id" in annotation:
-                categories[annotation["image_id"]].append(names[annotation["category_id"]])
+        try:
+            names = {category["id"]: category["name"] for category in document.get("categories", ())}
+            files.update({image["id"]: image["file_name"] for image in document.get("images", ())})
+            for annotation in document["annotations"]:
+                if "caption" in annotation:
+                    captions[annotation["image_id"]].append(annotation["caption"])
+                elif "category_id" in annotation:
+                    categories[annotation["image_id"]].append(names[annotation["category_id"]])
+        except (KeyError, TypeError) as error:
+            raise ValueError(
+                f"{path} has annotations, but not in COCO's form ({type(error).__name__}: {error}): take it away"
+            ) from error
     if not captions or not categories:
-        found = "; ".join(table.described() for table in source.tables[:4]) or "no JSON at all"
         raise ValueError(
-            f"{source.root} holds no files of CHAIR: found {found}, expected COCO's instances_val2014.json "
-            "(categories, annotations with category_id) and captions_val2014.json (annotations with caption)"
+            f"{source.root} holds no files of CHAIR: found {source.described()}, expected COCO's "
+            "instances_val2014.json (categories, annotations with category_id) and captions_val2014.json (annotations "
+            "with caption)"
         )
-    path = source.file("synonyms.txt")
-    synonyms = Synonyms.read(path) if path is not None else None
+    listed = source.file("synonyms.txt")
+    synonyms = Synonyms.read(listed) if listed is not None else None
     questions = []
     for identity in sorted(captions.keys() & files.keys()):
         shown = source.picture(files[identity])

@@ -1,7 +1,7 @@
 """The files of a benchmark: tables of Parquet, JSON, JSON lines, TSV and CSV, and the pictures that rows name.
 
 A directory is read as it lies there; a hub id is fetched, when it is named and only then. Pictures inside Parquet stay
-there until they are asked for.
+there until they are asked for. A file that is damaged is left out and says so.
 """
 
 from __future__ import annotations
@@ -20,32 +20,42 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
+from agevlm.data.images import ImageError
+
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 _TABLES = (".parquet", ".json", ".jsonl", ".tsv", ".csv")
 _PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-_SHOWN_COLUMNS = 8
+_SHOWN_COLUMNS, _SHOWN_TABLES = 8, 4
+_END_BYTES = 1 << 15  # of a file: so much of its head and of its tail is looked at to know it again
 
 Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture that a question is about; `read` gives its file or its bytes, None where it is missing."""
+    """A picture that a question is about; `read` gives its file or its bytes, None where it is missing.
+
+    `fingerprint` tells it from another of the same name, by no more than the ends of a file.
+    """
 
     name: str
     read: Callable[[], Path | bytes] | None
+    fingerprint: Callable[[], str] = lambda: ""
 
 
 @dataclass(frozen=True)
 class Table:
-    """The rows of one file, in order, and the names of their columns."""
+    """The rows of one file, in order, and the names of their columns; or the `problem` why it cannot be read."""
 
     path: Path
     columns: tuple[str, ...]
     rows: Sequence[Row]
+    problem: str = ""
 
     def described(self) -> str:
-        """The file and its columns, for errors."""
+        """The file and its columns, or what is wrong with it, for errors."""
+        if self.problem or (self.columns and not self.rows):
+            return f"{self.path.name} ({self.problem or 'no rows'})"
         more = ", …" if len(self.columns) > _SHOWN_COLUMNS else ""
         return f"{self.path.name} ({', '.join(self.columns[:_SHOWN_COLUMNS]) or 'no table'}{more})"
 
@@ -60,12 +70,17 @@ class Embedded:
     row: int
 
     def read(self) -> bytes:
-        """Its bytes. A cell without any is a ValueError."""
+        """Its bytes. A cell without any is an `ImageError`."""
         cell = _column(self.path, self.group, self.column)[self.row].as_py()
         data = cell.get("bytes") if isinstance(cell, dict) else cell
         if not isinstance(data, bytes):
-            raise ValueError(f"{self.path}: the cell of column {self.column!r} holds no picture")
+            message = f"the cell of column {self.column!r} holds no picture; take the file from its source again"
+            raise ImageError(str(self.path), "cell without a picture", message)
         return data
+
+    def fingerprint(self) -> str:
+        """The file's, and where in it."""
+        return f"{_fingerprint(self.path)}/{self.column}/{self.group}/{self.row}"
 
 
 @dataclass
@@ -79,17 +94,27 @@ class Source:
 
     @cached_property
     def tables(self) -> list[Table]:
-        """Every table below the root, in the order of their paths. A file that is damaged is a ValueError."""
+        """Every table below the root, in the order of their paths. A damaged one has a `problem` and no columns."""
         if self.root.is_file():
             return [_read(self.root)]
         paths = sorted(p for p in self.root.rglob("*") if p.suffix.lower() in _TABLES and not _hidden(p, self.root))
         return [_read(path) for path in paths]
 
+    @property
+    def damaged(self) -> list[str]:
+        """The files that cannot be read, each with the reason."""
+        return [table.described() for table in self.tables if table.problem]
+
+    def described(self) -> str:
+        """What was found, for errors: damaged files first."""
+        found = [table.described() for table in sorted(self.tables, key=lambda table: not table.problem)]
+        return "; ".join(found[:_SHOWN_TABLES]) + ("; …" if len(found) > _SHOWN_TABLES else "") or "no table at all"
+
     def documents(self) -> dict[Path, Any]:
         """The JSON files that are one object and no table, as COCO's annotations are."""
         found = {}
         for table in self.tables:
-            if table.path.suffix.lower() == ".json" and not table.columns:
+            if table.path.suffix.lower() == ".json" and not table.columns and not table.problem:
                 found[table.path] = json.loads(table.path.read_text(encoding="utf-8"))
         return found
 
@@ -101,21 +126,24 @@ class Source:
     def picture(self, cell: Any, name: str | None = None) -> Picture:
         """The picture that a cell means: one in the table, base64 text, or the name of a file."""
         if isinstance(cell, Embedded):
-            return Picture(
-                name or f"{cell.path.parent.name}/{cell.path.name}, group {cell.group}, row {cell.row}", cell.read
-            )
+            place = f"{cell.path.parent.name}/{cell.path.name}, group {cell.group}, row {cell.row}"
+            return Picture(name or place, cell.read, cell.fingerprint)
         if isinstance(cell, bytes):
-            return Picture(name or f"{len(cell)} bytes", lambda: cell)
-        text = str(cell)
+            return Picture(name or f"{len(cell)} bytes", lambda: cell, lambda: _short_hash(cell))
+        text = "" if cell is None else str(cell)
         if len(text) > 255 and not text.lower().endswith(_PICTURES):
-            return Picture(name or f"base64 {hashlib.sha256(text.encode()).hexdigest()[:12]}", lambda: _decoded(text))
+            known = _short_hash(text.encode())
+            return Picture(name or f"base64 {known}", lambda: _decoded(text), lambda: known)
         found = self._find(text)
-        return Picture(name or text, None if found is None else lambda: found)
+        if found is None:
+            return Picture(name or text or "a picture without a name", None)
+        return Picture(name or text, lambda: found, lambda: _fingerprint(found))
 
     def _find(self, name: str) -> Path | None:
         """The file that shares most of its last folders with `name`; the first by its path where several do."""
         wanted = Path(name).parts
-        return max(self._files.get(wanted[-1], []), key=lambda path: _shared(path.parts, wanted), default=None)
+        same_name = self._files.get(wanted[-1], []) if wanted else []
+        return max(same_name, key=lambda path: _shared(path.parts, wanted), default=None)
 
     @property
     def _files(self) -> dict[str, list[Path]]:
@@ -159,6 +187,10 @@ def _fetched(name: str, revision: str | None) -> Path:
         ) from error
 
 
+# What a damaged file makes its parser raise; pyarrow's errors are of these kinds.
+_DAMAGES = (ValueError, TypeError, LookupError, OSError, NotImplementedError, RecursionError, csv.Error)
+
+
 def _hidden(path: Path, root: Path) -> bool:
     return any(part.startswith(".") for part in path.relative_to(root).parts)
 
@@ -177,9 +209,26 @@ def _decoded(text: str) -> bytes:
     try:
         return base64.b64decode(text, validate=False)
     except (binascii.Error, ValueError) as error:
-        raise ValueError(
-            f"a picture of {len(text)} characters is no base64: take the file from its source again"
-        ) from error
+        message = f"its {len(text)} characters are no base64; take the file from its source again"
+        raise ImageError("a picture in a table", "broken base64", message) from error
+
+
+def _short_hash(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:12]
+
+
+def _fingerprint(path: Path) -> str:
+    """A file's size and a hash of its ends."""
+    facts = path.stat()
+    return _ends(path, facts.st_size, facts.st_mtime_ns)
+
+
+@lru_cache(maxsize=256)
+def _ends(path: Path, num_bytes: int, _age: int) -> str:
+    with path.open("rb") as file:
+        head = file.read(_END_BYTES)
+        file.seek(max(num_bytes - _END_BYTES, 0))
+        return f"{num_bytes}-{_short_hash(head + file.read(_END_BYTES))}"
 
 
 def _read(path: Path) -> Table:
@@ -190,8 +239,9 @@ def _read(path: Path) -> Table:
         if suffix in (".tsv", ".csv"):
             return _delimited(path, "\t" if suffix == ".tsv" else ",")
         return _table(path, _json_rows(path))
-    except (ValueError, csv.Error, OSError) as error:
-        raise ValueError(f"{path} cannot be read as {suffix[1:]} ({error}): take it from its source again") from error
+    except _DAMAGES as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        return Table(path, (), (), f"cannot be read as {suffix[1:]}: {reason:.200}")
 
 
 def _table(path: Path, rows: Iterable[Any]) -> Table:
@@ -219,13 +269,17 @@ def _json_rows(path: Path) -> list[Any]:
 def _delimited(path: Path, delimiter: str) -> Table:
     csv.field_size_limit(sys.maxsize)  # base64 pictures are long
     with path.open(encoding="utf-8-sig", newline="") as file:
-        table = _table(path, csv.DictReader(file, delimiter=delimiter))
-    if not {"index", "image"} <= set(table.columns):
-        return table
-    pictures = {row["index"]: row["image"] for row in table.rows}  # VLMEvalKit: a picture may stand in another row
-    return Table(
-        path, table.columns, [{**row, "image": pictures.get(row["image"], row["image"])} for row in table.rows]
-    )
+        reader = csv.DictReader(file, delimiter=delimiter)
+        columns = tuple(reader.fieldnames or ())
+        rows = [{name: value for name, value in row.items() if value is not None} for row in reader if _is_filled(row)]
+    if {"index", "image"} <= set(columns):  # VLMEvalKit: a picture may stand in another row
+        pictures = {row["index"]: row["image"] for row in rows if "image" in row and "index" in row}
+        rows = [row | {"image": pictures.get(row["image"], row["image"])} if "image" in row else row for row in rows]
+    return Table(path, columns, rows)
+
+
+def _is_filled(row: Mapping[Any, Any]) -> bool:
+    return any(value and not (isinstance(value, str) and value.isspace()) for value in row.values())
 
 
 def _parquet(path: Path) -> Table:

@@ -54,6 +54,14 @@ SCHEMAS = (
 )
 
 
+def _check_all(questions: Sequence[Question]) -> None:
+    if all(question.picture is not None for question in questions):
+        raise ValueError(
+            "the protocol rule-based counts questions without a figure too, and these files have none, like "
+            "VLMEvalKit's TSV: give HallusionBench.json or both parts of the hub's, or choose --protocol vlmevalkit"
+        )
+
+
 def _section(marks: Sequence[Marked], among: Among, no_figure_counts: bool) -> Section:
     shown = lambda m: among(m) and (no_figure_counts or not _without_figure(m))  # noqa: E731
     plain = accuracy(marks, among)
@@ -123,6 +131,7 @@ HALLUSIONBENCH = Benchmark(
             own_figures,
             ("overall.aAcc", "overall.fAcc", "overall.qAcc"),
             max_new_tokens=128,
+            check=_check_all,
         ),
     ),
     yes_no=True,

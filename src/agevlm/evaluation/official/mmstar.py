@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from agevlm.evaluation.official.answers import lmms_eval_letter, mmstar_letter, vlmevalkit_letter
-from agevlm.evaluation.official.benchmark import Benchmark, Marked, Protocol, Question, Sections
+from agevlm.evaluation.official.benchmark import (
+    LMMS_EVAL_NEW_TOKENS,
+    Benchmark,
+    Marked,
+    Protocol,
+    Question,
+    Sections,
+)
 from agevlm.evaluation.official.cv_bench import LETTER
 from agevlm.evaluation.official.files import Row, Source, Table
 from agevlm.evaluation.official.measures import Section, accuracy, by, having, mean_of
@@ -107,7 +114,7 @@ MMSTAR = Benchmark(
             lambda answer, question: lmms_eval_letter(answer, _LETTERS),
             lmms_eval_figures,
             ("average.accuracy",),
-            max_new_tokens=1024,
+            max_new_tokens=LMMS_EVAL_NEW_TOKENS,
             stop=("\n\n",),
         ),
         Protocol(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,14 +18,20 @@ Left = Sequence[tuple[Question, str]]  # questions that were not asked, each wit
 
 
 def missing_record(left: Left, num_questions: int) -> Metrics:
-    """How many questions were not asked for want of a picture, and the first of these pictures."""
+    """How many questions were not asked, for which reasons, and the first of their pictures."""
     names = list(dict.fromkeys(q.picture.name for q, _ in left if q.picture is not None))
     return {
         "num_questions": len(left),
         "num_questions_in_all": num_questions,
         "num_pictures": len(names),
         "pictures": names[:NUM_NAMED],
+        "reasons": dict(Counter(problem for _, problem in left).most_common(NUM_NAMED)),
+        "first": f"{_name(left[0][0]) or left[0][0].id}: {left[0][1]}" if left else None,
     }
+
+
+def _name(question: Question) -> str | None:
+    return question.picture.name if question.picture is not None else None
 
 
 def write_outcome(
@@ -45,7 +52,7 @@ def _predictions(marks: Sequence[Marked], answers: Mapping[str, Mapping[str, Any
         question = mark.question
         yield {
             "id": question.id,
-            "image": question.picture.name if question.picture else None,
+            "image": _name(question),
             **question.facts,
             "question": question.text,
             "answer": mark.answer,
@@ -59,8 +66,13 @@ def _predictions(marks: Sequence[Marked], answers: Mapping[str, Mapping[str, Any
 
 def _left_out(left: Left) -> Iterator[dict[str, Any]]:
     for question, problem in left:
-        name = question.picture.name if question.picture else None
-        yield {"id": question.id, "image": name, **question.facts, "question": question.text, "problem": problem}
+        yield {
+            "id": question.id,
+            "image": _name(question),
+            **question.facts,
+            "question": question.text,
+            "problem": problem,
+        }
 
 
 def official_table(metrics: Metrics) -> str:
@@ -68,11 +80,14 @@ def official_table(metrics: Metrics) -> str:
     facts, missing = metrics["provenance"], metrics["missing"]
     lines = [f"# {facts['benchmark']}, protocol {facts['protocol']}", "", facts["rule"] + ".", ""]
     if missing["num_questions"]:
+        reasons = ", ".join(f"{reason} ({count})" for reason, count in missing["reasons"].items())
         lines += [
-            f"{missing['num_questions']} of {missing['num_questions_in_all']} questions were not asked: "
-            f"{missing['num_pictures']} pictures are missing. These figures are of the rest.",
+            f"{missing['num_questions']} of {missing['num_questions_in_all']} questions were not asked: {reasons}. "
+            "These figures are of the rest.",
             "",
         ]
+    if facts["damaged_files"]:
+        lines += [f"Left out, for they cannot be read: {'; '.join(facts['damaged_files'])}.", ""]
     for title, columns, rows in tables_of(metrics):
         lines += [f"| {title} | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
         lines += [f"| {name} | " + " | ".join(cells) + " |" for name, cells in rows] + [""]
@@ -89,8 +104,9 @@ def verdict(metrics: Metrics) -> str:
     asked, wanted = facts["num_questions"], missing["num_questions_in_all"]
     line = f"{facts['benchmark']}, protocol {facts['protocol']}: {'; '.join(quoted)}; {asked} of {wanted} questions"
     if missing["num_questions"]:
-        named = ", ".join(missing["pictures"][:3])
-        line += f" ({missing['num_pictures']} pictures missing: {named}{', …' if missing['num_pictures'] > 3 else ''})"
+        line += f" ({missing['num_questions']} not asked, the first {missing['first']})"
+    if damaged := facts["damaged_files"]:
+        line += f"; {len(damaged)} damaged files left out, the first {damaged[0]}"
     return line
 
 

@@ -50,7 +50,10 @@ class Settings:
 
 @dataclass(frozen=True)
 class Ask:
-    """A prompt about a picture, once for all questions that share both; `key` stays the same from run to run."""
+    """A prompt about a picture, once for all questions that share both.
+
+    `key` stays the same from run to run, and is another where the picture is.
+    """
 
     key: str
     prompt: str
@@ -83,9 +86,10 @@ def evaluate_official(
     """Ask the model called `model` a benchmark's questions, write answers and figures to `out`; None but in the main
     process.
 
-    A call that was killed goes on where it stopped. Questions whose picture is missing or damaged are not asked, and
-    counted. Errors, as ValueErrors: an unknown benchmark or protocol, data of another schema or that cannot be had, no
-    picture at all, an `out` of another run, and those of `checkpoints.load_vlm`.
+    A call that was killed goes on where it stopped. Questions whose picture is missing or damaged, and those that the
+    model does not take, are not asked, and counted. Errors, as ValueErrors: an unknown benchmark or protocol, data of
+    another schema or that cannot be had, no picture at all, an `out` of another run, and those of
+    `checkpoints.load_vlm`.
     """
     from accelerate import PartialState
 
@@ -98,16 +102,11 @@ def evaluate_official(
     source = open_source(data, settings.images)
     reading = found.read(source)
     questions = [question for question in reading.questions if protocol.keep(question)]
-    plan = plan_of(questions, protocol, settings.num_images)
-    if not plan.asks:
-        raise ValueError(
-            f"no picture of the {len(questions)} questions of {found.title} is at hand: {plan.missing[0].unit} and "
-            f"{len({q.unit for q in plan.missing}) - 1} more are missing: name their directory with --images"
-        )
+    plan = _checked_plan(found, protocol, questions, settings.num_images)
     state = PartialState(cpu=settings.device == "cpu")
     store = AnswerStore(out)
     if state.is_main_process:
-        store.begin(_identity(model, found, protocol, plan, settings))
+        store.begin(_identity(model, found, protocol, settings), set(plan.key_of.values()))
     state.wait_for_everyone()
     done = store.answers()
     state.wait_for_everyone()  # all have read what is answered before any answers more
@@ -132,6 +131,7 @@ def evaluate_official(
         "data": str(data),
         "data_revision": source.revision,
         "left_out": list(reading.left_out),
+        "damaged_files": source.damaged,
     }
     return _finish(found, protocol, plan, questions, store, facts)
 
@@ -144,10 +144,30 @@ def check_needs_data(benchmark: str) -> None:
         raise ValueError(f"{benchmark} needs --data: a directory with {known.data}, or a hub id to fetch{named}")
 
 
+def _checked_plan(
+    benchmark: Benchmark, protocol: Protocol, questions: Sequence[Question], num_images: int | None
+) -> Plan:
+    """`plan_of`; ValueError where the protocol needs other questions, or no picture is at hand."""
+    if not questions:
+        raise ValueError(
+            f"the data has no question of {benchmark.title} that the protocol {protocol.name} is about: give all of "
+            "its files, or choose another protocol"
+        )
+    protocol.check(questions)
+    plan = plan_of(questions, protocol, num_images)
+    if not plan.asks:
+        raise ValueError(
+            f"no picture of the {len(questions)} questions of {benchmark.title} is at hand: {plan.missing[0].unit} and "
+            f"{len({q.unit for q in plan.missing}) - 1} more are missing: name their directory with --images"
+        )
+    return plan
+
+
 def plan_of(questions: Sequence[Question], protocol: Protocol, num_images: int | None = None) -> Plan:
     """Group questions by picture and prompt; with `num_images` only those about the first pictures that are there."""
     plan = Plan()
-    keys: dict[str, str] = {}
+    keys: set[str] = set()
+    fingerprints: dict[str, str] = {}
     for question in questions:
         picture = question.picture
         if picture is not None and picture.read is None:
@@ -157,11 +177,13 @@ def plan_of(questions: Sequence[Question], protocol: Protocol, num_images: int |
         if name not in plan.asks and num_images is not None and len(plan.asks) >= num_images:
             continue
         prompt = protocol.prompt(question)
-        key = hashlib.sha256(json.dumps([name, prompt]).encode()).hexdigest()[:20]
+        if name not in fingerprints:
+            fingerprints[name] = picture.fingerprint() if picture is not None else ""
+        key = hashlib.sha256(json.dumps([name, prompt, fingerprints[name]]).encode()).hexdigest()[:20]
         plan.key_of[question.id] = key
         asks = plan.asks.setdefault(name, [])
         if key not in keys:
-            keys[key] = question.id
+            keys.add(key)
             asks.append(Ask(key, prompt, question))
     return plan
 
@@ -176,7 +198,7 @@ def _load(model: str | Path, device: str, dtype: str) -> Vlm:
 def _answer(
     vlm: Vlm, todo: Sequence[Sequence[Ask]], protocol: Protocol, settings: Settings, yes_no: bool
 ) -> Iterator[list[dict[str, Any]]]:
-    """Records of answers, a batch at a time; pictures that cannot be read have a record that says so."""
+    """Records of answers, a batch at a time; what cannot be read or asked has a record that says why."""
     from agevlm.vlms import way_named
 
     way = way_named(settings.answering, vlm)
@@ -201,9 +223,14 @@ def _opened(vlm: Vlm, block: Sequence[Sequence[Ask]]) -> tuple[list[Ask], dict[s
                 assert picture.read is not None
                 pictures[picture.name] = open_image(picture.read())
             asks += group
-        except ImageError as error:
-            damaged += [{"key": ask.key, "answer": None, "problem": error.kind} for ask in group]
+        except (ValueError, OSError) as error:
+            damaged += [_left_out(ask, error) for ask in group]
     return asks, dict(zip(pictures, vlm.keep(list(pictures.values())), strict=True)), damaged
+
+
+def _left_out(ask: Ask, error: Exception) -> dict[str, Any]:
+    problem = error.kind if isinstance(error, ImageError) else f"{' '.join(str(error).split()):.200}"
+    return {"key": ask.key, "answer": None, "problem": problem}
 
 
 def _batches(asks: Sequence[Ask], batch_size: int) -> Iterator[list[Ask]]:
@@ -217,13 +244,19 @@ def _batches(asks: Sequence[Ask], batch_size: int) -> Iterator[list[Ask]]:
 def _ask_batch(
     vlm: Vlm, asks: Sequence[Ask], kept: Mapping[str, Kept], protocol: Protocol, yes_no: bool, way: Way
 ) -> list[dict[str, Any]]:
+    """A record for each. Where the model does not take one (a picture too narrow, a text too long) each goes alone."""
     from agevlm.vlms import WAYS, Row
 
     rows = []
     for ask in asks:
         shown = (kept[ask.question.picture.name],) if ask.question.picture else ()
         rows.append(Row(vlm.prompt(ask.prompt, len(shown)), (Message("user", ask.prompt, len(shown)),), shown))
-    asking = (way if rows[0].pictures else WAYS[PLAIN])(vlm, rows)
+    try:
+        asking = (way if rows[0].pictures else WAYS[PLAIN])(vlm, rows)
+    except ValueError as error:
+        if len(asks) == 1:
+            return [_left_out(asks[0], error)]
+        return [record for ask in asks for record in _ask_batch(vlm, [ask], kept, protocol, yes_no, way)]
     with asking.steer():
         answers, reading = vlm.ask(asking.inputs, max_new_tokens=protocol.max_new_tokens, change=asking.change)
     found: list[dict[str, Any]] = []
@@ -242,32 +275,41 @@ def _until(text: str, stop: Sequence[str]) -> str:
     return text.strip()
 
 
-def _identity(
-    model: str | Path, benchmark: Benchmark, protocol: Protocol, plan: Plan, settings: Settings
-) -> dict[str, Any]:
-    """What must be the same for answers to be gone on with."""
-    asked = sorted(ask.key for asks in plan.asks.values() for ask in asks)
+def _identity(model: str | Path, benchmark: Benchmark, protocol: Protocol, settings: Settings) -> dict[str, Any]:
+    """What must be the same for answers to be gone on with, beside the questions and pictures that they are about."""
     return {
         "model": _fingerprint(model),
         "benchmark": benchmark.name,
         "protocol": protocol.name,
         "dtype": settings.dtype,
         "answering": settings.answering,
-        "questions": hashlib.sha256("".join(asked).encode()).hexdigest()[:20],
     }
 
 
 def _fingerprint(model: str | Path) -> str:
-    """A model's name, and for a directory its configuration and the size and age of its weights."""
+    """A model's name; of a directory its configuration and the size and age of its weights, of a hub id its commit."""
     from agevlm.checkpoints import resolve_model
 
     directory = Path(resolve_model(model))
     if not directory.is_dir():
-        return str(model)
+        commit = _commit(str(model))
+        return f"{model} ({commit})" if commit else str(model)
     weights = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in sorted(directory.glob("*.safetensors"))]
     config = directory / "config.json"
     facts = repr((config.read_text(encoding="utf-8") if config.is_file() else "", weights))
     return f"{model} ({hashlib.sha256(facts.encode()).hexdigest()[:12]})"
+
+
+def _commit(hub_id: str) -> str | None:
+    """The commit of a model of the hub, where transformers says it."""
+    from transformers import AutoConfig
+
+    from agevlm.modeling import register
+    from agevlm.modeling.loading import reading
+
+    register()
+    with reading(hub_id, "configuration"):
+        return getattr(AutoConfig.from_pretrained(hub_id), "_commit_hash", None)
 
 
 def _finish(
@@ -290,7 +332,7 @@ def _finish(
             else:
                 marks.append(protocol.mark(question, record["answer"]))
     if not marks:
-        raise ValueError(f"none of the pictures of {benchmark.title} can be read ({left[0][1]}): see {store.out}")
+        raise ValueError(f"none of the questions of {benchmark.title} can be asked ({left[0][1]}): see {store.out}")
     metrics: Metrics = {
         **records(protocol.figures(marks)),
         "missing": missing_record(left, len(questions)),
@@ -300,6 +342,8 @@ def _finish(
             rule=protocol.rule,
             headline=list(protocol.headline),
             source=benchmark.source,
+            paper=benchmark.paper,
+            licence=benchmark.licence,
             num_questions=len(marks),
             num_images=len({mark.question.unit for mark in marks}),
             num_prompts=plan.num_asks,

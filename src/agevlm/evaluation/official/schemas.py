@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from agevlm.evaluation.official.benchmark import Question, Reading
 from agevlm.evaluation.official.files import Row, Source, Table
@@ -31,8 +31,8 @@ class Schema:
 def read_tables(title: str, source: Source, schemas: Sequence[Schema]) -> Reading:
     """The questions of all tables that fit one of `schemas`, in order; other files are left out and named.
 
-    Where none fits, a ValueError says what was found and what was expected. The same question twice counts once; two
-    questions of one id are a ValueError.
+    Where none fits, a ValueError says what was found and what was expected. The same question twice counts once, with
+    the first picture that is at hand; two questions of one id are a ValueError.
     """
     questions: dict[str, Question] = {}
     left_out = []
@@ -49,20 +49,32 @@ def read_tables(title: str, source: Source, schemas: Sequence[Schema]) -> Readin
                     f"{table.path.name}, row {number + 1}: the id {question.id!r} was there before with another "
                     f"question: leave one of the files of {source.root} out"
                 )
+            questions[question.id] = _pictured(known, question)
     if not questions:
-        found = "; ".join(left_out[:4]) + ("; …" if len(left_out) > 4 else "")
         raise ValueError(
-            f"{source.root} holds no file of {title}: found {found or 'no table at all'}, "
+            f"{source.root} holds no file of {title}: found {source.described()}, "
             f"expected the columns {' or '.join(schema.described() for schema in schemas)}"
         )
     return Reading(list(questions.values()), tuple(left_out))
 
 
+def _pictured(known: Question, again: Question) -> Question:
+    """The question as it was known, with the picture of where it stands again if its own is missing."""
+    if known.picture is None or again.picture is None or known.picture.read or not again.picture.read:
+        return known
+    return replace(known, picture=replace(again.picture, name=known.picture.name))
+
+
 def _question(schema: Schema, row: Row, table: Table, source: Source, number: int) -> Question:
+    place = f"{table.path.name}, row {number + 1} ({schema.name})"
+    if None in row:
+        raise ValueError(f"{place}: it has more values than there are columns")
     try:
         return schema.question(row, table, source)
-    except (KeyError, ValueError, TypeError, IndexError) as error:
-        raise ValueError(f"{table.path.name}, row {number + 1} ({schema.name}): {error}") from error
+    except KeyError as error:
+        raise ValueError(f"{place}: it has no {error}") from error
+    except (ValueError, TypeError, IndexError, AttributeError) as error:
+        raise ValueError(f"{place}: {error}") from error
 
 
 def yes_or_no(value: object) -> str:

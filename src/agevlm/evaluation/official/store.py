@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from agevlm.documents import parse_json, read_json
 from agevlm.files import write_beside
 
 _GATHERED = "answers.jsonl"
+_ADVICE = "choose another --out, or remove it"
 
 
 class AnswerStore:
@@ -24,27 +26,37 @@ class AnswerStore:
     def __init__(self, out: str | Path) -> None:
         self.out = Path(out)
 
-    def begin(self, identity: Mapping[str, Any]) -> None:
+    def begin(self, identity: Mapping[str, Any], keys: Collection[str]) -> None:
         """Make the directory, or check that it is of the same run, and gather what earlier processes left.
 
-        A directory of another run is a ValueError that names what differs.
+        `keys` are those of all that is asked. A directory of another run, by what it says of itself or by answers to
+        anything else, is a ValueError that names what differs.
         """
         self.out.mkdir(parents=True, exist_ok=True)
-        path, answered = self.out / "run.json", bool(self.answers())
-        if answered and not path.is_file():
-            raise ValueError(f"{self.out} holds answers of which nothing is known (no run.json): choose another --out")
-        if answered:
-            known = json.loads(path.read_text(encoding="utf-8"))
-            differs = [name for name in identity if known.get(name) != identity[name]]
-            if differs:
-                name = differs[0]
+        path, answers = self.out / "run.json", self.answers()
+        if answers and not path.is_file():
+            raise ValueError(f"{self.out} holds answers of which nothing is known (no run.json): {_ADVICE}")
+        if answers:
+            self._check(read_json(path, _ADVICE), identity)
+            others = [key for key, record in answers.items() if record["answer"] is not None and key not in keys]
+            if others:
                 raise ValueError(
-                    f"{self.out} holds another run: its {name} is {known.get(name)!r}, and this one's is "
-                    f"{identity[name]!r}: choose another --out, or remove it"
+                    f"{self.out} holds another run: {len(others)} of its {len(answers)} answers are about other "
+                    f"questions or other pictures of the same names (another --data, fewer --num-images): {_ADVICE}"
                 )
         with write_beside(path) as beside:
             beside.write_text(json.dumps(dict(identity), indent=2) + "\n", encoding="utf-8")
         self.gather(again=True)
+
+    def _check(self, known: Any, identity: Mapping[str, Any]) -> None:
+        known = known if isinstance(known, dict) else {}
+        differs = [name for name in identity if known.get(name) != identity[name]]
+        if differs:
+            name = differs[0]
+            raise ValueError(
+                f"{self.out} holds another run: its {name} is {known.get(name)!r}, and this one's is "
+                f"{identity[name]!r}: {_ADVICE}"
+            )
 
     def gather(self, *, again: bool = False) -> dict[str, dict[str, Any]]:
         """All answers by key, put into one file; the files of the processes go. A last line cut short is dropped.
@@ -83,6 +95,11 @@ def _whole_lines(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
-    return [
-        json.loads(line) for line in lines[:-1] if line.strip()
-    ]  # behind the last line end: nothing, or half a line
+    found = []
+    for number, line in enumerate(lines[:-1], 1):  # behind the last line end: nothing, or half a line
+        if line.strip():
+            record = parse_json(line, f"{path}, line {number}", _ADVICE)
+            if not isinstance(record, dict) or not {"key", "answer"} <= record.keys():
+                raise ValueError(f"{path}, line {number}: no answer with its key; {_ADVICE}")
+            found.append(record)
+    return found
