@@ -1,4 +1,4 @@
-"""The page in a real Chromium: ask, stream, hover, compare, choose layers, share, errors, a very large picture.
+"""The page in a real Chromium: ask, stream, hover, compare, choose layers, share, errors, keys, phones, large pictures.
 
 Runs where Playwright finds a browser: its own (`playwright install chromium`), or one of the system's.
 """
@@ -6,8 +6,10 @@ Runs where Playwright finds a browser: its own (`playwright install chromium`), 
 from __future__ import annotations
 
 import io
+import json
+import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +94,60 @@ def lit(page: Any, stage: int = 0) -> int:
     )  # fmt: skip
 
 
+def told(page: Any, *answers: str, **made_up: float) -> None:
+    """From now on each model in turn is said to answer this; words other than "a", "and", "no" have maps.
+
+    `made_up` says by word which share of attention found no place: of a word of the question for the first model alone.
+    """
+    names = [one["id"] for one in page.request.get(f"{page.url}v1/models").json()["data"]]
+
+    def words(text: str, where: str, first: bool) -> list[dict[str, Any]]:
+        spans = [span for span in re.finditer(r"\w+", text) if span[0] not in ("a", "and", "no", "is", "there")]
+        lost = [made_up.get(span[0], 0.0) if first or where == "answer" else 0.0 for span in spans]
+        return [
+            {"word": span[0], "where": where, "start": span.start(), "end": span.end(), "made_up": share}
+            | {"maps": [[[(1 - share) / 4 * (place == number) for place in range(4)] for number in range(4)]]}
+            for span, share in zip(spans, lost, strict=True)
+        ]
+
+    def fulfil(route: Any) -> None:
+        asked = route.request.post_data_json
+        first, text = asked["model"] == names[0], answers[names.index(asked["model"]) % len(answers)]
+        question = asked["messages"][0]["content"][1]["text"]
+        found = words(question, "question", first) + words(text, "answer", first)
+        chunk = {"choices": [{"delta": {"content": text}, "finish_reason": "stop", "attention": found}]}
+        body = f"data: {json.dumps(chunk)}\n\ndata: [DONE]\n\n"
+        route.fulfill(body=body, content_type="text/event-stream")
+
+    page.route("**/v1/chat/completions", fulfil)
+
+
+def example(page: Any) -> str:
+    """The picture on the stages, and that it is the example which is marked."""
+    (title,) = set(page.locator(".stage img").evaluate_all("images => images.map(image => image.alt)"))
+    assert page.locator(".examples [aria-current=true]").get_attribute("title") == title
+    return title
+
+
+def inside(page: Any, selector: str) -> None:
+    """What is selected is seen: all of it is within the window."""
+    box, window = page.locator(selector).bounding_box(), page.viewport_size
+    assert box["width"] > 0
+    assert box["x"] >= 0
+    assert box["y"] >= 0
+    assert box["x"] + box["width"] <= window["width"]
+    assert box["y"] + box["height"] <= window["height"]
+
+
+def fits(page: Any) -> bool:
+    """Whether every caption is shown whole, within its stage."""
+    return page.locator(".stage").evaluate_all(
+        "stages => stages.every(stage => { const caption = stage.querySelector('figcaption');"
+        " return caption.scrollWidth <= caption.clientWidth && caption.scrollHeight <= caption.clientHeight"
+        " && caption.getBoundingClientRect().bottom <= stage.getBoundingClientRect().bottom })"
+    )
+
+
 def test_ask_stream_hover_and_compare(page: Any) -> None:
     ask(page, "what is in the picture?")
     answers = page.locator(".answer p")
@@ -104,6 +160,7 @@ def test_ask_stream_hover_and_compare(page: Any) -> None:
     assert page.locator(".stage.looking").count() == 2
     page.mouse.move(5, 400)
     page.wait_for_selector("figcaption:has-text('“blue”')")  # back to the one that is pinned
+    assert page.locator("button.word[aria-pressed=true]").all_inner_texts() == ["blue", "blue"]
     page.keyboard.press("Escape")
     assert page.locator(".stage.looking").count() == 0
 
@@ -165,6 +222,7 @@ def test_a_picture_of_20_megapixels_and_a_file_that_is_none(page: Any) -> None:
     ask(page, "what is in the picture?")
     assert page.locator(".answer[data-state=done]").count() == 2
     page.set_input_files("#file", {"name": "none.png", "mimeType": "image/png", "buffer": b"nothing"})
+    page.wait_for_selector(".notice")
     assert page.locator(".notice").inner_text() == "none.png is no picture that the browser can read."
 
 
@@ -189,3 +247,266 @@ def test_a_phone_shows_all_of_it(page: Any) -> None:
         assert box["x"] >= 0
         assert box["x"] + box["width"] <= 390
         assert box["y"] + box["height"] <= 780
+
+
+def test_the_stage_goes_back_to_the_picture_that_is_asked(page: Any) -> None:
+    told(page, "a tree")
+    ask(page, "is there a tree?")
+    first = example(page)
+    page.locator(".examples button").nth(3).click()
+    page.wait_for_function("title => document.querySelector('.stage img').alt != title", arg=first)
+    fourth = example(page)
+    page.locator(".answer button.word").first.hover()
+    assert page.locator(".stage img").first.get_attribute("alt") == first
+    page.mouse.move(5, 400)
+    assert example(page) == fourth
+    page.locator(".answer button.word").first.click()  # who goes on with an old word goes on with its picture
+    page.mouse.move(5, 400)
+    assert example(page) == first
+    page.keyboard.press("Escape")
+    assert example(page) == first
+
+
+def test_an_answer_does_not_put_another_picture_back(page: Any) -> None:
+    first, held = example(page), []
+    page.route("**/v1/chat/completions", lambda route: held.append(route))
+    page.fill("#question", "is there a tree?")
+    page.press("#question", "Enter")
+    page.locator(".examples button").nth(3).click()
+    page.wait_for_function("title => document.querySelector('.stage img').alt != title", arg=first)
+    fourth = example(page)
+    for route in held:
+        route.continue_()
+    page.wait_for_selector("#send:not(.stop)", timeout=60_000)
+    assert len(held) == page.locator(".answer[data-state=done]").count() == 2
+    assert example(page) == fourth
+    assert page.locator(".stage.looking, button.word[aria-pressed=true]").count() == 0
+
+
+def test_a_notice_is_seen_and_stays(page: Any) -> None:
+    told(page, "a tree and a tree and a tree")
+    for _ in range(6):
+        ask(page, "is there a tree?")
+    page.clock.install()
+    page.set_input_files("#file", {"name": "none.png", "mimeType": "image/png", "buffer": b"nothing"})
+    page.wait_for_selector(".notice:has-text('none.png is no picture')")
+    page.clock.fast_forward(10_000)
+    inside(page, ".notice[role=alert]")
+    page.locator(".examples button").nth(3).click()
+    page.wait_for_selector(".notice", state="hidden")
+
+
+def test_without_examples_the_page_speaks_of_ones_own_picture(page: Any) -> None:
+    assert "example" in page.locator("#welcome").inner_text()
+    page.route("**/examples", lambda route: route.fulfill(json=[]))
+    page.reload()
+    page.wait_for_selector(".stage.empty")
+    assert page.locator("#examples").is_hidden()
+    assert "of your own." in page.locator("#welcome").inner_text()
+    assert "example" not in page.locator("#welcome").inner_text()
+    told(page, "a tree")
+    page.fill("#question", "is there a tree?")
+    page.press("#question", "Enter")
+    page.wait_for_selector(".notice")
+    assert page.locator(".notice").inner_text() == "First choose a picture."
+    assert page.input_value("#question") == "is there a tree?"
+    buffer = io.BytesIO()
+    scene(3).save(buffer, "PNG")
+    page.set_input_files("#file", {"name": "own.png", "mimeType": "image/png", "buffer": buffer.getvalue()})
+    page.locator(".suggestions button").first.click()
+    page.wait_for_selector(".answer[data-state=done]")
+    assert lit(page) > 100
+
+
+def test_a_wrong_key_is_told_and_escape_gives_none(browser: Any, tiny: tuple[str, Any, Any]) -> None:
+    from agevlm.serve.server import Settings, in_background
+
+    with in_background([tiny], Settings(port=0, key="right")) as (url, _):
+        context = browser.new_context()
+        opened = context.new_page()
+        opened.goto(url)
+        opened.wait_for_selector("#key-dialog[open]")
+        assert opened.locator("#key-wrong").is_hidden()
+        opened.fill("#key", "wrong")
+        opened.press("#key", "Enter")
+        opened.wait_for_selector("#key-wrong")
+        opened.fill("#key", "right")
+        opened.press("#key", "Escape")
+        opened.wait_for_selector(".notice:has-text('without its key')")
+        assert opened.locator(".stage").count() == 0
+        opened.fill("#question", "is there a fish?")
+        opened.press("#question", "Enter")
+        opened.wait_for_selector("#key-dialog[open]")
+        assert opened.locator("#key-wrong").is_hidden()
+        opened.fill("#key", "right")
+        opened.press("#key", "Enter")
+        opened.wait_for_selector(".answer[data-state=done]", timeout=60_000)
+        context.close()
+
+
+def test_a_server_that_is_gone_is_told(page: Any) -> None:
+    told(page, "a tree")
+    ask(page, "is there a tree?")
+    gone = ".notice:has-text('The server does not answer.')"
+    for part, act in (
+        ("**/*.css", lambda: page.click("#share")),
+        ("**/examples/*.png", lambda: page.locator(".examples button").nth(2).click()),
+        ("**/v1/looks", lambda: page.select_option("#layer", "0")),
+    ):
+        page.route(part, lambda route: route.abort())
+        act()
+        page.wait_for_selector(gone)
+        page.locator(".examples button").first.click()  # is there already
+        page.wait_for_selector(gone, state="hidden")
+    assert all(said.startswith("Failed to load resource") for said in page.complaints)  # by Chromium, not by the page
+    page.complaints.clear()
+
+
+def test_two_models_are_compared_word_by_word(page: Any) -> None:
+    told(page, "a red anchor", "a blue anchor and a tree", fish=0.9)
+    ask(page, "is there a fish?")
+    captions = page.locator("figcaption span")
+    assert page.locator("button.word[aria-pressed=true]").all_inner_texts() == ["anchor", "anchor"]
+    assert page.locator(".stage.looking").count() == 2
+    assert page.locator(".question sup").inner_text() == "90 % tiny"
+    page.locator(".answer button.word", has_text="tree").hover()
+    assert captions.all_inner_texts() == ["did not say “tree”", "looked at the bright parts when it said “tree”"]
+    assert lit(page, 0) == 0
+    page.locator(".question button.word").hover()
+    none = "found no place for “fish”: 90 % of its attention was not on the picture"
+    assert captions.all_inner_texts() == [none, "looked at the bright parts when it read “fish”"]
+    page.locator(".question button.word").click()
+    for width in (1280, 390):
+        page.set_viewport_size({"width": width, "height": 780})
+        assert page.locator(".stage.nowhere").count() == 1
+        assert fits(page)
+
+
+BRIGHTEST = """() => {
+  const map = document.querySelector(".stage canvas");
+  const copy = new OffscreenCanvas(map.width, map.height).getContext("2d", { willReadFrequently: true });
+  copy.drawImage(map, 0, 0);
+  const { data } = copy.getImageData(0, 0, map.width, map.height);
+  return data.reduce((most, value, at) => (at % 4 == 3 ? Math.max(most, value) : most), 0);
+}"""
+
+
+def test_a_word_that_found_no_place_glows_less(page: Any) -> None:
+    told(page, "a tree and a boat and a cup", boat=0.6, cup=0.2)
+    ask(page, "is there a tree?")
+    glow = []
+    for word in ("tree", "boat", "cup"):
+        page.locator(".answer button.word", has_text=word).first.hover()
+        page.wait_for_selector(f"figcaption:has-text('{word}')")
+        glow.append(page.evaluate(BRIGHTEST))
+    assert glow[0] > 3 * glow[1] > 0
+    assert glow[0] > glow[2] > glow[1]
+    cup = "looked at the bright parts when it said “cup”; 20 % of its attention was not on the picture"
+    assert page.locator("figcaption span").first.inner_text() == cup
+
+
+def test_another_layer_is_that_of_every_turn(page: Any) -> None:
+    ask(page, "where is the tree?")
+    ask(page, "is there a fish?")
+    with page.expect_response("**/v1/looks"):
+        page.select_option("#layer", "0")
+    old = page.locator(".turn").first.locator("button.word").first
+    with page.expect_request("**/v1/looks") as asked:
+        old.hover()
+    assert asked.value.post_data_json["layers"] == [0]
+    assert asked.value.post_data_json["messages"][0]["content"][1]["text"] == "where is the tree?"
+    page.wait_for_selector(f"figcaption:has-text('“{old.inner_text().split()[0]}”')")
+    sent: list[str] = []
+    page.on("request", lambda request: sent.append(request.url))
+    page.mouse.move(5, 400)
+    old.hover()  # what was asked for once is kept
+    page.wait_for_selector(".stage.looking, .stage.nowhere")
+    assert not [url for url in sent if "looks" in url]
+
+
+def test_a_question_that_is_too_long_is_told_and_kept(page: Any) -> None:
+    page.focus("#question")
+    page.keyboard.insert_text("fish " * 1000)
+    page.press("#question", "Enter")
+    page.wait_for_selector(".notice:has-text('4,999 characters')")
+    assert page.input_value("#question") == "fish " * 1000
+    assert page.locator(".turn").count() == 0
+
+
+def test_each_question_stands_by_itself_is_said(page: Any) -> None:
+    inside(page, ".alone")
+    assert "by itself" in page.locator(".alone").inner_text()
+
+
+def test_after_a_suggestion_the_keyboard_goes_on_in_the_question(page: Any) -> None:
+    told(page, "a tree")
+    page.focus(".suggestions button")
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".answer[data-state=done]")
+    page.wait_for_selector("#send:not(.stop)")
+    assert page.evaluate("document.activeElement.id") == "question"
+
+
+@pytest.fixture
+def phone(browser: Any, two: str) -> Iterator[Callable[[int, int], Any]]:
+    """Opens the page on a phone of a given size."""
+    contexts = []
+
+    def opened(width: int, height: int) -> Any:
+        contexts.append(
+            browser.new_context(viewport={"width": width, "height": height}, has_touch=True, is_mobile=True)
+        )
+        found = contexts[-1].new_page()
+        found.goto(two)
+        found.wait_for_selector(".suggestions button")
+        return found
+
+    yield opened
+    for context in contexts:
+        context.close()
+
+
+@pytest.mark.parametrize(("width", "height"), [(390, 780), (390, 664), (360, 640)])
+def test_a_phone_welcomes_whole(phone: Callable[[int, int], Any], width: int, height: int) -> None:
+    page = phone(width, height)
+    words = page.locator("#welcome").inner_text().lower()
+    assert "tap a word" in words
+    assert not re.search("hover|drop|paste|click", words)
+    assert page.locator("#turns").evaluate("turns => turns.scrollHeight <= turns.clientHeight")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.locator(".choice").all_inner_texts()[0].startswith("Layer")
+    for selector in ("#layer-choice span", "#head-choice span", "#theme", ".alone"):
+        inside(page, selector)
+
+
+def test_a_tap_keeps_the_map_that_is_shown(phone: Callable[[int, int], Any]) -> None:
+    page = phone(390, 780)
+    told(page, "a tree")
+    ask(page, "is there a tree?")
+    word = page.locator(".answer button.word[aria-pressed=true]").first
+    word.tap()
+    assert page.locator(".stage.looking").count() == 2
+    word.tap()
+    assert page.locator(".stage.looking").count() == 0
+
+
+def test_a_shared_file_has_each_answer_under_its_picture(page: Any, browser: Any, tmp_path: Path) -> None:
+    told(page, "a tree", "no", tree=0.7)
+    ask(page, "is there a tree?")
+    with page.expect_download() as saved:
+        page.click("#share")
+    file = tmp_path / "shared.html"
+    saved.value.save_as(file)
+    alone = browser.new_page(offline=True)
+    alone.goto(file.as_uri())
+    assert alone.locator("figcaption span").all_inner_texts()[1] == "did not say “tree”"
+    for width in (1280, 390):
+        alone.set_viewport_size({"width": width, "height": 780})
+        assert alone.evaluate("document.documentElement.scrollWidth") <= width
+        for number in range(2):
+            stage, image, answer = (
+                alone.locator(part).nth(number).bounding_box() for part in (".stage", ".stage img", ".answer")
+            )
+            assert answer["y"] >= stage["y"] + stage["height"]
+            assert abs(answer["x"] - stage["x"]) < 2
+            assert stage["height"] < image["height"] + 90

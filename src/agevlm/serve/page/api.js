@@ -2,15 +2,17 @@
 
 let key = sessionStorage.getItem("key") ?? "";
 let askForKey = async () => "";
+let asked = null; // the key that is being asked for, whoever waits for it
 
-// `ask` is called when the server wants a key, and gives one.
+// `ask(wrong)` is called when the server wants a key, and gives one, or nothing. `wrong`: one was sent and refused.
 export function onKeyWanted(ask) {
   askForKey = ask;
 }
 
 async function call(path, body, signal) {
   for (;;) {
-    const headers = key ? { Authorization: `Bearer ${key}` } : {};
+    const sent = key;
+    const headers = sent ? { Authorization: `Bearer ${sent}` } : {};
     if (body) headers["Content-Type"] = "application/json";
     const options = { method: body ? "POST" : "GET", headers, signal, body: body && JSON.stringify(body) };
     const reply = await fetch(path, options).catch((error) => {
@@ -20,10 +22,16 @@ async function call(path, body, signal) {
     if (reply.ok) return reply;
     const message = await reply.json().then((found) => found.error.message).catch(() => reply.statusText);
     if (reply.status !== 401) throw new Error(sentence(message));
-    key = await askForKey();
-    if (!key) throw new Error(sentence(message));
-    sessionStorage.setItem("key", key);
+    if (sent === key) await renewKey();
   }
+}
+
+async function renewKey() {
+  sessionStorage.removeItem("key");
+  asked ??= askForKey(Boolean(key)).finally(() => (asked = null));
+  key = await asked;
+  if (!key) throw new Error("This server answers nobody without its key. Ask again to give it.");
+  sessionStorage.setItem("key", key);
 }
 
 function sentence(text) {
@@ -38,6 +46,14 @@ export async function examples() {
   return (await call("examples")).json();
 }
 
+export async function blob(path) {
+  return (await call(path)).blob();
+}
+
+export async function text(path) {
+  return (await call(path)).text();
+}
+
 // Streams an answer: `onText(text so far)`; gives {text, words, finish}.
 export async function answer(request, onText, signal) {
   const body = { ...request, stream: true };
@@ -46,7 +62,9 @@ export async function answer(request, onText, signal) {
   const found = { text: "", words: [], finish: null };
   let rest = "";
   for (;;) {
-    const { done, value } = await reader.read();
+    const { done, value } = await reader.read().catch(() => {
+      throw new Error("The answer broke off.");
+    });
     if (done) break;
     const events = (rest + value).split("\n\n");
     rest = events.pop();

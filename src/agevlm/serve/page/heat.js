@@ -1,7 +1,9 @@
 // A map of attention as colours over a picture. Knows numbers and a canvas.
 
 // The colour map inferno between a quarter and nearly its end, as the pictures that `agevlm look` draws.
-const STOPS = [[87, 16, 110], [136, 34, 106], [187, 55, 84], [227, 89, 51], [249, 140, 10], [249, 201, 50], [252, 240, 140]];
+const STOPS = [
+  [87, 16, 110], [136, 34, 106], [187, 55, 84], [227, 89, 51], [249, 140, 10], [249, 201, 50], [252, 240, 140],
+];
 const SIDE = 160; // pixels that are computed along the longer side; the browser smooths the rest
 
 function colour(strength) {
@@ -11,7 +13,7 @@ function colour(strength) {
 }
 
 // Full strength is the map's own maximum, but at least four times the even share of a cell: what looks nowhere in
-// particular stays faint. So does what found no place: the less of the attention is on the picture, the fainter.
+// particular stays faint.
 function fullStrength(map) {
   return Math.max(...map.flat(), 4 / (map.length * map[0].length));
 }
@@ -27,7 +29,8 @@ function between(map, y, x) {
   return top + (fy - y0) * (foot - top);
 }
 
-// Draws a map over a whole canvas, whose width and height are set here to the picture's shape.
+// Draws a map over a whole canvas, whose width and height are set here to the picture's shape. What found no place is
+// faint: with half of its attention on the picture a word glows a quarter as bright as with all of it.
 export function drawHeat(canvas, map, width, height) {
   const scale = SIDE / Math.max(width, height);
   canvas.width = Math.max(1, Math.round(width * scale));
@@ -35,7 +38,7 @@ export function drawHeat(canvas, map, width, height) {
   const context = canvas.getContext("2d");
   const pixels = context.createImageData(canvas.width, canvas.height);
   const full = fullStrength(map);
-  const mass = Math.min(1, map.flat().reduce((sum, share) => sum + share, 0));
+  const opacity = 0.85 * Math.min(1, total(map)) ** 2;
   for (let y = 0; y < canvas.height; y++) {
     for (let x = 0; x < canvas.width; x++) {
       const row = ((y + 0.5) / canvas.height) * map.length - 0.5;
@@ -43,7 +46,7 @@ export function drawHeat(canvas, map, width, height) {
       const strength = between(map, row, column) / full;
       const at = 4 * (y * canvas.width + x);
       pixels.data.set(colour(strength), at);
-      pixels.data[at + 3] = 255 * 0.85 * mass * Math.min(1, 1.5 * strength);
+      pixels.data[at + 3] = 255 * opacity * Math.min(1, 1.5 * strength);
     }
   }
   context.putImageData(pixels, 0, 0);
@@ -53,7 +56,11 @@ export function clearHeat(canvas) {
   canvas.width = canvas.width;
 }
 
-// The share of attention in the strongest cell.
-export function peak(map) {
-  return Math.max(...map.flat());
+// Whether no cell has twice its even part of what is on the picture.
+export function isEven(map) {
+  return Math.max(...map.flat()) * map.length * map[0].length < 2 * total(map);
+}
+
+function total(map) {
+  return map.flat().reduce((sum, share) => sum + share, 0);
 }

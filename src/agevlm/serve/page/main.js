@@ -1,102 +1,144 @@
 // The page: wires the picture, the question, the answers and the stages together.
 
 import * as api from "./api.js";
+import { Gaze } from "./gaze.js";
 import { fromFile, pictureIn } from "./pictures.js";
 import { save, sharedFile } from "./share.js";
 import { Stage } from "./stage.js";
 import { Turn } from "./turns.js";
-import { walkWords } from "./words.js";
+import { shortName, walkWords } from "./words.js";
+
+const MAX_QUESTION = 4000; // characters; more than any question needs
+const OWN_QUESTIONS = ["What is in the picture?", "Describe the picture."];
 
 const $ = (id) => document.getElementById(id);
-const page = { models: [], stages: [], picture: null, turns: [], pinned: null, asking: null, examples: [] };
+const page = { models: [], stages: [], examples: [], picture: null, picks: 0, turns: [], asking: null };
+page.gaze = new Gaze(paint);
 
-async function start() {
-  api.onKeyWanted(askForKey);
-  theme();
-  wire();
+// Gets the models and the examples; says so and gives false where they are not to be had.
+async function load() {
   try {
     page.models = await api.models();
     page.examples = await api.examples();
   } catch (error) {
+    page.models = [];
     notice(error.message);
-    return;
+    return false;
   }
-  $("models").replaceChildren(...page.models.map(({ id }) => Object.assign(document.createElement("span"), { textContent: id })));
+  const pill = ({ id }) => Object.assign(document.createElement("span"), { textContent: shortName(id), title: id });
+  $("models").replaceChildren(...page.models.map(pill));
   page.stages = page.models.map(({ id }) => new Stage(id));
   $("stages").replaceChildren(...page.stages.map((stage) => stage.element));
   document.body.classList.toggle("two", page.models.length > 1);
   choices();
-  page.examples.forEach(addExample);
-  if (page.examples.length && !page.picture) await pickExample(0);
+  $("examples").replaceChildren(...page.examples.map(exampleButton));
+  $("or-example").hidden = !page.examples.length;
+  if (page.examples.length && !page.picks) await pickExample(page.examples[0]);
+  paint();
+  return true;
 }
 
 // Pictures.
 
-function addExample(example, number) {
+function exampleButton(example) {
   const button = document.createElement("button");
   button.type = "button";
   button.title = example.title;
-  const image = Object.assign(document.createElement("img"), { src: example.url, alt: example.title, width: 64, height: 64 });
-  button.append(image);
-  button.addEventListener("click", () => pickExample(number));
-  $("examples").append(button);
+  const image = { src: example.url, alt: example.title, width: 64, height: 64 };
+  button.append(Object.assign(document.createElement("img"), image));
+  button.addEventListener("click", () => pickExample(example));
+  return button;
 }
 
-async function pickExample(number) {
-  const { url, title, questions } = page.examples[number];
-  const blob = await (await fetch(url)).blob();
-  const picture = await fromFile(new File([blob], title, { type: "image/png" }));
-  setPicture(picture, questions);
-  [...$("examples").children].forEach((button, place) => button.setAttribute("aria-current", place === number));
+function pickExample(example) {
+  return pick(async () => {
+    const { url, title, questions } = example;
+    const picture = () => api.blob(url).then((blob) => fromFile(new File([blob], title, { type: blob.type })));
+    return (example.picture ??= { ...(await picture()), questions });
+  });
 }
 
-async function pickFile(file) {
-  if (!file) return;
+function pickFile(file) {
+  if (file) pick(async () => ({ ...(await fromFile(file)), questions: OWN_QUESTIONS }));
+}
+
+// Of pictures that are picked one after another the last is taken, whichever is read first.
+async function pick(read) {
+  const number = ++page.picks;
   try {
-    setPicture(await fromFile(file), ["What is in the picture?", "Describe the picture."]);
-    [...$("examples").children].forEach((button) => button.setAttribute("aria-current", false));
+    const picture = await read();
+    if (number === page.picks) setPicture(picture);
   } catch (error) {
     notice(error.message);
   }
 }
 
-function setPicture(picture, questions) {
+// The picture that is asked about from now on, marked where it is an example.
+function setPicture(picture) {
   page.picture = picture;
-  unpin();
-  page.stages.forEach((stage) => stage.show(picture));
-  $("suggestions").replaceChildren(...questions.map((question) => {
+  page.picks++;
+  notice("");
+  page.gaze.release();
+  [...$("examples").children].forEach((button, place) => {
+    button.setAttribute("aria-current", page.examples[place].picture === picture);
+  });
+  $("suggestions").replaceChildren(...picture.questions.map((question) => {
     const button = Object.assign(document.createElement("button"), { type: "button", textContent: question });
-    button.addEventListener("click", () => ask(question));
+    button.addEventListener("click", (event) => suggested(question, event.detail === 0));
     return button;
   }));
 }
 
 // Asking.
 
+function suggested(question, byKeyboard) {
+  if (byKeyboard) $("question").focus(); // the suggestions take no focus while the answer comes
+  ask(question);
+}
+
 async function ask(question) {
+  notice("");
   question = question.trim();
+  if (!page.models.length && !(await load())) return;
   if (!question || page.asking) return;
   if (!page.picture) return notice("First choose a picture.");
-  const turn = new Turn(page.picture, question, page.models.map(({ id }) => id), showWord);
+  if (question.length > MAX_QUESTION) return notice(tooLong(question));
+  if ($("question").value.trim() === question) empty($("question"));
+  await answered(newTurn(question));
+}
+
+function tooLong({ length }) {
+  const [has, most] = [length, MAX_QUESTION].map((number) => number.toLocaleString("en"));
+  return `The question has ${has} characters and was not sent: ${most} are the most. Shorten it.`;
+}
+
+function newTurn(question) {
+  const turn = new Turn(page.picture, question, page.models.map(({ id }) => id), onWord);
+  turn.answers.forEach((answer) => Object.assign(answer, { blind: !canLook(answer.model), key: lookKey(), looks: {} }));
   page.turns.push(turn);
   $("welcome")?.remove();
   $("turns").append(turn.element);
   turn.element.scrollIntoView({ block: "end", behavior: "smooth" });
-  unpin();
-  page.stages.forEach((stage) => stage.show(turn.picture));
+  page.gaze.release();
+  return turn;
+}
+
+async function answered(turn) {
   page.asking = new AbortController();
   busy(true);
   await Promise.all(turn.answers.map((answer) => write(turn, answer, page.asking.signal)));
   page.asking = null;
   busy(false);
-  turn.draw();
+  turn.drawQuestion();
   turn.element.scrollIntoView({ block: "end", behavior: "smooth" });
-  if (!page.pinned) turn.firstWord()?.click();
+  const first = page.picture === turn.picture && !page.gaze.pinned && turn.firstSpot();
+  if (first) page.gaze.show(first);
+  else paint();
 }
 
 async function write(turn, answer, signal) {
-  const request = { model: answer.model, messages: messagesOf(turn), attention: chosen() ?? true };
-  if (!canLook(answer.model)) delete request.attention;
+  const request = { model: answer.model, messages: messagesOf(turn), attention: JSON.parse(answer.key) ?? true };
+  if (answer.blind) delete request.attention;
   answer.state = "writing";
   try {
     const found = await api.answer(request, (text) => {
@@ -107,7 +149,7 @@ async function write(turn, answer, signal) {
   } catch (error) {
     Object.assign(answer, signal.aborted ? { state: "stopped" } : { state: "failed", error: error.message });
   }
-  answer.looks = { [lookKey()]: answer.words };
+  answer.looks[answer.key] = answer.words;
   turn.drawAnswer(answer);
 }
 
@@ -122,28 +164,26 @@ function canLook(name) {
 
 // Looking.
 
-function showWord(turn, shown, button, how) {
-  if (how === "pin") pin(turn, shown, button);
-  const now = how === "peek" && shown ? { turn, shown } : page.pinned;
+// Who pins a word of an earlier turn goes on with its picture: what stands still on the stage is what is asked about.
+function onWord(spot, how) {
+  if (how === "pin" && spot.turn.picture !== page.picture) setPicture(spot.turn.picture);
+  page.gaze.tell(spot, how);
+}
+
+// Brings the stages up to date: the map of the word that is looked at, else the picture that will be asked about.
+function paint() {
+  const { spot, pinned } = page.gaze;
+  const picture = spot?.turn.picture ?? page.picture;
+  page.turns.forEach((turn) => turn.press(pinned));
+  if (!picture) return;
+  const old = spot?.turn.answers.some(isOld);
+  const shown = spot && !old && spot.turn.shown(spot);
   page.stages.forEach((stage, number) => {
-    if (now && stage.picture !== now.turn.picture) stage.show(now.turn.picture);
-    if (now?.shown[number]) stage.look(now.shown[number]);
-    else stage.clear();
+    if (stage.picture !== picture) stage.show(picture);
+    if (shown) stage.look(shown[number]);
+    else stage.clear(old ? "is asked where it looked …" : "");
   });
-}
-
-function pin(turn, shown, button) {
-  const again = page.pinned?.button === button;
-  unpin();
-  if (again || !shown) return;
-  button.setAttribute("aria-pressed", "true");
-  page.pinned = { turn, shown, button };
-}
-
-function unpin() {
-  page.pinned?.button.setAttribute("aria-pressed", "false");
-  page.pinned = null;
-  page.stages.forEach((stage) => stage.picture && stage.clear());
+  if (old) lookAnew(spot.turn);
 }
 
 // Layers and heads.
@@ -151,10 +191,9 @@ function unpin() {
 function choices() {
   const least = (key) => Math.min(...page.models.map(({ looks }) => looks[key]));
   for (const [name, count] of [["layer", least("num_layers")], ["head", least("num_heads")]]) {
-    const options = [new Option("all", ""), ...Array.from({ length: count }, (_, number) => new Option(number + 1, number))];
-    $(name).replaceChildren(...options);
+    const numbered = Array.from({ length: count }, (_, number) => new Option(number + 1, number));
+    $(name).replaceChildren(new Option("all", ""), ...numbered);
     $(`${name}-choice`).hidden = count < 2;
-    $(name).addEventListener("change", relook);
   }
 }
 
@@ -169,27 +208,39 @@ function lookKey() {
   return JSON.stringify(chosen());
 }
 
-// Asks for the maps of the turn that is shown, of the chosen layer and head; each is asked for once.
-async function relook() {
-  const turn = page.pinned?.turn ?? page.turns.at(-1);
-  if (!turn) return;
-  const before = page.pinned?.button;
-  const place = before ? [...turn.element.querySelectorAll("button.word")].indexOf(before) : 0;
-  const wanted = lookKey();
-  await Promise.all(turn.answers.map(async (answer) => {
-    if (answer.state !== "done" || !canLook(answer.model)) return;
-    const request = { model: answer.model, messages: messagesOf(turn), answer: answer.text, ...chosen() };
-    try {
-      answer.looks[wanted] ??= await api.looks(request);
-    } catch (error) {
-      notice(error.message);
-    }
-  }));
-  if (wanted !== lookKey()) return;
-  turn.answers.forEach((answer) => (answer.words = answer.looks?.[wanted] ?? answer.words));
-  unpin();
-  turn.draw();
-  turn.element.querySelectorAll("button.word")[place]?.click();
+// The turn that is looked at, else the last, is brought up to date at once, any other when a word of it is shown.
+function choose() {
+  notice("");
+  paint();
+  if (!page.gaze.spot && page.turns.length) lookAnew(page.turns.at(-1));
+}
+
+// Whether an answer has the maps of another layer or head than the one that is chosen.
+function isOld({ state, blind, key }) {
+  return state === "done" && !blind && key !== lookKey();
+}
+
+// Asks for the maps of a turn, of the chosen layer and head; each is asked for once.
+async function lookAnew(turn) {
+  try {
+    await Promise.all(turn.answers.filter(isOld).map((answer) => lookAgain(turn, answer, lookKey())));
+  } catch (error) {
+    page.stages.forEach((stage) => stage.picture && stage.clear());
+    return notice(error.message);
+  }
+  turn.mark();
+  paint();
+}
+
+async function lookAgain(turn, answer, key) {
+  const request = { model: answer.model, messages: messagesOf(turn), answer: answer.text, ...chosen() };
+  try {
+    const words = await (answer.looks[key] ??= api.looks(request));
+    if (key === lookKey()) Object.assign(answer, { words, key });
+  } catch (error) {
+    delete answer.looks[key];
+    throw error;
+  }
 }
 
 // The rest of the page.
@@ -198,11 +249,8 @@ function wire() {
   const question = $("question");
   $("ask").addEventListener("submit", (event) => {
     event.preventDefault();
-    if (page.asking) return page.asking.abort();
-    const text = question.value;
-    question.value = "";
-    grow(question);
-    ask(text);
+    if (page.asking) page.asking.abort();
+    else ask(question.value);
   });
   question.addEventListener("input", () => grow(question));
   question.addEventListener("keydown", (event) => {
@@ -213,8 +261,14 @@ function wire() {
   });
   $("file").addEventListener("change", (event) => pickFile(event.target.files[0]));
   $("share").addEventListener("click", share);
+  $("layer").addEventListener("change", choose);
+  $("head").addEventListener("change", choose);
   document.addEventListener("paste", (event) => pickFile(pictureIn(event.clipboardData)));
-  document.addEventListener("keydown", (event) => event.key === "Escape" && (page.asking ? page.asking.abort() : unpin()));
+  document.addEventListener("keydown", (event) => {
+    if (event.key !== "Escape") return;
+    if (page.asking) page.asking.abort();
+    else page.gaze.release();
+  });
   walkWords($("turns"));
   wireDrop();
 }
@@ -232,6 +286,11 @@ function wireDrop() {
   });
 }
 
+function empty(area) {
+  area.value = "";
+  grow(area);
+}
+
 function grow(area) {
   area.style.height = "auto";
   area.style.height = `${area.scrollHeight}px`;
@@ -245,25 +304,29 @@ function busy(is) {
 }
 
 async function share() {
+  notice("");
   const stamp = new Date().toISOString().slice(0, 16).replace("T", " ");
-  save(await sharedFile(page.turns, stamp), `agevlm ${stamp.replace(":", ".")}.html`);
+  try {
+    save(await sharedFile(page.turns, stamp), `agevlm ${stamp.replace(":", ".")}.html`);
+  } catch (error) {
+    notice(error.message);
+  }
 }
 
-function askForKey() {
+// The key that was typed in; nothing where the dialog was closed without it.
+function askForKey(wrong) {
+  const dialog = $("key-dialog");
+  $("key-wrong").hidden = !wrong;
+  $("key").value = dialog.returnValue = "";
+  dialog.showModal();
   return new Promise((resolve) => {
-    const dialog = $("key-dialog");
-    dialog.addEventListener("close", () => resolve($("key").value.trim()), { once: true });
-    dialog.showModal();
+    dialog.addEventListener("close", () => resolve(dialog.returnValue && $("key").value.trim()), { once: true });
   });
 }
 
+// What went wrong stands over the question until something else is done.
 function notice(text) {
-  const line = document.createElement("p");
-  line.className = "notice";
-  line.setAttribute("role", "alert");
-  line.append(text);
-  $("turns").append(line);
-  setTimeout(() => line.remove(), 8000);
+  $("notice").textContent = text;
 }
 
 function theme() {
@@ -271,9 +334,13 @@ function theme() {
     document.documentElement.dataset.theme = value;
     localStorage.setItem("theme", value);
   };
-  const now = () => document.documentElement.dataset.theme || (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light");
+  const ofSystem = () => (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light");
+  const now = () => document.documentElement.dataset.theme || ofSystem();
   if (localStorage.getItem("theme")) set(localStorage.getItem("theme"));
   $("theme").addEventListener("click", () => set(now() === "dark" ? "light" : "dark"));
 }
 
-start();
+api.onKeyWanted(askForKey);
+theme();
+wire();
+load();

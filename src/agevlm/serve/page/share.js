@@ -1,14 +1,17 @@
 // A conversation as one HTML file that needs nothing else: its pictures, texts and maps, and these very modules.
 
-const MODULES = ["heat.js", "words.js", "stage.js", "turns.js", "shared.js"];
+import { text } from "./api.js";
+
+const MODULES = ["heat.js", "words.js", "stage.js", "turns.js", "gaze.js", "shared.js"];
 
 export async function sharedFile(turns, stamp) {
-  const [style, ...codes] = await Promise.all(["style.css", ...MODULES].map(async (name) => (await fetch(name)).text()));
-  const code = codes.map((text) => text.replace(/^import .*$/gm, "").replace(/^export /gm, "")).join("\n");
-  const data = turns.map(({ picture, question, answers }) => ({
-    picture,
+  const [style, ...codes] = await Promise.all(["style.css", ...MODULES].map(text));
+  const code = codes.map((code) => code.replace(/^import .*$/gm, "").replace(/^export /gm, "")).join("\n");
+  const kept = ({ model, text, words, state, error, blind }) => ({ model, text, words, state, error, blind });
+  const data = turns.map(({ picture: { url, width, height, title }, question, answers }) => ({
+    picture: { url, width, height, title },
     question,
-    answers: answers.map(({ model, text, words, state, error }) => ({ model, text, words, state, error })),
+    answers: answers.map(kept),
   }));
   const json = JSON.stringify(data).replace(/</g, "\\u003c");
   const policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'";
@@ -20,9 +23,9 @@ export async function sharedFile(turns, stamp) {
     + `</body></html>\n`;
 }
 
-export function save(text, name) {
+export function save(html, name) {
   const link = document.createElement("a");
-  link.href = URL.createObjectURL(new Blob([text], { type: "text/html" }));
+  link.href = URL.createObjectURL(new Blob([html], { type: "text/html" }));
   link.download = name;
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 10_000);

@@ -1,36 +1,40 @@
-// Runs in a shared file alone: shows the turns that it holds.
+// Runs in a shared file alone: shows the turns that it holds, each answer under the picture of its model.
 
+import { Gaze } from "./gaze.js";
 import { Stage } from "./stage.js";
 import { Turn } from "./turns.js";
 import { walkWords } from "./words.js";
 
-function showShared() {
-  const root = document.getElementById("shared");
-  for (const held of JSON.parse(document.getElementById("data").textContent)) {
-    const models = held.answers.map((answer) => answer.model);
-    const stages = models.map((model) => new Stage(model));
-    let pinned = null;
-    const onWord = (_, shown, button, how) => {
-      if (how === "pin") {
-        pinned = pinned?.button === button ? null : { button, shown };
-        root.querySelectorAll("button.word").forEach((one) => one.setAttribute("aria-pressed", one === pinned?.button));
-      }
-      const now = how === "peek" && shown ? shown : pinned?.shown;
-      stages.forEach((stage, number) => (now?.[number] ? stage.look(now[number]) : stage.clear()));
-    };
-    const turn = new Turn(held.picture, held.question, models, onWord);
-    turn.answers.forEach((answer, number) => Object.assign(answer, held.answers[number]));
-    turn.draw();
-    const see = document.createElement("div");
-    see.className = "stages";
-    see.append(...stages.map((stage) => stage.element));
-    stages.forEach((stage) => stage.show(held.picture));
-    const section = document.createElement("section");
-    section.append(see, turn.element);
-    root.append(section);
-    turn.firstWord()?.click();
-  }
+function showShared(root) {
+  const held = JSON.parse(document.getElementById("data").textContent);
+  root.append(...held.map(sharedTurn));
   walkWords(root);
 }
 
-if (document.getElementById("shared")) showShared();
+function sharedTurn({ picture, question, answers }) {
+  const models = answers.map(({ model }) => model);
+  const stages = models.map((model) => new Stage(model));
+  stages.forEach((stage) => stage.show(picture));
+  const turn = new Turn(picture, question, models, (spot, how) => gaze.tell(spot, how));
+  turn.answers.forEach((answer, number) => Object.assign(answer, answers[number]));
+  turn.draw();
+  const gaze = new Gaze(() => {
+    const shown = gaze.spot && turn.shown(gaze.spot);
+    turn.press(gaze.pinned);
+    stages.forEach((stage, number) => (shown ? stage.look(shown[number]) : stage.clear()));
+  });
+  if (turn.firstSpot()) gaze.show(turn.firstSpot());
+  const columns = document.createElement("div");
+  columns.className = "stages";
+  columns.append(...turn.answers.map(({ element }, number) => {
+    const column = document.createElement("div");
+    column.append(stages[number].element, element);
+    return column;
+  }));
+  const section = document.createElement("section");
+  section.className = "turn";
+  section.append(turn.asked, columns);
+  return section;
+}
+
+if (document.getElementById("shared")) showShared(document.getElementById("shared"));

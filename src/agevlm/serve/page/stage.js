@@ -1,10 +1,10 @@
-// A picture with the heat map of one word over it, and a line that says in words what it shows.
+// A picture with the heat map of one word over it, and a sentence that says what it shows: the model is its subject.
 
-import { clearHeat, drawHeat, peak } from "./heat.js";
-import { ABSENT, percent } from "./words.js";
+import { clearHeat, drawHeat, isEven } from "./heat.js";
+import { ABSENT, percent, shortName } from "./words.js";
 
 export class Stage {
-  constructor(name) {
+  constructor(model) {
     this.element = document.createElement("figure");
     this.element.className = "stage empty";
     this.frame = document.createElement("div");
@@ -14,12 +14,16 @@ export class Stage {
     this.canvas = document.createElement("canvas");
     this.canvas.setAttribute("aria-hidden", "true");
     this.frame.append(this.image, this.canvas);
-    this.caption = document.createElement("figcaption");
-    this.name = document.createElement("strong");
-    this.name.append(name);
+    const view = document.createElement("div");
+    view.className = "view";
+    view.append(this.frame);
+    const caption = document.createElement("figcaption");
+    const name = document.createElement("strong");
+    name.title = model;
+    name.append(shortName(model));
     this.said = document.createElement("span");
-    this.caption.append(this.name, this.said);
-    this.element.append(this.frame, this.caption);
+    caption.append(name, " ", this.said);
+    this.element.append(view, caption);
   }
 
   // Shows a picture ({url, width, height, title}) without a map.
@@ -33,26 +37,27 @@ export class Stage {
     this.clear();
   }
 
-  // Lays the map of a word over the picture.
+  // Lays the map of a word over the picture; where there is none, says its note.
   look(word) {
-    const map = word?.maps?.at(-1);
-    if (!map) return this.clear();
+    const map = word.maps?.at(-1);
+    if (!map) return this.clear(word.note);
     drawHeat(this.canvas, map, this.picture.width, this.picture.height);
     this.element.classList.add("looking");
-    const absent = word.made_up !== null && word.made_up >= ABSENT;
-    this.element.classList.toggle("nowhere", absent);
-    this.said.replaceChildren(said(word, map, absent));
+    this.element.classList.toggle("nowhere", word.made_up >= ABSENT);
+    this.said.replaceChildren(sentence(word, map));
   }
 
-  clear() {
+  clear(note = "") {
     clearHeat(this.canvas);
     this.element.classList.remove("looking", "nowhere");
-    this.said.replaceChildren("");
+    this.said.replaceChildren(note);
   }
 }
 
-function said(word, map, absent) {
-  if (absent) return `“${word.word}” found no place here · ${percent(word.made_up)}`;
-  const made = word.made_up >= 0.05 ? ` · ${percent(word.made_up)} found no place` : "";
-  return `“${word.word}” · ${percent(peak(map))} in the brightest cell${made}`;
+function sentence({ word, where, made_up }, map) {
+  const off = `${percent(made_up)} of its attention was not on the picture`;
+  if (made_up >= ABSENT) return `found no place for “${word}”: ${off}`;
+  const looked = isEven(map) ? "looked at no part in particular" : "looked at the bright parts";
+  const when = `when it ${where === "answer" ? "said" : "read"} “${word}”`;
+  return `${looked} ${when}${made_up >= 0.05 ? `; ${off}` : ""}`;
 }

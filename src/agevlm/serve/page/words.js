@@ -6,40 +6,52 @@ export function percent(share) {
   return `${Math.round(100 * share)} %`;
 }
 
-// Fills `element` with `text`; `words` are those of it ({start, end, made_up, …} in characters). `onWord(word, button)`
-// is told what is looked at: hovered or focused words for a moment (null when it ends), clicked ones for good.
-export function fillText(element, text, words, onWord) {
+// The name of a model, its middle left out where it is long: paths and hub ids differ at their ends.
+export function shortName(name) {
+  return name.length > 26 ? `${name.slice(0, 8)}…${name.slice(-17)}` : name;
+}
+
+// Fills `element` with `text`; each of its `words` ({start, end} in characters) becomes what `make(text, word)` gives.
+export function fillText(element, text, words, make) {
   element.replaceChildren();
   const characters = Array.from(text);
   let at = 0;
   for (const word of [...words].sort((a, b) => a.start - b.start)) {
     element.append(characters.slice(at, word.start).join(""));
-    element.append(wordButton(characters.slice(word.start, word.end).join(""), word, onWord));
+    element.append(make(characters.slice(word.start, word.end).join(""), word));
     at = word.end;
   }
   element.append(characters.slice(at).join(""));
 }
 
-function wordButton(text, word, onWord) {
+// A word that tells how it is looked at: "peek" while it is hovered or focused, "leave" after that, "pin" when clicked.
+export function wordButton(text, tell) {
   const button = document.createElement("button");
   button.type = "button";
   button.className = "word";
   button.append(text);
-  button.title = "Where the model looked";
-  if (word.made_up !== null && word.made_up >= ABSENT) {
-    button.classList.add("absent");
-    button.title = `${percent(word.made_up)} of its attention found no place in the picture`;
-    const score = document.createElement("sup");
-    score.append(percent(word.made_up));
-    button.append(score);
-  }
   button.setAttribute("aria-pressed", "false");
-  button.addEventListener("pointerenter", (event) => event.pointerType === "mouse" && onWord(word, button, "peek"));
-  button.addEventListener("pointerleave", (event) => event.pointerType === "mouse" && onWord(null, button, "peek"));
-  button.addEventListener("focus", () => button.matches(":focus-visible") && onWord(word, button, "peek"));
-  button.addEventListener("blur", () => onWord(null, button, "peek"));
-  button.addEventListener("click", () => onWord(word, button, "pin"));
+  button.addEventListener("pointerenter", (event) => event.pointerType === "mouse" && tell("peek"));
+  button.addEventListener("pointerleave", (event) => event.pointerType === "mouse" && tell("leave"));
+  button.addEventListener("focus", () => button.matches(":focus-visible") && tell("peek"));
+  button.addEventListener("blur", () => tell("leave"));
+  button.addEventListener("click", () => tell("pin"));
   return button;
+}
+
+// Marks a word by its `scores` ({made_up, model}): those without a place are written behind it. Where a score has the
+// name of its model, so that one of several can be meant, the name is written too.
+export function markWord(button, scores) {
+  const absent = scores.filter(({ made_up }) => made_up >= ABSENT);
+  const line = ({ made_up, model = "" }) =>
+    `${model && `${model}: `}${percent(made_up)} of the attention was not on the picture`;
+  button.title = absent.map(line).join("\n") || "Where the model looked";
+  button.classList.toggle("absent", absent.length > 0);
+  button.querySelector("sup")?.remove();
+  if (!absent.length) return;
+  const score = document.createElement("sup");
+  score.append(absent.map(({ made_up, model = "" }) => `${percent(made_up)} ${shortName(model)}`.trim()).join(" · "));
+  button.append(score);
 }
 
 // Left and right go from word to word, whatever stands between them.
