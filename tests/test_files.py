@@ -6,12 +6,13 @@ import errno
 import json
 import os
 import platform
+import time
 import zlib
 from pathlib import Path
 
 import pytest
 
-from agevlm.files import check_replaceable, inside, read_json_lines, recover, write_beside
+from agevlm.files import _start, check_replaceable, inside, read_json_lines, recover, write_beside
 
 FAILURES = [OSError(errno.ENOSPC, "No space left on device"), ValueError("a bad record"), KeyboardInterrupt()]
 
@@ -158,6 +159,32 @@ def test_what_somebody_still_writes_stays(tmp_path: Path) -> None:
     assert own.exists() and elsewhere.exists()
     recover(tmp_path, anybodys=True)
     assert not own.exists() and not elsewhere.exists()
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="no system tells when a process started")
+def test_a_number_that_another_process_has_by_now_keeps_nothing(tmp_path: Path) -> None:
+    def left(start: str) -> Path:
+        path = leave(tmp_path, "data", "old", os.getpid())
+        return path.rename(path.with_name(path.name.replace("abcdef", f"{start}abcdef")))
+
+    own = left(_start(os.getpid()))
+    recover(tmp_path)
+    assert own.exists()
+    own.rename(own.with_name(own.name.replace(_start(os.getpid()), f"{int(_start(os.getpid()), 16) ^ 1:04x}")))
+    recover(tmp_path)
+    assert contents(tmp_path) == {"data/rows": "old"}
+
+
+def test_a_name_that_has_long_been_missing_is_given_back_whoever_took_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere = leave(tmp_path, "data", "old").rename(tmp_path / ".data.000000000fabcdef.old")
+    recover(tmp_path)
+    assert elsewhere.exists()  # its writer may be between two renames
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 3600)
+    recover(tmp_path)
+    assert contents(tmp_path) == {"data/rows": "old"}
 
 
 @pytest.mark.parametrize("name", ["../x", "/etc/passwd", "a/../../x", ".."])

@@ -12,6 +12,7 @@ import os
 import platform
 import re
 import shutil
+import time
 import uuid
 import zlib
 from collections.abc import Iterator
@@ -23,10 +24,13 @@ from agevlm.documents import is_text
 
 _MAX_NAME_BYTES = 255  # of a file or a directory
 # .NAME.….part while it is written, .NAME.….old what stood at NAME while the new one takes its place; between the dots a
-# host, a process and chance (older releases: chance alone)
+# host, a process, when it started, and chance (older releases: without its start, and before that chance alone)
 _BESIDE = re.compile(
-    r"\.(?P<name>.+)\.((?P<host>[0-9a-f]{4})(?P<pid>[0-9a-f]{6})[0-9a-f]{6}|[0-9a-f]{8})\.(?P<kind>part|old)", re.DOTALL
+    r"\.(?P<name>.+)\.((?P<host>[0-9a-f]{4})(?P<pid>[0-9a-f]{6})(?P<start>[0-9a-f]{4})?[0-9a-f]{6}|[0-9a-f]{8})"
+    r"\.(?P<kind>part|old)",
+    re.DOTALL,
 )
+_BETWEEN_RENAMES_S = 60.0  # far more than a directory goes without its name while it is replaced
 
 
 def read_json_lines(path: str | Path) -> list[Any]:
@@ -111,7 +115,8 @@ def recover(directory: str | Path, name: str | None = None, *, anybodys: bool = 
     """Clear away what killed writers left in a directory; what one caught between two renames gets its name back.
 
     Only what was to become `name`, where it is given. What a process on this machine still writes, and what one of
-    another machine may, stays, unless `anybodys`: the caller knows that nobody writes there.
+    another machine may, stays, unless `anybodys`: the caller knows that nobody writes there. A name that has been
+    missing for a minute is given back whoever took it.
     """
     for leftover in [*_leftovers(Path(directory), "old", name, anybodys)]:
         with suppress(FileNotFoundError):  # somebody else is clearing away, too
@@ -130,16 +135,37 @@ def _leftovers(directory: Path, kind: str, name: str | None, anybodys: bool) -> 
     for entry in os.listdir(directory):
         found = _BESIDE.fullmatch(entry) if entry.endswith(kind) else None
         if found is not None and found["kind"] == kind and name in (None, found["name"]):
-            own_host = found["host"] == _host()
-            if anybodys or (own_host and not _is_alive(int(found["pid"], 16))):
-                yield directory / entry
+            path = directory / entry
+            if anybodys or _is_left(found) or (kind == "old" and _is_missed(path, directory / found["name"])):
+                yield path
+
+
+def _is_left(found: re.Match[str]) -> bool:
+    """Whether a process of this machine wrote it that is no more."""
+    return found["host"] == _host() and not _is_alive(int(found["pid"], 16), found["start"])
+
+
+def _is_missed(old: Path, target: Path) -> bool:
+    try:
+        return not target.exists() and time.time() - old.lstat().st_ctime > _BETWEEN_RENAMES_S
+    except FileNotFoundError:
+        return False
 
 
 def _host() -> str:
     return f"{zlib.crc32(platform.node().encode()) & 0xFFFF:04x}"
 
 
-def _is_alive(pid: int) -> bool:
+def _start(pid: int) -> str:
+    """A mark of when a process started, for another one may have its number by now; zeros where no system tells."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+        return f"{int(fields[19]) & 0xFFFF:04x}"
+    except (OSError, ValueError, IndexError):
+        return "0000"
+
+
+def _is_alive(pid: int, start: str | None) -> bool:
     if os.name != "posix":
         return True  # a signal of 0 would end it
     try:
@@ -147,12 +173,13 @@ def _is_alive(pid: int) -> bool:
     except ProcessLookupError:
         return False
     except OSError:
-        return True
-    return True
+        pass  # somebody else's
+    return start is None or start == _start(pid)
 
 
 def _hidden(path: Path, kind: str) -> Path:
-    return path.with_name(f".{path.name}.{_host()}{os.getpid() & 0xFFFFFF:06x}{uuid.uuid4().hex[:6]}.{kind}")
+    process = f"{os.getpid() & 0xFFFFFF:06x}{_start(os.getpid())}"
+    return path.with_name(f".{path.name}.{_host()}{process}{uuid.uuid4().hex[:6]}.{kind}")
 
 
 def _replace(source: Path, target: Path) -> None:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 
 _WORKER_TRACEBACK = "Original Traceback (most recent call last)"
-_BESIDE = re.compile(r"\.([^/]+?)\.[0-9a-f]{16}\.part")  # what `write_beside` calls a file until it is whole
+_BESIDE = re.compile(r"\.([^/]+?)\.[0-9a-f]{16,20}\.part")  # what `write_beside` calls a file until it is whole
 _FULL_DISK = ("no space left on device", "os error 28", "os error 27", "disk quota exceeded", "file too large")
 _TORCH_SAVE = ("pytorchstreamwriter failed", "inline_container.cc")  # its only reason is a disk that takes no more
 _LONGEST = 1000  # characters of a line
