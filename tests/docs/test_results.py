@@ -64,6 +64,7 @@ def test_what_came_of_photographs() -> None:
         "cross-attention, unguided": "cross_attention",
         "concatenation, guided": "concat_guided",
         "concatenation, unguided": "concat",
+        "AGE + with views and captions": "age_plus_views",
     }
     pictures = {"COCO": "coco", "rooms": "indoor", "clothing": "clothing"}
     names = ("pope.random.accuracy", "pope.adversarial.accuracy", "pope.adversarial.false_yes_ratio")
