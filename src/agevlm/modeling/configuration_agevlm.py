@@ -43,6 +43,13 @@ def check_vision_grid(vision_grid: str) -> None:
         raise ValueError(f"vision_grid={vision_grid!r} must be one of {get_args(VisionGrid)}")
 
 
+def check_known_words(known_words: Any) -> None:
+    """ValueError for names of things that are no list of texts; None tells nothing."""
+    told = [] if known_words is None else known_words
+    if not isinstance(told, list | tuple) or not all(isinstance(word, str) for word in told):
+        raise ValueError(f"known_words={known_words!r:.80} must be a list of texts")
+
+
 class AgeVlmConfig(PreTrainedConfig):
     """Configuration of `AgeVlmForConditionalGeneration`.
 
@@ -122,6 +129,7 @@ class AgeVlmConfig(PreTrainedConfig):
         if self.image_positions not in get_args(ImagePositions):
             raise ValueError(f"image_positions={self.image_positions!r} must be one of {get_args(ImagePositions)}")
         check_vision_grid(self.vision_grid)
+        check_known_words(self.known_words)
         heads, key_value_heads = self.cross_attention_heads, self.cross_attention_key_value_heads
         if heads % key_value_heads:
             raise ValueError(

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 from transformers.models.auto.configuration_auto import AutoConfig
 
-from .configuration_agevlm import VisionGrid, check_model_type, check_vision_grid
+from .configuration_agevlm import VisionGrid, check_known_words, check_model_type, check_vision_grid
 from .versions import CACHE
 
 
@@ -57,6 +57,7 @@ class ConcatVlmConfig(PreTrainedConfig):
             self.image_token_id = self.text_config.vocab_size
         self.tie_word_embeddings = bool(getattr(self.text_config, "tie_word_embeddings", False))
         check_vision_grid(self.vision_grid)
+        check_known_words(self.known_words)
         if self.pool_size < 1:
             raise ValueError(f"pool_size={self.pool_size} must be at least 1")
         if "sliding_attention" in (getattr(self.text_config, "layer_types", None) or ()):

@@ -47,7 +47,9 @@ class JoinedModel(PreTrainedModel):
     ):
         super().__init__(config)
         self.vision_model = vision_model or build_backbone(config.vision_config)
-        self.language_model = language_model or AutoModelForCausalLM.from_config(config.text_config)
+        self.language_model = language_model or AutoModelForCausalLM.from_config(
+            config.text_config, trust_remote_code=False
+        )
         self.projector = nn.Linear(sum(self.vision_model.channels), config.text_config.hidden_size)
         self.image_token_embedding = nn.Parameter(torch.zeros(config.text_config.hidden_size))
 

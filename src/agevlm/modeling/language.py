@@ -27,7 +27,7 @@ def load_language_model(source: str | PathLike[str]) -> PreTrainedModel:
     """
     place, file = _split(source)
     if file is None:
-        return load_whole(AutoModelForCausalLM, source)
+        return load_whole(AutoModelForCausalLM, source, takes_all=True)
     return load_whole(AutoModelForCausalLM, place, named=fspath(source), advice=_OTHER_GGUF, **dequantised(file))
 
 
@@ -36,9 +36,9 @@ def load_tokenizer(source: str | PathLike[str]) -> Any:
     place, file = _split(source)
     if file is None:
         with reading(source, "tokenizer"):
-            return AutoTokenizer.from_pretrained(source)
+            return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     with reading(source, "tokenizer", _OTHER_GGUF):
-        return AutoTokenizer.from_pretrained(place, gguf_file=file)
+        return AutoTokenizer.from_pretrained(place, gguf_file=file, trust_remote_code=False)
 
 
 def _split(source: str | PathLike[str]) -> tuple[str, str | None]:

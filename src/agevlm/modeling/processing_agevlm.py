@@ -245,7 +245,7 @@ def squeezing_processor(
         return squeezing_processor(side, image_mean or mean, image_std or std)
     if isinstance(image_processor, str | PathLike):
         with reading(image_processor, "image processor"):
-            image_processor = AutoImageProcessor.from_pretrained(image_processor)
+            image_processor = AutoImageProcessor.from_pretrained(image_processor, trust_remote_code=False)
     return ViTImageProcessorPil(
         size=_square(image_processor),
         image_mean=list(image_mean or getattr(image_processor, "image_mean", None) or CLIP_MEAN),

@@ -23,6 +23,7 @@ from .loading import load_whole, reading
 from .timm_models import SavedTimm, check_timm, fixed_side, is_timm, load_timm
 from .vit_backbone import TOWERS, VitBackbone, VitBackboneConfig
 
+MAX_SIDE = 2048  # pixels of the square picture that a model takes
 NUM_FREQUENCIES = 4
 POSITION_CODE_SIZE = 2 + 4 * NUM_FREQUENCIES
 
@@ -51,7 +52,7 @@ def load_backbone(path: str | PathLike[str], out_features: Sequence[str] | None 
     if is_timm(path):
         return load_timm(path, out_features, lambda known, asked: _numbers(path, known, asked))
     with reading(path, "configuration"):
-        config = AutoConfig.from_pretrained(path)
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
     if config.model_type in {*TOWERS, *TOWERS.values()}:
         return _load_tower(path, config, out_features)
     taken: dict[str, Any] = {}
@@ -65,7 +66,7 @@ def load_backbone(path: str | PathLike[str], out_features: Sequence[str] | None 
     saved_so = out_features is None and any("Backbone" in name for name in config.architectures or ())
     may_lack = None if saved_so else "hidden_states_norms"  # of the feature maps that were not asked for then
     reader = SavedTimm if config.model_type == "timm_backbone" else kind
-    return load_whole(reader, path, may_lack=may_lack, config=config, **taken)
+    return load_whole(reader, path, may_lack=may_lack, takes_all=saved_so and not taken, config=config, **taken)
 
 
 def _load_tower(path: str | PathLike[str], config: Any, out_features: Sequence[str] | None) -> VitBackbone:
@@ -94,13 +95,15 @@ def _numbers(path: str | PathLike[str], known: Sequence[str], asked: Sequence[st
 def fit_pictures(backbone: PreTrainedModel, image_processor: Any, side: int | None) -> None:
     """Let an image processor make squares of `side` pixels, or of its own where it is None, for a backbone.
 
-    ValueError where the backbone cannot take them, or would not see their right and bottom edge.
+    ValueError where the backbone cannot take them, or would not see their right and bottom edge, and above `MAX_SIDE`.
     """
     if side is not None:
         image_processor.size = {"height": side, "width": side}
     config = backbone.config
     only = fixed_side(config.backbone) if config.model_type == "timm_backbone" else None
     for size in (image_processor.size["height"], image_processor.size["width"]):
+        if size > MAX_SIDE:
+            raise ValueError(f"pictures of {size} pixels are too large: set image_size to {MAX_SIDE} or less")
         if only is not None and size != only:
             raise ValueError(
                 f"{config.backbone} of timm takes pictures of {only} pixels alone, and image_size={size}: leave it out"

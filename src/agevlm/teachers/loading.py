@@ -22,7 +22,7 @@ def load(
     """
     model = load_model(weights, auto_class, model_types, dtype, device)
     with reading(weights, "processor"):
-        return model, transformers.AutoProcessor.from_pretrained(weights)
+        return model, transformers.AutoProcessor.from_pretrained(weights, trust_remote_code=False)
 
 
 def load_model(
@@ -34,7 +34,7 @@ def load_model(
     if is_local and not (Path(weights) / "config.json").is_file():
         raise ValueError(f"{weights}: holds no config.json; give the directory of a {wanted} model, or a hub id")
     with reading(weights, "configuration"):
-        config = transformers.AutoConfig.from_pretrained(weights)
+        config = transformers.AutoConfig.from_pretrained(weights, trust_remote_code=False)
     if config.model_type not in model_types:
         raise ValueError(f"{weights}: is a {config.model_type} model, this teacher needs {wanted}")
     model = load_whole(getattr(transformers, auto_class), weights, dtype=dtype)

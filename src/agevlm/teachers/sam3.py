@@ -39,7 +39,7 @@ class Sam3:
     ) -> None:
         self.model = load_model(weights, "Sam3Model", self.MODEL_TYPES, dtype, device)
         with reading(weights, "tokenizer"):
-            self.tokenizer = AutoTokenizer.from_pretrained(weights)
+            self.tokenizer = AutoTokenizer.from_pretrained(weights, trust_remote_code=False)
         self.thresholds = thresholds or self.THRESHOLDS
         self.stopwatch = stopwatch or Stopwatch()
 

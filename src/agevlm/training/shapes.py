@@ -72,9 +72,9 @@ def _local(model: str) -> PreTrainedConfig | None:
         return None
     if Path(source).is_dir():
         with reading(source, "configuration"):
-            return AutoConfig.from_pretrained(source)
+            return AutoConfig.from_pretrained(source, trust_remote_code=False)
     try:
-        return AutoConfig.from_pretrained(source, local_files_only=True)
+        return AutoConfig.from_pretrained(source, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError):
         return None
 

@@ -309,7 +309,7 @@ def _commit(hub_id: str) -> str | None:
 
     register()
     with reading(hub_id, "configuration"):
-        return getattr(AutoConfig.from_pretrained(hub_id), "_commit_hash", None)
+        return getattr(AutoConfig.from_pretrained(hub_id, trust_remote_code=False), "_commit_hash", None)
 
 
 def _finish(
