@@ -171,21 +171,28 @@ class Trial:
 
 
 def kill_at_random(work: Work, root: Path, moments: int, chance: random.Random) -> Trial:
-    """Run a command to its end, then stop it at random moments; each time it goes on, and the outcome is the same."""
+    """Run a command to its end, then stop it at random moments; each time it goes on, and the outcome is the same.
+
+    A moment at which it has ended already does not count: another is drawn, before that one.
+    """
     log = root / "log.txt"
     begun = time.monotonic()
     assert wait(start(work.arguments, log)) == 0, log.read_text()
     seconds, whole = time.monotonic() - begun, digest(work.out)
     trial = Trial(work, Counter(), [], seconds)
-    for moment in range(moments):
+    latest = seconds
+    while (done := trial.struck.total()) < moments:
         _remove(work.out)
-        number = SIGNALS[moment % len(SIGNALS)]
+        number, moment = SIGNALS[done % len(SIGNALS)], chance.random() * latest
         process = start(work.arguments, log)
-        time.sleep(chance.random() * seconds)
+        time.sleep(moment)
         _send(process, number)
         code, said = wait(process), log.read_text()
+        if code == 0:
+            latest = moment
+            continue
         trial.faults += [f"{number.name}: {fault}" for fault in _after_signal(number, code, said)]
-        trial.struck[number.name if code != 0 else f"{number.name} too late"] += 1
+        trial.struck[number.name] += 1
         code = wait(start((*work.arguments, *work.again), log))
         if code != 0:
             trial.faults.append(f"after {number.name}, going on ended with {code}: {log.read_text()[-500:]}")
