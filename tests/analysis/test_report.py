@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import random
 import re
 from html.parser import HTMLParser
@@ -115,10 +116,12 @@ def test_no_file_of_a_run_can_add_an_element(tmp_path: Path) -> None:
 def test_what_is_missing_or_damaged_is_named(tmp_path: Path) -> None:
     (tmp_path / "metrics.json").write_text("[1]", encoding="utf-8")
     (tmp_path / "stages.json").write_text('[{"name": ', encoding="utf-8")
+    os.mkfifo(tmp_path / "log.jsonl")
     text = Page(write_report(tmp_path).read_text(encoding="utf-8")).text
     for name in ("recipe.yaml", "log.jsonl", "stages.json", "metrics.json", "predictions.jsonl", "environment.json"):
         assert name in text
     assert "it holds a list, not a dict" in text
+    assert "a pipe or a device" in text
     assert "the gallery: no cases were given" in text
     assert "No verdict" in text
 

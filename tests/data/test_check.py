@@ -110,6 +110,10 @@ FAULTS: dict[str, tuple[Callable[[list[dict[str, Any]]], Any], str]] = {
     "mask without a size": (lambda rows: grounding(rows)["masks"][0].update(size=[8]), "[8]"),
     "picture of an impossible size": (lambda rows: huge(rows[1]), "2147483647"),
     "box or area that is none": (lambda rows: rows[1]["instances"][0].update(box=[1.0, 2.0]), "'dog'"),
+    "text that is none": (
+        lambda rows: rows[1]["conversations"][0]["messages"][1].update(content="yes \U0010fdf0"),
+        r"'yes \U0010fdf0' has halves",
+    ),
     "message of an unknown role": (
         lambda rows: rows[1]["conversations"][0]["messages"][0].update(role="robot"),
         "'robot'",
@@ -139,12 +143,45 @@ def test_every_fault_is_counted_and_its_place_named(kind: str, tmp_path: Path) -
     faults = check_dataset(directory)
     assert faults.counts == {kind: 1}
     assert place in faults.first[kind]
-    if kind in (*HARMLESS, "id used before", "picture's id used before", "file that is no picture"):
+    if kind == "id used before":  # whichever record is read
+        with pytest.raises(ValueError, match="sample 0: id used before"):
+            read_parquet(directory)[0]
+        with pytest.raises(ValueError, match="sample 0: id used before"):
+            export_coco(tmp_path / "out", read_parquet(directory))
+    elif kind in (*HARMLESS, "picture's id used before", "file that is no picture"):
         assert read_parquet(directory)[1]
     else:  # whoever reads it says the same
         with pytest.raises(ValueError, match="sample 1") as caught:
             read_parquet(directory)[1]
         assert kind in str(caught.value) and str(directory) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"area": -5.0},
+        {"area": 1e300},
+        {"area": float("nan")},
+        {"box": [500.0, 0.0, 3.0, 2.0]},
+        {"box": [0.0, 0.0, 3.0, -2.0]},
+        {"box": [0.0, 0.0, 3.0, float("nan")]},
+    ],
+    ids=str,
+)
+def test_boxes_and_areas_are_those_of_the_picture(odd: dict[str, Any], tmp_path: Path) -> None:
+    directory = write(tmp_path / "data", lambda rows: rows[1]["instances"][0].update(odd))
+    assert check_dataset(directory).counts == {"box or area that is none": 1}
+
+
+@pytest.mark.parametrize("odd", [{"num_images": 7}, {"num_conversations": 0}, {"kinds": {"caption": 2}}], ids=str)
+def test_counts_that_contradict_the_rows_are_named(odd: dict[str, Any], tmp_path: Path) -> None:
+    directory = write(tmp_path / "data", lambda rows: None)
+    content = json.loads((directory / "dataset.json").read_text())
+    (directory / "dataset.json").write_text(json.dumps(content | odd))
+    faults = check_dataset(directory)
+    assert faults.counts == {"count that is not that of the rows": 1}
+    (name,) = odd
+    assert f"{name}: {odd[name]}, the rows have" in faults.first["count that is not that of the rows"]
 
 
 def test_an_empty_phrase_has_no_span(tmp_path: Path) -> None:

@@ -28,13 +28,13 @@ def corner_picture() -> Image.Image:
     return image
 
 
-def bomb_png(side: int) -> bytes:
-    """The head of a PNG that claims side × side pixels."""
+def bomb_png(side: int, width: int | None = None) -> bytes:
+    """The head of a PNG that claims side × side pixels, or side × width."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
-    head = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
+    head = struct.pack(">IIBBBBB", width or side, side, 8, 0, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
 
 
@@ -115,6 +115,7 @@ def test_broken_files_are_named(tmp_path: Path) -> None:
         "cut.png": (encode(noise)[:2000], "truncated or damaged"),
         "head.png": (encode(noise)[:20], "not an image|head of the image is damaged"),
         "large.png": (bomb_png(9000), r"9000 × 9000 pixels, the limit is 80 million; scale it down"),
+        "strip.png": (bomb_png(1, 10_000_000), r"1 × 10000000 pixels, the limit is 65500 on a side"),
         "bomb.png": (bomb_png(60_000), "the limit is 80 million"),
     }
     for name, (data, message) in files.items():

@@ -207,6 +207,10 @@ def test_damage_is_named(tmp_path: Path) -> None:
         ("list", "[]", "not one of our datasets"),
         ("theirs", {"format": "other"}, "not one of our datasets"),
         ("later", {"schema_version": 99}, r"schema version 99, this agevlm reads version 1; write"),
+        ("true", {"schema_version": True}, "schema version True"),
+        ("twice", {"vocabulary": ["fish", "fish"]}, "the category 'fish' twice"),
+        ("nameless", {"vocabulary": ["fish", ""]}, "a category without a name"),
+        ("private", {"vocabulary": ["\U0010fe00"]}, "private characters"),
         ("empty", {"num_samples": 0, "shards": {}}, "0 samples"),
         ("fields", {"pages": 3}, "fields are not those"),
     ):

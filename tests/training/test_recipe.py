@@ -27,7 +27,7 @@ def with_stage(**settings: Any) -> dict[str, Any]:
     return {"stages": [STAGE | settings]}
 
 
-COMPARISONS = {"comparison", "sweeps", "longer", "ablations", "taught", "photographs"}
+COMPARISONS = {"comparison", "sweeps", "longer", "ablations", "taught", "photographs", "photographs-smollm2"}
 RECIPES = sorted(path for path in (ROOT / "recipes").glob("*.yaml") if path.stem not in COMPARISONS)
 
 
@@ -101,6 +101,14 @@ def test_an_unknown_key_is_named_with_its_place_and_the_nearest(content: dict[st
             ["stage 'align' has a learning rate for language_model, which it does not train"],
         ),
         (with_stage(module_learning_rates={"projector": 0}), ["module_learning_rates.projector", "greater than 0"]),
+        (with_stage(lora={"alpha": 1e308}), ["stages.0.lora.alpha", "less than or equal to", "1e+308"]),
+        (
+            with_stage(images_per_batch=2**16, questions_per_image=2**16),
+            ["stage 'align' has 4294967296 questions in a batch", "the most are 65536"],
+        ),
+        (with_stage() | {"name": "\ud800"}, ["name: ", r"'\ud800' has halves of letters"]),
+        (with_stage() | {"card": {"license": "\ud800"}}, ["card.license: ", "has halves of letters"]),
+        (with_stage() | {"data": {"scenes": {}, "p": {"parquet": "\U0010fe00"}}}, ["data.p.parquet: ", "private"]),
         (with_stage(trainable=["language_model"], lora={}), ["whole and by lora; choose one"]),
         ({"stages": []}, ["stages", "at least 1 item"]),
         ({}, ["stages: Field required"]),
@@ -197,6 +205,9 @@ def test_later_overrides_win_and_the_seed_wins_over_all(path: Path) -> None:
         ("seed", "'seed' is not of the form key.path=value"),
         ("=3", "is not of the form key.path=value"),
         ("stages.2.steps=3", "'2' is neither a number below 2 nor a name in the list"),
+        ("stages.²=2", "'²' is neither a number below 2 nor a name in the list"),
+        (f"stages.{'9' * 5000}=2", "is neither a number below 2 nor a name in the list"),
+        ("seed=0x" + "f" * 5000, "the value is not YAML: line 1, column 1: a number of 5002 characters"),
         ("stages.gound.steps=3", "'gound' is neither a number below 2 nor a name in the list"),
         ("stages.0.step=3", "stages.0.step: unknown key; did you mean 'steps'?"),
         ("seed=[1", "'seed=[1': the value is not YAML"),
@@ -213,7 +224,13 @@ def test_a_wrong_override_is_named(override: str, words: str, path: Path) -> Non
 
 @pytest.mark.parametrize(
     ("text", "words"),
-    [("stages: [", "is not YAML"), ("- 1", "holds list"), ("", "holds NoneType"), ("\x00", "is not YAML")],
+    [
+        ("seed: 1\nseed: 2", "line 2, .* twice"),
+        ("stages: [", "is not YAML"),
+        ("- 1", "holds list"),
+        ("", "holds NoneType"),
+        ("\x00", "is not YAML"),
+    ],
 )
 def test_a_file_that_is_no_recipe_is_refused(text: str, words: str, tmp_path: Path) -> None:
     path = tmp_path / "r.yaml"
@@ -242,6 +259,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         ("seed=-1", "seed"),
         (f"seed={2**32}", "seed"),
         ("stages.0.learning_rate=.nan", "learning_rate"),
+        (f"evaluation.num_images={10**9}", "num_images"),
         ("data.scenes.scenes.image_size=1000000", "image_size"),
     ],
 )

@@ -13,6 +13,7 @@ from PIL import Image
 
 from agevlm.analysis.attention import Look, WordMap
 from agevlm.analysis.gallery import GalleryItem
+from agevlm.documents import read_bytes
 from agevlm.files import write_beside
 
 DIRECTORY = "gallery"
@@ -65,7 +66,7 @@ def _load(directory: Path, record: Mapping[str, Any]) -> GalleryItem:
         words = tuple(WordMap(**word, map=arrays[f"map_{i}"]) for i, word in enumerate(stored["words"]))
         look = Look(stored["question"], stored["answer"], words, (stored["grid"][0], stored["grid"][1]))
     return GalleryItem(
-        image=(directory / f"{name}.png").read_bytes(),
+        image=read_bytes(directory / f"{name}.png"),
         masks={word: arrays[f"mask_{i}"] for i, word in enumerate(record["masks"])} or None,
         look=look,
         **{key: record[key] for key in ("id", "question", "answer", "truth", "kind", "correct")},

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from agevlm.documents import parse_json
+from agevlm.documents import parse_json, read_bytes
 
 
 @dataclass
@@ -39,7 +39,7 @@ def read_run(run_dir: Path) -> Run:
 def _read(run: Run, path: Path, what: str, parse: Any) -> Any:
     """The parsed content of `path`, or None with a line in `run.missing`."""
     try:
-        return parse(path.read_text(encoding="utf-8"))
+        return parse(read_bytes(path).decode("utf-8"))
     except FileNotFoundError:
         run.missing.append(f"{what}: the run has no {path.name}")
     except (ValueError, OSError) as error:

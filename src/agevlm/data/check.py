@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from agevlm.data.images import ImageError, open_image
-from agevlm.data.parquet import read_parquet
-from agevlm.data.row_check import HOLE, IMPOSSIBLE, REFUSED
+from agevlm.data.parquet import Summary, Tally, read_parquet
+from agevlm.data.row_check import HOLE, IMPOSSIBLE, REFUSED, USED_BEFORE
+from agevlm.data.rows import to_record
 from agevlm.data.schema import ImageSource
 
-USED_BEFORE = "id used before"
+MISCOUNTED = "count that is not that of the rows"
 
 
 @dataclass
@@ -42,7 +43,7 @@ class Faults:
 
 
 def check_dataset(directory: str | Path, *, decode: bool = True, allow_outside: bool = False) -> Faults:
-    """Go through a whole dataset: ids, conversations, spans, masks and, with `decode`, every picture.
+    """Go through a whole dataset: ids, conversations, spans, masks, counts and, with `decode`, every picture.
 
     Pictures outside of the directory are faults, and not opened, unless `allow_outside`. A directory that is no
     dataset, or one with a shard that cannot be read, is a ValueError.
@@ -50,6 +51,7 @@ def check_dataset(directory: str | Path, *, decode: bool = True, allow_outside: 
     dataset, faults = read_parquet(directory, allow_outside=allow_outside), Faults()
     samples: set[str] = set()
     pictures: set[str] = set()
+    tally = Tally()
     for row in dataset.rows():
         name = f"sample {row['id']}"
         if row["id"] in samples:
@@ -60,6 +62,8 @@ def check_dataset(directory: str | Path, *, decode: bool = True, allow_outside: 
             faults.add(kind, f"{name}{place}")
         if any(kind.startswith(HOLE) for kind, _ in found):
             continue  # what is not there cannot be gone into
+        if not faults.counts:
+            tally.add(to_record(row, dataset.directory))
         for image, info in zip(row["images"], row["image_info"], strict=False):
             if info["id"] in pictures:
                 faults.add("picture's id used before", f"{name}, picture {info['id']}")
@@ -70,7 +74,16 @@ def check_dataset(directory: str | Path, *, decode: bool = True, allow_outside: 
                 and (error := _error_of(image, info, dataset.directory))
             ):
                 faults.add(error.kind, f"{name}, {error}")
+    if not faults.counts:
+        _compare(dataset.summary, tally, faults)
     return faults
+
+
+def _compare(stated: Summary, tally: Tally, faults: Faults) -> None:
+    """Add what a summary says of its rows that is not so."""
+    for name, found in vars(tally.summary(stated.name, stated.vocabulary, stated.shards)).items():
+        if (said := getattr(stated, name)) != found:
+            faults.add(MISCOUNTED, f"dataset.json, {name}: {said!s:.200}, the rows have {found!s:.200}")
 
 
 def _error_of(image: Mapping[str, Any], info: Mapping[str, Any], root: Path) -> ImageError | None:

@@ -6,6 +6,7 @@ Nothing here resizes or normalises: that is the image processor's work.
 from __future__ import annotations
 
 import io
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from agevlm.data.schema import ImageSource
 
 MAX_PIXELS = 80_000_000  # a larger picture is refused before it is decoded; below PIL's own warning at 89 million
+MAX_SIDE = 65_500  # what JPEG holds: a longer strip is no photograph, and resizing it takes gigabytes
 # Pillow knows more, some of which call other programs; these are those that people have pictures in.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 _ORIENTATION = 0x0112  # the EXIF tag of how the camera was held
@@ -42,7 +44,7 @@ def open_image(source: ImageSource | str | Path | bytes, *, max_pixels: int = MA
     Transparent pixels come out on white, an animation gives its first frame, 16-bit greys keep their upper 8 bits. An
     `ImageSource` with `data` is read from there, else from its path, and must have the height and width it states.
     A missing file, a directory, an empty file, one that is no image or is cut off, and a picture of more than
-    `max_pixels` are `ImageError`s, which are ValueErrors that name the file.
+    `max_pixels`, or `MAX_SIDE` on a side, are `ImageError`s, which are ValueErrors that name the file.
     """
     name = name_of(source)
     image = _open(name, io.BytesIO(read_bytes(source)), max_pixels)
@@ -57,6 +59,11 @@ def open_image(source: ImageSource | str | Path | bytes, *, max_pixels: int = MA
             f"{source.height} × {source.width}; masks would not fit: correct the record or the file",
         )
     return picture
+
+
+def is_size(height: int, width: int) -> bool:
+    """Whether a picture of these pixels is read, and so may have masks."""
+    return min(height, width) >= 1 and max(height, width) <= MAX_SIDE and height * width <= MAX_PIXELS
 
 
 def image_size(source: ImageSource | str | Path | bytes) -> tuple[int, int]:
@@ -123,9 +130,9 @@ def _path(source: ImageSource | str | Path | bytes) -> Path | None:
 
 
 def _check_file(name: str, path: Path) -> None:
-    if path.is_dir():
+    if os.path.isdir(path):  # unlike Path's own, false for names that no file system takes
         raise ImageError(name, "picture that is a directory", "is a directory; give one image file")
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise ImageError(name, "missing picture", "no such file; check the path")
     if path.stat().st_size == 0:
         raise ImageError(name, "empty picture", f"the image file is empty (0 bytes); {_ADVICE}")
@@ -133,13 +140,14 @@ def _check_file(name: str, path: Path) -> None:
 
 def _open(name: str, stream: io.IOBase, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Read the head of an image file and refuse what is no image or too large to decode."""
+    most = f"{max_pixels / 1_000_000:.6g} million"
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             image = Image.open(stream, formats=FORMATS)  # type: ignore[arg-type]
         width, height = image.size
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise _too_large(name, "more than 89 million pixels", max_pixels) from error
+        raise _too_large(name, "more than 89 million pixels", most) from error
     except UnidentifiedImageError as error:
         message = f"not an image that can be read (PNG, JPEG, WebP, GIF, BMP, TIFF, AVIF); {_ADVICE}"
         raise ImageError(name, "file that is no picture", message) from error
@@ -149,12 +157,14 @@ def _open(name: str, stream: io.IOBase, max_pixels: int = MAX_PIXELS) -> Image.I
         message = f"the head of the image is damaged ({error}); {_ADVICE}"
         raise ImageError(name, "damaged picture", message) from error
     if width * height > max_pixels:
-        raise _too_large(name, f"{height} × {width} pixels", max_pixels)
+        raise _too_large(name, f"{height} × {width} pixels", most)
+    if not is_size(height, width):
+        raise _too_large(name, f"{height} × {width} pixels", f"{MAX_SIDE} on a side")
     return image
 
 
-def _too_large(name: str, size: str, max_pixels: int) -> ImageError:
-    message = f"the picture has {size}, the limit is {max_pixels / 1_000_000:.6g} million; scale it down"
+def _too_large(name: str, size: str, limit: str) -> ImageError:
+    message = f"the picture has {size}, the limit is {limit}; scale it down"
     return ImageError(name, "picture that is too large", message)
 
 

@@ -383,6 +383,7 @@ DEFAULT_KINDS: dict[str, float] = {
     CONVERSATION: 0.08,
 }
 _TRIES = 20
+MAX_CONVERSATIONS = 10_000  # about one picture: they are in memory at once
 
 
 def make_conversations(
@@ -399,8 +400,10 @@ def make_conversations(
     back only where the picture offers none of the kinds. "conversation" is two to four exchanges of the other kinds,
     none of which asks the same of the same things.
     `choose` names the categories that presence is asked of, and the words; None: what is there and what is not, equally
-    often. An unknown kind is a ValueError.
+    often. An unknown kind, and more than `MAX_CONVERSATIONS`, are ValueErrors.
     """
+    if num > MAX_CONVERSATIONS:
+        raise ValueError(f"{num} conversations about a picture are asked for, the most are {MAX_CONVERSATIONS}")
     weights = check_kinds(DEFAULT_KINDS if kinds is None else kinds)
     picture = _Picture.of(annotated, vocabulary, choose)
     identity = annotated.image.id

@@ -13,11 +13,10 @@ import string
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from agevlm.documents import is_text
+from agevlm.documents import NO_TEXT, is_text
 
 MARKS = "\U0010fdf0\U0010fdf1"  # of the chat template's contents; see `chat.py`
 _FIRST = 0x10FE00  # stand-ins: private characters of the last plane, one for each ASCII character
-_KEPT = re.compile(f"[{MARKS}{chr(_FIRST)}-{chr(_FIRST + 127)}]")
 _WIDE = {ord(sign): ord(sign) + 0xFEE0 for sign in string.punctuation + string.ascii_letters + string.digits}
 _NAMES: WeakKeyDictionary[Any, tuple[re.Pattern[str], re.Pattern[str]]] = WeakKeyDictionary()
 
@@ -29,10 +28,8 @@ def as_text(processor: Any, text: str) -> str:
     (it is a slow one, or finds the token only after it has normalised a text), the sign is replaced by its wide form,
     `＜` for `<`. Half a letter of Unicode, and the characters kept for stand-ins and marks, are ValueErrors.
     """
-    if not is_text(text) or _KEPT.search(text):
-        raise ValueError(
-            f"the text {text[:60]!r} has halves of letters, or private characters that are taken: correct it"
-        )
+    if not is_text(text):
+        raise ValueError(f"the text {text[:60]!r} has {NO_TEXT}: correct it")
     if processor not in _NAMES:
         _NAMES[processor] = _special_names(processor)
     heard, unheard = _NAMES[processor]

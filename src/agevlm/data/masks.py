@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from agevlm.data.images import MAX_PIXELS
+from agevlm.data.images import MAX_PIXELS, is_size
 from agevlm.data.schema import RLE
 
 _MAX_RUN_CHARS = 7  # of a run below 2³¹ as COCO writes it, five bits each
@@ -46,7 +46,7 @@ def check_mask(rle: Any, size: tuple[int, int] | None = None) -> int:
             "mask of another size than its picture", f"a mask of {list(stated)}, the picture is {list(size)}"
         )
     height, width = stated
-    if min(height, width) < 1 or height * width > MAX_PIXELS:
+    if not is_size(height, width):
         raise MaskError("mask without a size", f"a mask of {height} × {width} pixels; a picture has 1 to {MAX_PIXELS}")
     if not isinstance(counts, str):
         raise MaskError("mask that cannot be decoded", "a mask whose counts are no text of COCO's code")

@@ -18,6 +18,7 @@ from bisect import bisect_right
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -25,9 +26,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from agevlm.data.row_check import Fault, checked_record, row_faults, schema_fault
+from agevlm.data.row_check import USED_BEFORE, Fault, checked_record, row_faults, schema_fault
 from agevlm.data.rows import SCHEMA_VERSION, Record, arrow_schema, to_row
-from agevlm.documents import first_broken_text, read_json
+from agevlm.documents import NO_TEXT, first_broken_text, read_json
 from agevlm.files import check_replaceable, recover, write_beside
 
 SHARD_BYTES = 200_000_000
@@ -104,7 +105,8 @@ class ParquetDataset(Sequence[Record]):
     Only a few row groups are in memory at a time, so any order works and orders that stay near are faster. Pickles as
     its path. Pictures that the rows name by paths are files of the directory, or of any other with `allow_outside`. A
     directory that is missing or no dataset of ours, of another schema version, with a shard that is missing or damaged,
-    is a ValueError that names it, and so is a record with a fault (see `row_check.py`).
+    is a ValueError that names it; so is a record with a fault (see `row_check.py`), and any record where two samples
+    share an id.
     """
 
     def __init__(self, directory: str | Path, *, allow_outside: bool = False) -> None:
@@ -186,8 +188,20 @@ class ParquetDataset(Sequence[Record]):
         """What is wrong with a row of the dataset: (kind, place in the row)."""
         return row_faults(row, self._categories, self.directory, self.allow_outside)
 
+    @cached_property
+    def _used_before(self) -> str | None:
+        """The first id that a sample before it has, too."""
+        seen: set[str] = set()
+        for name in self.ids():
+            if name in seen:
+                return name
+            seen.add(name)
+        return None
+
     def _record(self, row: dict[str, Any]) -> Record:
         try:
+            if self._used_before is not None:
+                raise ValueError(f"sample {self._used_before}: {USED_BEFORE}")
             return checked_record(row, self._categories, self.directory, self.allow_outside)
         except ValueError as error:
             advice = f"`agevlm data inspect {self.directory}` names all that is wrong"
@@ -289,7 +303,7 @@ def _read_summary(directory: Path) -> Summary:
     if not isinstance(content, dict) or content.pop("format", None) != "agevlm":
         raise ValueError(f'{path}: does not say "format": "agevlm"; it is not one of our datasets')
     version = content.pop("schema_version", None)
-    if version != SCHEMA_VERSION:
+    if type(version) is not int or version != SCHEMA_VERSION:
         raise ValueError(
             f"{path}: schema version {str(version)[:60]}, this agevlm reads version {SCHEMA_VERSION}; "
             "write the dataset again with this agevlm, or read it with the one that wrote it"
@@ -311,11 +325,19 @@ def _summary_of(content: dict[str, Any], path: Path) -> Summary:
         if not _fits(value, getattr(Summary("", []), name)):
             raise ValueError(f"{path}: its {name} is {value!r:.60}; write the dataset again")
     if (text := first_broken_text(content)) is not None:
-        raise ValueError(f"{path}: {text[:80]!r} has half a letter of Unicode; write the dataset again")
+        raise ValueError(f"{path}: {text[:80]!r} has {NO_TEXT}; write the dataset again")
+    _check_vocabulary(summary.vocabulary, str(path))
     elsewhere = [shard for shard in summary.shards if Path(shard).name != shard or "\0" in shard]
     if elsewhere:
         raise ValueError(f"{path}: names the shard {elsewhere[0][:80]!r}; shards lie beside it, by their plain names")
     return summary
+
+
+def _check_vocabulary(names: Sequence[str], where: str) -> None:
+    twice = [name for name, number in Counter(names).items() if number > 1]
+    if twice or not all(name.strip() for name in names):
+        fault = f"the category {twice[0]!r:.60} twice" if twice else "a category without a name"
+        raise ValueError(f"{where}: its vocabulary has {fault}; give each its own")
 
 
 def _fits(value: Any, example: Any) -> bool:
@@ -369,6 +391,7 @@ class Tally:
         if unknown:
             raise ValueError(f"category {unknown[0]!r} of the instances is not in the vocabulary; add it there")
         kinds, names = dict(sorted(self.kinds.items())), list(vocabulary or sorted(self.categories))
+        _check_vocabulary(names, name)
         return Summary(name, names, **self.counts, kinds=kinds, shards=dict(shards))
 
 

@@ -14,16 +14,18 @@ from typing import Any, get_args
 
 import pyarrow as pa
 
-from agevlm.data.images import MAX_PIXELS
+from agevlm.data.images import is_size
 from agevlm.data.masks import MaskError, check_mask
 from agevlm.data.rows import COLUMNS, Record, to_record
 from agevlm.data.schema import Role
+from agevlm.documents import NO_TEXT, first_broken_text, is_text
 from agevlm.files import inside
 
 NO_CONVERSATION = "sample without a conversation"
 NO_ANSWER = "conversation without an answer"
 HARMLESS = (NO_CONVERSATION, NO_ANSWER)  # there is nothing to learn then, and nothing in the way of reading
 HOLE = "no value for "
+USED_BEFORE = "id used before"
 IMPOSSIBLE = "picture of an impossible size"
 REFUSED = "path of a picture that is not followed"
 _MAY_BE_NULL = ("instances", "colour", "present", "bytes", "path")
@@ -92,10 +94,12 @@ def row_faults(row: Mapping[str, Any], vocabulary: Collection[str], root: Path, 
         if (hole := find_hole(row[name])) is not None:
             yield f"{HOLE}{name}{hole}", ""
             return  # what follows needs every value
+    if not is_text("".join(texts := _texts(row))):
+        yield "text that is none", f", {first_broken_text(texts)!r:.60} has {NO_TEXT}"
     sizes = [(info["height"], info["width"]) for info in row["image_info"]]
     if len(row["images"]) != len(sizes):
         yield "pictures without a size", ""
-    if any(min(size) < 1 or math.prod(size) > MAX_PIXELS for size in sizes):
+    if not all(is_size(*size) for size in sizes):
         yield IMPOSSIBLE, f", {sizes}"
         return
     yield from _path_faults(row["images"], root, allow_outside)
@@ -112,6 +116,18 @@ def row_faults(row: Mapping[str, Any], vocabulary: Collection[str], root: Path, 
             yield kind, f", conversation {conversation['id']}{place}"
 
 
+def _texts(row: Mapping[str, Any]) -> list[str]:
+    """What a row says: ids, words and contents. Phrases stand in their contents, and paths are checked as such."""
+    things, conversations = row["instances"] or (), row["conversations"]
+    return [
+        row["id"],
+        *(info["id"] for info in row["image_info"]),
+        *(word for thing in things for word in (thing["category"], thing["colour"]) if word),
+        *(text for conversation in conversations for text in (conversation["id"], conversation["kind"])),
+        *(message["content"] for conversation in conversations for message in conversation["messages"]),
+    ]
+
+
 def _path_faults(images: Collection[Mapping[str, Any]], root: Path, allow_outside: bool) -> Iterator[Fault]:
     for image in images:
         if image["bytes"] is None and image["path"] is not None:
@@ -124,9 +140,17 @@ def _path_faults(images: Collection[Mapping[str, Any]], root: Path, allow_outsid
 def _instance_faults(instance: Mapping[str, Any], size: Size, vocabulary: Collection[str]) -> Iterator[Fault]:
     if instance["category"] not in vocabulary:
         yield "category outside the vocabulary", ""
-    if len(instance["box"]) != 4 or not all(map(math.isfinite, [*instance["box"], instance["area"]])):
-        yield "box or area that is none", f": {str(instance['box'])[:60]}, {instance['area']}"
+    if not _is_box(instance["box"], size) or not 0 <= instance["area"] <= math.prod(size):
+        yield "box or area that is none", f": {str(instance['box'])[:60]}, {instance['area']}, in {size[0]} × {size[1]}"
     yield from _mask_faults(instance["mask"], size, "")
+
+
+def _is_box(box: Collection[float], size: Size) -> bool:
+    """Whether it is (x, y, width, height) inside a picture, give or take a pixel."""
+    if len(box) != 4:
+        return False
+    x, y, width, height = box
+    return -1 <= x <= x + width <= size[1] + 1 and -1 <= y <= y + height <= size[0] + 1
 
 
 def _conversation_faults(conversation: Mapping[str, Any], sizes: list[Size]) -> Iterator[Fault]:

@@ -25,12 +25,15 @@ from agevlm.guidance import GUIDANCE_LOSSES
 
 ModuleName = Literal["gates", "query_key_norms", "projector", "cross_attention", "language_model", "vision_model"]
 MAX_SAMPLES = 2**28  # of a stage: their order is drawn before it begins
+MAX_QUESTIONS = 2**16  # of a batch: it is in memory at once
 PARTS = ("gates", "query_key_norms")  # of the cross-attention, and train with it
 Weight = Annotated[float, Field(ge=0, le=1e9)]
 Rate = Annotated[float, Field(gt=0, le=1e3)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Steps = Annotated[int, Field(ge=1, le=10**9)]
 Images = Annotated[int, Field(ge=1, le=10**9)]
+Tested = Annotated[int, Field(ge=1, le=10**5)]
+"""Pictures of an evaluation, whose questions and answers are in memory at once."""
 Commands = Annotated[tuple[str, ...], BeforeValidator(lambda given: (given,) if isinstance(given, str) else given)]
 AtOnce = Annotated[int, Field(ge=1, le=2**16)]
 """What is in memory at once: pictures of a batch, questions on a picture."""
@@ -66,7 +69,7 @@ class ModelRecipe(Strict):
     """Where the code of a place is added. Concat adds it to the image tokens unless none."""
     attn_implementation: Literal["eager", "sdpa", "flash_attention_2"] | None = None
     """The attention kernel. Null: the decoder's own."""
-    image_size: int | None = Field(None, ge=8, le=8192)
+    image_size: int | None = Field(None, ge=8, le=2048)
     """Side of the square picture in pixels. Null: as the vision model's own processor says."""
     language_shape: str | None = None
     """What a plan takes the language model for while it is not at hand: a shape in the package, or a config.json."""
@@ -174,7 +177,7 @@ class LoraRecipe(Strict):
 
     rank: AtOnce = 16
     """Of the two factors."""
-    alpha: float = Field(32.0, gt=0)
+    alpha: float = Field(32.0, gt=0, le=1e6)
     """Scale times rank."""
     dora: bool = False
     """[DoRA](https://arxiv.org/abs/2402.09353): the lengths of the rows of weights train on their own."""
@@ -259,6 +262,12 @@ class StageRecipe(Strict):
                 f"stage {self.name!r} sees {samples} samples (steps × images_per_batch × gradient_accumulation_steps), "
                 f"and the most are {MAX_SAMPLES}"
             )
+        questions = self.images_per_batch * self.questions_per_image
+        if questions > MAX_QUESTIONS:
+            raise ValueError(
+                f"stage {self.name!r} has {questions} questions in a batch (images_per_batch × questions_per_image), "
+                f"and the most are {MAX_QUESTIONS}"
+            )
         if not self.modules:
             raise ValueError(f"stage {self.name!r} trains nothing; name modules in trainable")
         if self.lora and "language_model" in self.trainable:
@@ -283,7 +292,7 @@ class EvaluationRecipe(Strict):
 
     benchmark: str = "scenes"
     """scenes, or the directory of a dataset in the project's Parquet schema."""
-    num_images: Images = 600
+    num_images: Tested = 600
     """Pictures to ask about, at most."""
     split: Literal["validation", "test"] = "test"
     """Of scenes: which range of seeds they are drawn from."""
@@ -468,9 +477,12 @@ def _position(place: list[Any], part: str, key: str) -> int:
     named = [index for index, item in enumerate(place) if isinstance(item, dict) and item.get("name") == part]
     if named:
         return named[0]
-    if not part.isdigit() or int(part) >= len(place):
-        raise ValueError(f"--set {key}: {part!r} is neither a number below {len(place)} nor a name in the list")
-    return int(part)
+    numbers = {str(index): index for index in range(len(place))}
+    if part not in numbers:
+        raise ValueError(
+            f"--set {key:.120}: {part!r:.120} is neither a number below {len(place)} nor a name in the list"
+        )
+    return numbers[part]
 
 
 def explain(error: ValidationError, root: type[BaseModel] = Recipe) -> Iterator[str]:

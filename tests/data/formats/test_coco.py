@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from pycocotools.coco import COCO
 
 from agevlm.data.formats.coco import CocoOptions, convert_coco, read_coco
 from agevlm.data.formats.coco_export import write_coco
+from agevlm.data.formats.coco_masks import segmentation_to_rle
 from agevlm.data.masks import decode_mask, encode_mask
 from agevlm.data.parquet import read_parquet
 from agevlm.data.schema import AnnotatedImage, ImageSource, Instance
@@ -293,8 +296,10 @@ def test_convert_options(folder: Path) -> None:
     assert source.path == (folder / "images" / "7.png").resolve()
     with pytest.raises(ValueError, match="unknown kind"):
         convert_coco(*arguments, folder / "out", CocoOptions(kinds={"poetry": 1.0}))
-    with pytest.raises(ValueError, match="at least 0"):
+    with pytest.raises(ValueError, match="from 0 to"):
         convert_coco(*arguments, folder / "out", CocoOptions(pope_per_image=-1))
+    with pytest.raises(ValueError, match="from 0 to 10000, got 1000000000000"):
+        convert_coco(*arguments, folder / "out", CocoOptions(num_per_image=10**12))
 
 
 def test_a_truncated_picture_stops_the_conversion_or_is_counted(folder: Path) -> None:
@@ -328,6 +333,26 @@ def test_a_picture_outside_its_directory_is_read_only_where_that_is_allowed(fold
     assert len(read_coco(folder / "outside.json", folder / "images", allow_outside=True)[0]) == 3
 
 
+def test_a_name_that_no_file_system_takes_is_a_missing_picture(folder: Path) -> None:
+    told = content()
+    told["images"][0]["file_name"] = "a/" * 3000 + "7.png"
+    (folder / "long.json").write_text(json.dumps(told))
+    with pytest.raises(ValueError, match="image 7"):
+        read_coco(folder / "long.json", folder / "images")
+    pictures, _ = read_coco(folder / "long.json", folder / "images", skip_missing=True, skip_broken=True)
+    assert [picture.image.id for picture in pictures] == ["8", "9"]
+
+
+def test_polygons_of_a_million_points_are_clipped_at_once() -> None:
+    angles = np.linspace(0, 6.28, 1_000_000)
+    around, outside = (np.stack([np.cos(angles), np.sin(angles)], axis=1) * 25 + 15 + shift for shift in (0, -500))
+    notes: Counter[str] = Counter()
+    start = time.process_time()
+    mask = segmentation_to_rle([around.ravel(), outside.ravel()], (HEIGHT, WIDTH), notes)
+    assert time.process_time() - start < 5
+    assert notes["polygons clipped to their picture"] == 1 and decode_mask(mask).sum() > 1100
+
+
 @pytest.mark.parametrize(
     ("change", "fault"),
     [
@@ -336,7 +361,12 @@ def test_a_picture_outside_its_directory_is_read_only_where_that_is_allowed(fold
         (lambda c: c["annotations"][0].update(category_id=[18]), "category"),
         (lambda c: c["annotations"][0].update(agevlm_colour=["red"]), "a word was expected"),
         (lambda c: c["categories"][0].update(name=" "), "empty name"),
-        (lambda c: c["categories"][0].update(name="\ud83d"), "half a letter"),
+        (lambda c: c["categories"][0].update(name="\ud83d"), "halves of letters"),
+        (lambda c: c["categories"][0].update(name="\U0010fe00"), "private characters"),
+        (lambda c: c["annotations"][0].update(iscrowd="0"), "iscrowd is '0'"),
+        (lambda c: c["annotations"][0].update(iscrowd=[1]), r"iscrowd is \[1\]"),
+        (lambda c: c["annotations"][0].update(iscrowd=float("nan")), "iscrowd is nan"),
+        (lambda c: c["annotations"][0].update(segmentation=[[0, 0, 40, 30] * 300_000]), "outline of its polygons has"),
         (lambda c: c["images"][0].update(id=[7]), '"id"'),
     ],
 )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -159,6 +161,10 @@ ROBOT = {"id": "x", "image": "a.png", "conversations": [{"from": "robot", "value
         (llava("x", "<image>?"), "samples without an answer", "no answer of the assistant"),
         (llava("x", "<image>?", " "), "samples without an answer", "no answer of the assistant"),
         (ROBOT, "roles nobody knows", "'robot'; known are human"),
+        (llava("\U0010fe00", "<image>?", "yes"), "ids that are no text", "private characters"),
+        (llava("x", "<image>?", "\U0010fdf0"), "texts that are none", "private characters"),
+        (llava("x", "<image>?", "yes") | {"id": [1]}, "ids that are no text", r"the id \[1\]"),
+        (llava("x", "<image>?", "yes") | {"id": float("nan")}, "ids that are no text", "the id nan"),
         ({"id": "x"}, "samples without conversations", "entry 1 has no list"),
         (7, "samples without conversations", "entry 1 has no list"),
         (
@@ -202,6 +208,44 @@ def test_messages_of_neither_text_nor_parts_are_named_or_counted(pictures: Path,
     assert report.left_out == {"messages without text": 1}
 
 
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ([{"type": "image"}, {"type": "text", "text": {"a": 1}}], "messages without text"),
+        ([[["x"]]], "parts of messages nobody knows"),
+        ([{"type": "video"}], "parts of messages nobody knows"),
+    ],
+    ids=str,
+)
+def test_parts_of_messages_are_texts_and_pictures(content: Any, reason: str, pictures: Path, tmp_path: Path) -> None:
+    answer = {"role": "assistant", "content": [{"type": "text", "text": "yes"}]}
+    good = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "is it?"}]}
+    rows = [
+        {"messages": [first, answer], "images": ["a.png"]} for first in (good, {"role": "user", "content": content})
+    ]
+    report, records = convert("messages", write(tmp_path / "chat.json", rows), pictures, LENIENT)
+    assert [messages_of(record)[0] for record in records] == [Message("user", "is it?", 1)]
+    assert report.left_out == {reason: 1}
+
+
+def test_an_answer_of_spaces_takes_no_time(pictures: Path, tmp_path: Path) -> None:
+    entry = llava("x", "a \t\n<image>\n <image>  b", " " * 100_000 + "yes", image=["a.png", "a.png"])
+    start = time.process_time()
+    _, (record,) = convert("llava", write(tmp_path / "llava.json", [entry]), pictures)
+    assert time.process_time() - start < 10
+    assert messages_of(record)[0] == Message("user", "a\n\nb", 2)
+
+
+@pytest.mark.parametrize(
+    ("format", "name"),
+    [("llava", "s.json"), ("messages", "s.jsonl"), ("messages", "s.parquet"), ("captions", "s.json")],
+)
+def test_a_pipe_is_refused_and_not_waited_for(format: Any, name: str, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(ValueError, match=rf"{name}: is a directory, a pipe or a device"):
+        convert(format, tmp_path / name, None)
+
+
 def test_a_null_picture_beside_a_list_of_pictures_hides_none(pictures: Path, tmp_path: Path) -> None:
     entry = llava("x", "<image>?", "yes", image=None) | {"images": ["a.png"]}
     _, records = convert("llava", write(tmp_path / "llava.json", [entry]), pictures)
@@ -211,14 +255,26 @@ def test_a_null_picture_beside_a_list_of_pictures_hides_none(pictures: Path, tmp
 def test_a_damaged_parquet_file_is_named(tmp_path: Path) -> None:
     source = tmp_path / "chat.parquet"
     source.write_bytes(b"PAR1 but no table")
-    with pytest.raises(ValueError, match=r"chat\.parquet: the Parquet file cannot be read"):
+    with pytest.raises(ValueError, match=r"chat\.parquet: the Parquet file cannot be read") as caught:
         convert("messages", source, None)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
     ("format", "content", "message"),
     [
-        ("captions", '{"images": [5], "annotations": []}', "its list `images` holds 5"),
+        ("captions", '{"images": [5], "annotations": []}', "no list `images` of mappings"),
+        ("captions", '{"images": [{"id": true}], "annotations": []}', 'image has the value True as "id"'),
+        (
+            "captions",
+            '{"images": [], "annotations": [{"image_id": 1.0, "caption": "x"}]}',
+            'annotation has the value 1.0 as "image_id"',
+        ),
+        (
+            "captions",
+            '{"images": [], "annotations": [{"image_id": 1, "caption": ["x"]}]}',
+            r"annotation has the value \['x'\] as \"caption\"",
+        ),
         ("llava", "{", "not valid JSON"),
         ("llava", "{}", "holds a dict; a list of samples was expected"),
         ("llava", "[]", "no samples to write"),

@@ -84,6 +84,18 @@ def test_pickles_run_nothing(root: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     [
         (make_ref(1, 99, "x"), "expressions of no annotation", "no annotation 99"),
         (make_ref(1, 9, "x"), "annotations: no mask", "it has no segmentation"),
+        *(
+            (make_ref(1, 7, "x") | odd, "expressions that are malformed", message)
+            for odd, message in (
+                ({"sentences": [{"sent": {"a": 1}}]}, "its sentences are"),
+                ({"sentences": [{"sent": ["x"]}]}, "its sentences are"),
+                ({"sentences": ""}, "its sentences are ''"),
+                ({"ref_id": True}, "its ref_id is True"),
+                ({"image_id": True}, "its image_id is True"),
+                ({"ann_id": True}, "its ann_id is True"),
+            )
+        ),
+        (make_ref(1, 7, "\U0010fe00"), "expressions that are no text", "private characters"),
         (make_ref(1, 7, " "), "expressions without text", "sentence 0 is empty"),
         (make_ref(1, 7, "x", image=2), "pictures missing on disk", "b.png: no such picture"),
         (make_ref(1, 7, "x", image=3), "expressions of another picture's annotation", "annotation 7 is of picture 1"),

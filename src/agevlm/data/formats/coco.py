@@ -8,6 +8,7 @@ files are not read. What is asked about the pictures is made in `language.py` an
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,17 +20,25 @@ from agevlm.data.formats.coco_export import OWN_COLOUR, OWN_ID
 from agevlm.data.formats.coco_masks import BrokenAnnotationError, segmentation_to_rle
 from agevlm.data.formats.report import Report
 from agevlm.data.images import image_size, open_image, read_bytes
-from agevlm.data.language import check_kinds, make_conversations
+from agevlm.data.language import MAX_CONVERSATIONS, check_kinds, make_conversations
 from agevlm.data.masks import check_mask, mask_box
 from agevlm.data.parquet import Record, Summary, write_parquet
 from agevlm.data.pope import Statistics, ask_pope, picture_rng
 from agevlm.data.schema import AnnotatedImage, ImageSource, Instance, Sample
-from agevlm.documents import first_broken_text, is_text, read_json
+from agevlm.documents import NO_TEXT, first_broken_text, is_text, read_json
 from agevlm.files import inside
 
 _SKIP = "--skip-broken (skip_broken=True) leaves such things out and counts them"
 OTHER_SIZE = "pictures of another size than stated"
-_TYPES = {"id": int | str, "image_id": int | str, "name": str, "file_name": str, "height": int, "width": int}
+_TYPES = {
+    "id": int | str,
+    "image_id": int | str,
+    "name": str,
+    "file_name": str,
+    "caption": str,
+    "height": int,
+    "width": int,
+}
 
 
 @dataclass(frozen=True)
@@ -93,9 +102,9 @@ def convert_coco(
     options = options or CocoOptions()
     if options.kinds is not None:
         check_kinds(options.kinds)
-    if min(options.num_per_image, options.pope_per_image) < 0:
+    if not all(0 <= number <= MAX_CONVERSATIONS for number in (options.num_per_image, options.pope_per_image)):
         raise ValueError(
-            f"num_per_image and pope_per_image must be at least 0, got {options.num_per_image} and "
+            f"num_per_image and pope_per_image must be from 0 to {MAX_CONVERSATIONS}, got {options.num_per_image} and "
             f"{options.pope_per_image}"
         )
     annotated, report = read_coco(
@@ -214,7 +223,7 @@ class _Reader:
             self._broken("pictures outside their directory", f"{self.path}: image {number}: {error}")
             return None
         source = ImageSource(str(entry.get(OWN_ID, number)), height, width, path=path)
-        if not path.is_file():
+        if not os.path.isfile(path):  # unlike Path's own, false for a name that no file system takes
             if not self.skip_missing:
                 raise ValueError(
                     f"{path}: no such file, {self.path.name} lists it as image {number}; check the directory of "
@@ -282,7 +291,7 @@ class _Reader:
 
 def load_instances(path: Path) -> dict[str, Any]:
     """The content of an instances file, its three lists checked; anything else is a ValueError that names it."""
-    if not path.is_file():
+    if not path.exists():
         raise ValueError(f"{path}: no such annotation file; give an instances_*.json of COCO")
     content = read_json(path, "give an instances_*.json of COCO")
     for key in ("images", "annotations", "categories"):
@@ -292,7 +301,7 @@ def load_instances(path: Path) -> dict[str, Any]:
         if not entries:
             raise ValueError(f'{path}: its list "{key}" is empty; an empty dataset is of no use')
     if (text := first_broken_text([content["images"], content["categories"]])) is not None:
-        raise ValueError(f"{path}: {text[:80]!r} has half a letter of Unicode; correct it")
+        raise ValueError(f"{path}: {text[:80]!r} has {NO_TEXT}; correct it")
     return content
 
 
@@ -312,7 +321,7 @@ def field_of(entry: Mapping[str, Any], key: str, what: str, path: Path) -> Any:
     value = entry.get(key)
     if not isinstance(value, _TYPES[key]) or isinstance(value, bool):
         fault = "has no" if value is None else f"has the value {value!r:.60} as"
-        raise ValueError(f'{path}: {what} {fault} "{key}": {json.dumps(entry)[:120]}; it is not a COCO instances file')
+        raise ValueError(f'{path}: {what} {fault} "{key}": {json.dumps(entry)[:120]}; it is not a file of COCO')
     return value
 
 
@@ -337,10 +346,12 @@ def to_instance(
     colour = entry.get(OWN_COLOUR)
     if colour is not None and not (isinstance(colour, str) and is_text(colour)):
         raise BrokenAnnotationError("malformed colour", f"its {OWN_COLOUR} is {colour!r:.60}, and a word was expected")
+    crowd = entry.get("iscrowd")
+    if crowd not in (None, 0, 1):
+        raise BrokenAnnotationError("malformed iscrowd", f"its iscrowd is {crowd!r:.60}, and 0 or 1 was expected")
     mask = segmentation_to_rle(entry.get("segmentation"), (source.height, source.width), mended)
     box = _box(entry.get("bbox"), source) or mask_box(mask)
-    crowd = bool(entry.get("iscrowd", 0))
-    return Instance(categories[number], mask, box, float(check_mask(mask)), colour=colour, crowd=crowd)
+    return Instance(categories[number], mask, box, float(check_mask(mask)), colour=colour, crowd=bool(crowd))
 
 
 def _box(box: Any, source: ImageSource) -> tuple[float, float, float, float] | None:

@@ -18,6 +18,7 @@ from agevlm.data.schema import RLE
 
 _THIN = 2  # pixels: no wider is the box that stands for a polygon without pixels
 _FARTHEST = 1e9  # pixels: beyond it numbers are no places any more, and their products not finite
+_LONGEST = 10_000_000  # pixels of outline: pycocotools takes a hundred bytes for each
 _SLACK = 1.0  # pixels by which COCO's own polygons leave their pictures; clipped, but not worth counting
 
 
@@ -86,6 +87,9 @@ def _draw(polygons: Sequence[Any], size: tuple[int, int], notes: Counter[str]) -
         kept = _clip(polygon, bounds)
         if len(kept) >= 3:
             inside.append(kept)
+    if (outline := sum(map(_outline_len, inside))) > _LONGEST:
+        fault = f"the outline of its polygons has {outline:.0f} pixels, the most are {_LONGEST}"
+        raise BrokenAnnotationError("endless polygon", fault)
     if not inside:
         raise BrokenAnnotationError(
             "polygon outside its picture", f"its polygons lie outside the picture of {height} × {width} pixels"
@@ -134,12 +138,14 @@ def _clip(polygon: NDArray[np.float64], bounds: NDArray[np.float64]) -> NDArray[
 
 
 def _cut(polygon: NDArray[np.float64], depth: NDArray[np.float64]) -> NDArray[np.float64]:
-    kept = []
-    for number in range(len(polygon)):
-        before = number - 1
-        if (depth[before] >= 0) != (depth[number] >= 0):
-            share = depth[before] / (depth[before] - depth[number])
-            kept.append(polygon[before] + share * (polygon[number] - polygon[before]))
-        if depth[number] >= 0:
-            kept.append(polygon[number])
-    return np.array(kept).reshape(-1, 2)
+    """The points of no negative depth, and before each point where its side crosses the border."""
+    before, depth_before = np.roll(polygon, 1, axis=0), np.roll(depth, 1)
+    crosses = (depth_before >= 0) != (depth >= 0)
+    share = depth_before / np.where(crosses, depth_before - depth, 1.0)
+    crossings = before + share[:, None] * (polygon - before)
+    return np.stack([crossings, polygon], axis=1)[np.stack([crosses, depth >= 0], axis=1)]
+
+
+def _outline_len(polygon: NDArray[np.float64]) -> float:
+    """Pixels that drawing the outline visits, at least one for each point."""
+    return float(np.maximum(np.abs(polygon - np.roll(polygon, 1, axis=0)).max(axis=1), 1.0).sum())

@@ -13,7 +13,7 @@ The first three may be rows of a dataset of the hub instead, of captions {image,
 
 from __future__ import annotations
 
-import re
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,17 +23,18 @@ from typing import Any, Literal
 
 import pyarrow.parquet as pq
 
+from agevlm.data.formats.coco import field_of
 from agevlm.data.formats.hub import HubDataset
 from agevlm.data.formats.report import Report
 from agevlm.data.images import image_size
 from agevlm.data.language import CAPTION_REQUESTS, CONVERSATION
 from agevlm.data.parquet import DAMAGED, Record, Summary, write_parquet
 from agevlm.data.schema import Conversation, ImageSource, Message, Role, Sample
-from agevlm.documents import is_text, parse_json, read_json
+from agevlm.documents import NO_TEXT, is_text, open_file, parse_json, read_json
 from agevlm.files import inside
 
 Format = Literal["llava", "messages", "captions", "folder"]
-_PLACEHOLDER = re.compile(r"[ \t]*\n?<image>\n?[ \t]*")
+_PLACEHOLDER = "<image>"
 _ROLES: dict[str, Role] = {
     "human": "user",
     "user": "user",
@@ -132,7 +133,7 @@ def _records(
         try:
             entry = read()
             if not is_text(entry.id):
-                raise _UnusableError("ids with half a letter", f"sample {entry.id!r:.60} has half a letter in its id")
+                raise _UnusableError("ids that are no text", f"sample {entry.id!r:.60} has {NO_TEXT} in its id")
             ids[entry.id] += 1
             if ids[entry.id] > 1:
                 entry.notes.append("ids used before")
@@ -163,7 +164,7 @@ def _sample(entry: _Entry, root: Path, allow_outside: bool) -> Sample:
     messages = []
     for role, content, number in entry.turns:
         if not is_text(content):
-            raise _UnusableError("texts with half a letter", f"{name} has half a letter of Unicode in its text")
+            raise _UnusableError("texts that are none", f"{name} has {NO_TEXT} in its text")
         if role not in _ROLES:
             raise _UnusableError(
                 "roles nobody knows", f"{name} has a turn of {role!r:.60}; known are {', '.join(_ROLES)}"
@@ -184,7 +185,7 @@ def _image(image: str | bytes, root: Path, identity: str, allow_outside: bool) -
             file = inside(root, image, allow_outside)
         except ValueError as error:
             raise _UnusableError("pictures outside their directory", str(error)) from error
-        if not file.is_file():
+        if not os.path.isfile(file):  # unlike Path's own, false for a name that no file system takes
             raise _UnusableError("pictures missing on disk", f"{file}: no such picture; check --images")
     data = image if isinstance(image, bytes) else None
     try:
@@ -206,16 +207,13 @@ def _read_llava(source: Path) -> Iterator[Callable[[], _Entry]]:
 
 
 def _llava_entry(entry: Any, number: int) -> _Entry:
-    name = str(entry.get("id", number)) if isinstance(entry, Mapping) else str(number)
     said = entry.get("conversations") if isinstance(entry, Mapping) else None
     if not isinstance(said, list) or not all(isinstance(turn, Mapping) for turn in said):
         raise _UnusableError("samples without conversations", f"entry {number} has no list `conversations`")
-    found = _Entry(name, _pictures(entry, f"entry {number}"), [])
+    found = _Entry(_identity(entry, number), _pictures(entry, f"entry {number}"), [])
     for turn in said:
-        value = turn.get("value") or ""
-        if not isinstance(value, str):
-            raise _UnusableError("messages without text", f"entry {number} has a message of {value!r:.60}")
-        found.turns.append((str(turn.get("from")), *_without_placeholders(value)))
+        text = _text(turn.get("value"), f"entry {number}")
+        found.turns.append((str(turn.get("from")), *_without_placeholders(text)))
     return _with_leading_picture(found)
 
 
@@ -227,18 +225,41 @@ def _messages_entry(row: Any, number: int) -> _Entry:
     said = row.get("messages") if isinstance(row, Mapping) else None
     if not isinstance(said, Sequence) or not all(isinstance(message, Mapping) for message in said):
         raise _UnusableError("samples without messages", f"row {number} has no list `messages`")
-    found = _Entry(str(row.get("id", number)), _pictures(row, f"row {number}"), [])
+    found = _Entry(_identity(row, number), _pictures(row, f"row {number}"), [])
     for message in said:
-        content, shown = message.get("content"), 0
-        if not isinstance(content, str):
-            if not isinstance(content, list | None):
-                raise _UnusableError("messages without text", f"row {number} has a message of {content!r:.60}")
-            parts = [part for part in content or [] if isinstance(part, Mapping)]
-            shown = sum(part.get("type") == "image" for part in parts)
-            content = "\n".join(str(part.get("text") or "") for part in parts if part.get("type") == "text")
-        text, placeholders = _without_placeholders(content)
+        text, shown = _content(message.get("content"), f"row {number}")
+        text, placeholders = _without_placeholders(text)
         found.turns.append((str(message.get("role")), text, shown + placeholders))
     return _with_leading_picture(found)
+
+
+def _content(content: Any, name: str) -> tuple[str, int]:
+    """The text of a message, and the number of pictures among its parts."""
+    if not isinstance(content, list):
+        return _text(content, name), 0
+    kinds = [part.get("type") if isinstance(part, Mapping) else None for part in content]
+    for kind, part in zip(kinds, content, strict=True):
+        if kind not in ("text", "image"):
+            detail = f"{name} has a message with the part {part!r:.60}; known are those of the type text or image"
+            raise _UnusableError("parts of messages nobody knows", detail)
+    texts = (_text(part.get("text"), name) for kind, part in zip(kinds, content, strict=True) if kind == "text")
+    return "\n".join(texts), kinds.count("image")
+
+
+def _text(value: Any, name: str) -> str:
+    """What somebody says, nothing where there is none."""
+    if value is not None and not isinstance(value, str):
+        raise _UnusableError("messages without text", f"{name} has a message of {value!r:.60}")
+    return value or ""
+
+
+def _identity(entry: Mapping[str, Any], number: int) -> str:
+    """The id of an entry, or its number where it has none."""
+    identity = number if entry.get("id") is None else entry["id"]
+    if type(identity) not in (int, str):
+        detail = f"entry {number} has the id {identity!r:.60}, and a text or a whole number was expected"
+        raise _UnusableError("ids that are no text", detail)
+    return str(identity)
 
 
 def _pictures(entry: Mapping[str, Any], name: str) -> list[str | bytes]:
@@ -260,27 +281,19 @@ def _picture(image: Any, name: str) -> str | bytes:
 
 def _read_captions(source: Path) -> Iterator[Callable[[], _Entry]]:
     content = read_json(source)
-    if not isinstance(content, Mapping) or not all(
-        isinstance(content.get(key), list) for key in ("images", "annotations")
-    ):
-        raise ValueError(f"{source}: has no lists `images` and `annotations`; it is not a COCO captions file")
+    for key in ("images", "annotations"):
+        entries = content.get(key) if isinstance(content, Mapping) else None
+        if not isinstance(entries, list) or not all(isinstance(entry, Mapping) for entry in entries):
+            raise ValueError(f"{source}: has no list `{key}` of mappings; it is not a COCO captions file")
     captions: dict[Any, list[str]] = {}
     for annotation in content["annotations"]:
-        if isinstance(annotation, Mapping) and isinstance(annotation.get("caption"), str):
-            number = _hashable(annotation.get("image_id"), source)
-            captions.setdefault(number, []).append(annotation["caption"].strip())
+        identity, caption = (field_of(annotation, key, "annotation", source) for key in ("image_id", "caption"))
+        captions.setdefault(identity, []).append(caption.strip())
     for image in content["images"]:
-        if not isinstance(image, Mapping):
-            raise ValueError(f"{source}: its list `images` holds {image!r:.60}; it is not a COCO captions file")
-        for number, caption in enumerate(captions.get(_hashable(image.get("id"), source), [""])):
-            name = f"{image.get('id')}" + (f".{number}" if number else "")
+        identity = field_of(image, "id", "image", source)
+        for number, caption in enumerate(captions.get(identity, [""])):
+            name = f"{identity}" + (f".{number}" if number else "")
             yield partial(_caption, name, image.get("file_name"), caption)
-
-
-def _hashable(number: Any, source: Path) -> Any:
-    if isinstance(number, list | dict):
-        raise ValueError(f"{source}: has the image id {number!r:.60}; it is not a COCO captions file")
-    return number
 
 
 def _read_folder(source: Path) -> Iterator[Callable[[], _Entry]]:
@@ -292,9 +305,10 @@ def _read_folder(source: Path) -> Iterator[Callable[[], _Entry]]:
                 raise ValueError(
                     f"{source / 'metadata.jsonl'}: holds {row!r:.60}; each line has a `file_name` and a `text`"
                 )
-            text = next((str(row[key]) for key in ("text", "caption") if row.get(key)), "")
             name = row.get("file_name")
-            yield partial(_caption, str(name), name, text)
+            yield partial(
+                _caption, str(name), name, next((row[key] for key in ("text", "caption") if row.get(key)), "")
+            )
         return
     for path in sorted(path for path in source.rglob("*") if path.suffix.lower() in _PICTURES):
         name = path.relative_to(source).as_posix()
@@ -309,10 +323,10 @@ def _beside_caption(name: str, picture: Path) -> _Entry:
         raise _UnusableError("captions that are not UTF-8", f"{text}: is not UTF-8 ({error})") from error
 
 
-def _caption(identity: str, file_name: Any, caption: str) -> _Entry:
+def _caption(identity: str, file_name: Any, caption: Any) -> _Entry:
     if not isinstance(file_name, str):
         raise _UnusableError("pictures without a file name", f"picture {identity} has no `file_name`")
-    return _Entry(identity, [file_name], _asked_for(identity, caption), "caption")
+    return _Entry(identity, [file_name], _asked_for(identity, _text(caption, f"picture {identity}")), "caption")
 
 
 def _asked_for(identity: str, caption: str) -> list[tuple[str, str, int]]:
@@ -339,10 +353,8 @@ def _captioned_entry(row: Mapping[str, Any], number: int) -> _Entry:
     caption = next((row[key] for key in ("caption", "text") if row.get(key)), "")
     if isinstance(caption, list):
         caption = caption[0]
-    if not isinstance(caption, str):
-        raise _UnusableError("messages without text", f"row {number} has the caption {caption!r:.60}")
-    name = str(row.get("id", number))
-    return _Entry(name, _pictures(row, f"row {number}"), _asked_for(name, caption), "caption")
+    name, text = _identity(row, number), _text(caption, f"row {number}")
+    return _Entry(name, _pictures(row, f"row {number}"), _asked_for(name, text), "caption")
 
 
 _ROW_READERS: dict[Format, Callable[[Any, int], _Entry]] = {
@@ -353,9 +365,13 @@ _ROW_READERS: dict[Format, Callable[[Any, int], _Entry]] = {
 
 
 def _without_placeholders(text: str) -> tuple[str, int]:
-    """A message without its `<image>`s, and how many there were."""
-    kept, number = _PLACEHOLDER.subn("\n", text)
-    return (kept.strip("\n"), number) if number else (text, 0)
+    """A message without its `<image>`s, the white space and one line's end on either side, and how many there were."""
+    first, *rest = text.split(_PLACEHOLDER)
+    if not rest:
+        return text, 0
+    kept = [first, *(part.removeprefix("\n").lstrip(" \t") for part in rest)]
+    kept = [*(part.removesuffix("\n").rstrip(" \t") for part in kept[:-1]), kept[-1]]
+    return "\n".join(kept).strip("\n"), len(rest)
 
 
 def _with_leading_picture(entry: _Entry) -> _Entry:
@@ -381,12 +397,14 @@ def _rows(source: Path) -> Iterator[Any]:
         yield from _json_list(source)
     elif source.suffix == ".parquet":
         try:
-            for batch in pq.ParquetFile(source).iter_batches(batch_size=64):
-                yield from batch.to_pylist()
+            with open_file(source) as file:
+                for batch in pq.ParquetFile(file).iter_batches(batch_size=64):
+                    yield from batch.to_pylist()
         except DAMAGED as error:
-            raise ValueError(f"{source}: the Parquet file cannot be read ({error})") from error
+            fault = " ".join(str(error).split())[:200]
+            raise ValueError(f"{source}: the Parquet file cannot be read ({fault})") from error
     else:
-        with source.open("rb") as lines:
+        with open_file(source) as lines:
             for number, line in enumerate(lines, 1):
                 if line.strip():
                     yield parse_json(line, f"{source}, line {number}")

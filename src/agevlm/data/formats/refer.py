@@ -7,6 +7,7 @@ what there is to see, grounded in the thing's mask.
 
 from __future__ import annotations
 
+import os
 import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ from agevlm.data.images import image_size
 from agevlm.data.language import CAPTION_REQUESTS, corner_of
 from agevlm.data.parquet import Record, Summary, write_parquet
 from agevlm.data.schema import Conversation, Grounding, ImageSource, Instance, Message, Sample
-from agevlm.documents import is_text, read_json
+from agevlm.documents import NO_TEXT, is_text, open_file, read_json
 from agevlm.files import inside
 
 
@@ -88,7 +89,7 @@ class _Reader:
         except ValueError as error:
             self._leave("pictures outside their directory", f"picture {number}: {error}")
             return None
-        if not path.is_file():
+        if not os.path.isfile(path):  # unlike Path's own, false for a name that no file system takes
             self._leave("pictures missing on disk", f"{path}: no such picture", missing=True)
             return None
         try:
@@ -118,11 +119,11 @@ class _Reader:
             self._leave(f"annotations: {error.reason}", f"{name}: {error}")
             return
         for number, sentence in enumerate(ref["sentences"]):
-            text = " ".join(str(sentence.get("sent") or sentence.get("raw") or "").split()).rstrip(".")
+            text = " ".join((sentence.get("sent") or sentence.get("raw") or "").split()).rstrip(".")
             if not text:
                 self._leave("expressions without text", f"{name}: sentence {number} is empty")
             elif not is_text(text):
-                self._leave("expressions with half a letter", f"{name}: sentence {number} has half a letter of Unicode")
+                self._leave("expressions that are no text", f"{name}: sentence {number} has {NO_TEXT}")
             else:
                 yield _conversation(f"{source.id}/{ref.get('ref_id')}.{number}", text, thing, source)
 
@@ -137,12 +138,16 @@ class _Reader:
 def _fault(ref: Mapping[str, Any]) -> str | None:
     """What keeps an expression from being read, or None."""
     for key in ("ref_id", "image_id", "ann_id"):
-        if not isinstance(ref.get(key), int | str) or not is_text(str(ref[key])):
+        if type(ref.get(key)) not in (int, str) or not is_text(str(ref[key])):
             return f"its {key} is {_told(ref.get(key))}, and a number was expected"
     sentences = ref.get("sentences")
-    if not isinstance(sentences, Sequence) or not all(isinstance(sentence, Mapping) for sentence in sentences):
-        return f"its sentences are {_told(sentences)}, and a list of mappings with `sent` was expected"
+    if not isinstance(sentences, list | tuple) or not all(map(_is_sentence, sentences)):
+        return f"its sentences are {_told(sentences)}, and a list of mappings with the text `sent` was expected"
     return None
+
+
+def _is_sentence(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(isinstance(value.get(key), str | None) for key in ("sent", "raw"))
 
 
 def _told(value: Any) -> str:
@@ -174,13 +179,13 @@ class _PlainUnpickler(pickle.Unpickler):
 
 
 def _load(path: Path) -> list[Mapping[str, Any]]:
-    if not path.is_file():
+    if not path.exists():
         raise ValueError(f"{path}: no such file of referring expressions; give a refs(…).p, or the same as JSON")
     if path.suffix == ".json":
         content = read_json(path)
     else:
         try:
-            with path.open("rb") as stream:
+            with open_file(path) as stream:
                 content = _PlainUnpickler(stream, encoding="utf-8").load()
         except OSError:
             raise
