@@ -55,31 +55,44 @@ def test_what_the_quickstart_reaches() -> None:
     assert told == {label: [spread(f[figure]["values"]) for f in files] for figure, label in FIGURES.items()}
 
 
-def test_what_came_of_photographs() -> None:
-    domains = load("results/photographs.json")["domains"]
-    page = (ROOT / "docs" / "results" / "photographs.md").read_text(encoding="utf-8")
-    told = table(page, "| test pictures: arm | random | adversarial | false yes | pointing | null token AUROC |")
-    arms = {
-        "AGE +": "age_plus",
-        "cross-attention, unguided": "cross_attention",
-        "concatenation, guided": "concat_guided",
-        "concatenation, unguided": "concat",
-        "AGE + with views and captions": "age_plus_views",
-    }
-    pictures = {"COCO": "coco", "rooms": "indoor", "clothing": "clothing"}
-    names = ("pope.random.accuracy", "pope.adversarial.accuracy", "pope.adversarial.false_yes_ratio")
-    names = (*names, "pointing.accuracy", "null_token.auroc")
+PICTURES = {"COCO": "coco", "rooms": "indoor", "clothing": "clothing"}
+PHOTOGRAPHS_ARMS = {
+    "AGE +": "age_plus",
+    "cross-attention, unguided": "cross_attention",
+    "concatenation, guided": "concat_guided",
+    "concatenation, unguided": "concat",
+    "AGE + with views and captions": "age_plus_views",
+}
+PHOTOGRAPHS = "| test pictures: arm | random | adversarial | false yes | pointing | null token AUROC |"
 
-    def cell(value: Any, name: str) -> str:
+
+def photographs_row(figures: dict[str, Any]) -> list[str]:
+    names = ("pope.random.accuracy", "pope.adversarial.accuracy", "pope.adversarial.false_yes_ratio")
+
+    def cell(name: str) -> str:
+        value = figures
         for key in name.split("."):
             value = value.get(key, {})
         return spread(value["values"]) if value else "–"
 
-    assert told == {
-        f"{where}: {arm}": [cell(domains[key]["arms"][of], name) for name in names]
-        for where, key in pictures.items()
-        for arm, of in arms.items()
+    return [cell(name) for name in (*names, "pointing.accuracy", "null_token.auroc")]
+
+
+def test_what_came_of_photographs() -> None:
+    domains = load("results/photographs.json")["domains"]
+    page = (ROOT / "docs" / "results" / "photographs.md").read_text(encoding="utf-8")
+    assert table(page, PHOTOGRAPHS) == {
+        f"{where}: {arm}": photographs_row(domains[key]["arms"][of])
+        for where, key in PICTURES.items()
+        for arm, of in PHOTOGRAPHS_ARMS.items()
     }
+    domains_smollm2 = load("results/photographs-smollm2.json")["domains"]
+    told = table(page, PHOTOGRAPHS.replace("AUROC |", "AUROC | errors, ratio |"))
+    for where, key in PICTURES.items():
+        figures = domains_smollm2[key]
+        ratio = "{mean:.2f} ({low:.2f} to {high:.2f})".format(**figures["error_ratios"]["age_plus"]["cross_attention"])
+        assert told[f"{where}: guided"] == [*photographs_row(figures["arms"]["age_plus"]), ratio]
+        assert told[f"{where}: unguided"] == [*photographs_row(figures["arms"]["cross_attention"]), ""]
     shares = [
         round(100 * domains[key]["arms"][arm]["pope"]["adversarial"]["accuracy"]["mean"])
         for key in ("indoor", "coco")

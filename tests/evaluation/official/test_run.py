@@ -385,7 +385,7 @@ def test_a_model_of_the_hub_is_known_by_its_commit(monkeypatch: pytest.MonkeyPat
     import transformers
 
     found = SimpleNamespace(_commit_hash="abc123")
-    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", lambda name: found)
+    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", lambda name, **options: found)
     assert run._fingerprint("org/name") == "org/name (abc123)"
     found._commit_hash = None
     assert run._fingerprint("org/name") == "org/name"
