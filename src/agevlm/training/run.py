@@ -359,7 +359,7 @@ class Run:
         record = {
             "name": stage.name,
             "steps": stage.steps,
-            "seconds": round(max(line["time_s"] for line in steps), 1),
+            "seconds": round(max(line["time_s"] for line in steps), 3),
             "trainable_parameters": sum(count["trainable"] for count in counts.values()),
             "total_parameters": sum(count["parameters"] for count in counts.values()),
             "trainable_modules": {name: count["trainable"] for name, count in counts.items() if count["trainable"]},
