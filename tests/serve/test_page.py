@@ -197,12 +197,18 @@ def test_layer_and_head_change_the_map(page: Any) -> None:
     assert page.locator("button.word[aria-pressed=true]").count() == 1
 
 
-def test_a_shared_file_stands_by_itself(page: Any, browser: Any, tmp_path: Path) -> None:
-    ask(page, "is there a fish?")
+def shared(page: Any, tmp_path: Path) -> Path:
+    """The conversation as a file."""
     with page.expect_download() as saved:
         page.click("#share")
     file = tmp_path / "shared.html"
     saved.value.save_as(file)
+    return file
+
+
+def test_a_shared_file_stands_by_itself(page: Any, browser: Any, tmp_path: Path) -> None:
+    ask(page, "is there a fish?")
+    file = shared(page, tmp_path)
     alone = browser.new_page(offline=True)
     complaints: list[str] = []
     alone.on("console", lambda message: complaints.append(message.text))
@@ -493,10 +499,7 @@ def test_a_tap_keeps_the_map_that_is_shown(phone: Callable[[int, int], Any]) -> 
 def test_a_shared_file_has_each_answer_under_its_picture(page: Any, browser: Any, tmp_path: Path) -> None:
     told(page, "a tree", "no", tree=0.7)
     ask(page, "is there a tree?")
-    with page.expect_download() as saved:
-        page.click("#share")
-    file = tmp_path / "shared.html"
-    saved.value.save_as(file)
+    file = shared(page, tmp_path)
     alone = browser.new_page(offline=True)
     alone.goto(file.as_uri())
     assert alone.locator("figcaption span").all_inner_texts()[1] == "did not say “tree”"

@@ -46,13 +46,12 @@ def load_whole(
     name = named or source
     with reading(name, "weights", advice):
         model, found = kind.from_pretrained(source, output_loading_info=True, trust_remote_code=False, **options)
+        cast = _stored_as_integers(source, model)
     missing = sorted(name for name in found["missing_keys"] if may_lack is None or may_lack not in name)
     if missing:
         raise ValueError(f"{name} lacks the weights {_named(missing)}: {advice}")
     if takes_all and (unasked := sorted(n for n in found["unexpected_keys"] if not n.endswith(_OF_OLDER_RELEASES))):
         raise ValueError(f"the weights {_named(unasked)} in {name} are none that its config.json asks for: {advice}")
-    with reading(name, "weights", advice):
-        cast = _stored_as_integers(source, model)
     if cast:
         raise ValueError(f"the weights {_named(cast)} in {name} are stored as integers: {advice}")
     if broken := not_finite(model):
