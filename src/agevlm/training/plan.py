@@ -274,7 +274,7 @@ def _step_cost(model: JoinedModel, stage: StageRecipe, shape: StepShape, network
         flops=cost.flops + number * vision.flops,
         peak_bytes=max(cost.peak_bytes, peak),
         passing_bytes=max(cost.passing_bytes, peak),
-        copied_bytes=cost.copied_bytes,
+        uncopied_bytes=max(cost.uncopied_bytes, peak),
     )
 
 
@@ -308,15 +308,14 @@ def _bytes(parameters: Iterable[torch.nn.Parameter]) -> int:
 
 def _memory(held: _Held, cost: StepCost, num_gpus: int, *, accumulates: bool) -> dict[str, MemoryPlan]:
     """The memory of one GPU: DDP holds all, and gradients once more in buckets; FSDP a part, and whole layers."""
-    kept = cost.passing_bytes + cost.copied_bytes
-    moving = held.gradients + kept if accumulates else max(cost.peak_bytes, held.gradients)
+    moving = held.gradients + cost.passing_bytes if accumulates else max(cost.peak_bytes, held.gradients)
     buckets = held.gradients if num_gpus > 1 else 0
     total = held.weights + held.optimiser + moving + buckets
-    found = {"ddp": MemoryPlan(held.weights, held.gradients, held.optimiser, kept, buckets, total)}
+    found = {"ddp": MemoryPlan(held.weights, held.gradients, held.optimiser, cost.passing_bytes, buckets, total)}
     if num_gpus > 1:  # autocast's copies are the layers that are gathered
         weights, gradients, state = (math.ceil(n / num_gpus) for n in (held.weights, held.gradients, held.optimiser))
-        total = weights + gradients + state + cost.passing_bytes + held.gathered
-        found["fsdp"] = MemoryPlan(weights, gradients, state, cost.passing_bytes, held.gathered, total)
+        total = weights + gradients + state + cost.uncopied_bytes + held.gathered
+        found["fsdp"] = MemoryPlan(weights, gradients, state, cost.uncopied_bytes, held.gathered, total)
     return found
 
 

@@ -53,15 +53,15 @@ class StepShape:
 class StepCost:
     """Operations of the products of a forward and a backward pass, and bytes held at most beside what stays.
 
-    What stays are weights and the optimiser's state. `peak_bytes` are all else, gradients included; `passing_bytes` are
-    it without gradients and without autocast's copies of weights: what is kept for the backward pass, and what is being
-    worked on. `copied_bytes` are these copies.
+    What stays are weights and the optimiser's state. `peak_bytes` are all else, gradients included. `passing_bytes` are
+    it without gradients: what is kept for the backward pass, and what is being worked on. `uncopied_bytes` are these
+    without autocast's copies of weights.
     """
 
     flops: int
     peak_bytes: int
     passing_bytes: int
-    copied_bytes: int
+    uncopied_bytes: int
 
 
 def _sdpa(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> int:
@@ -109,10 +109,6 @@ class _Watch(TorchDispatchMode):
     def number(self, tensor: Tensor) -> int:
         """The number of a tensor's storage, which was made in here."""
         return self._numbers[tensor.untyped_storage()._cdata]
-
-    def size(self, numbers: Iterable[int]) -> int:
-        """Bytes of storages."""
-        return sum(self._sizes[number] for number in numbers)
 
     def _note(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
@@ -176,8 +172,7 @@ def step_cost(
             del outputs
             loss.backward()
         gradients = {watch.number(p.grad) for p in model.parameters() if p.grad is not None}
-    passing = watch.peak(gradients | watch.copies)
-    return StepCost(watch.flops, watch.peak(), passing, watch.size(watch.copies))
+    return StepCost(watch.flops, watch.peak(), watch.peak(gradients), watch.peak(gradients | watch.copies))
 
 
 def materialise(model: nn.Module) -> None:
