@@ -119,6 +119,35 @@ def test_the_recipe_beside_the_checkpoint_tells_the_world_and_the_language_model
     assert set(metrics["counting"]["by_number"]) <= {"0", "1", "2"}
 
 
+def test_kinds_that_no_stage_trained_are_named_and_told_in_the_table(saved: tuple[Path, Path], tmp_path: Path) -> None:
+    recipe = saved[0] / "recipe.yaml"
+    mixtures = "stages: [{kinds: {presence: 1.0, colour: 0}}, {kinds: {relation.choice: 0.5}}]\n"
+    try:
+        recipe.write_text(mixtures, "utf-8")
+        metrics = evaluate_benchmark(saved[0], "scenes", tmp_path / "few", Settings(num_images=8, device="cpu"))
+        recipe.write_text("stages: [{name: all}]\n", "utf-8")
+        whole = evaluate_benchmark(saved[0], "scenes", tmp_path / "all", Settings(num_images=2, device="cpu"))
+    finally:
+        recipe.unlink()
+    strange = metrics["provenance"]["not_trained"]
+    assert {"counting", "colour", "relation.yes_no"} <= set(strange)
+    assert not set(strange) & {"presence", "relation", "relation.choice", "pope", "pope.random"}
+    table = (tmp_path / "few" / "metrics.md").read_text(encoding="utf-8")
+    assert "| counting (not trained) |" in table and "| relation |" in table
+    assert "not_trained" not in whole["provenance"]
+
+
+@pytest.mark.parametrize("stages", ["5", "[4]", "[{kinds: 3}]", "{a: 1}"])
+def test_a_recipe_with_damaged_stages_is_told(saved: tuple[Path, Path], tmp_path: Path, stages: str) -> None:
+    recipe = saved[0] / "recipe.yaml"
+    recipe.write_text(f"stages: {stages}\n", "utf-8")
+    try:
+        with pytest.raises(ValueError, match=r"recipe\.yaml is no recipe"):
+            evaluate_benchmark(saved[0], "scenes", tmp_path, Settings(num_images=1, device="cpu"))
+    finally:
+        recipe.unlink()
+
+
 def test_stored_dataset(saved: tuple[Path, Path], samples: list[Sample], tmp_path: Path) -> None:
     write_parquet(tmp_path / "data", [Record(sample) for sample in samples], name="squares", vocabulary=CATEGORIES)
     metrics = evaluate_benchmark(saved[0], tmp_path / "data", tmp_path / "out", Settings(num_images=4, device="cpu"))

@@ -225,7 +225,10 @@ def test_a_recipe_is_planned_on_one_gpu_and_on_several(foundation: Path) -> None
         assert shared.flops_per_step == pytest.approx(alone.flops_per_step, rel=0.02)
         assert shared.memory["fsdp"].optimiser == pytest.approx(alone.memory["ddp"].optimiser / 2, abs=1)
         assert shared.memory["ddp"].gathered == alone.memory["ddp"].gradients
-        for memory in (*alone.memory.values(), *shared.memory.values()):  # copies that checkpointing makes anew count once
+        for memory in (
+            *alone.memory.values(),
+            *shared.memory.values(),
+        ):  # copies that checkpointing makes anew count once
             assert memory.weights + memory.optimiser + memory.activations <= memory.total
     json.dumps(two.record())
 

@@ -196,9 +196,11 @@ def _pope_table(pope: Mapping[str, Mapping[str, Any]]) -> Data:
 def _skills(metrics: Mapping[str, Any]) -> Data | None:
     biased = _section(metrics, "biased")
     worlds = [("test scenes", metrics), *([("biased scenes", biased)] if biased else [])]
+    strange = _section(metrics, "provenance").get("not_trained", ())
     rows: list[list[Line]] = []
     for path, label in _SKILLS:
         section, _, key = path.rpartition(".")
+        label += ", not trained" if section in strange else ""
         found = [_section(world, section) for _, world in worlds]
         if any(_number(scores, key) is not None for scores in found):
             num = found[0].get("num_questions", found[0].get("num_words"))

@@ -44,12 +44,15 @@ _SCORES = {  # a key of metrics.json and its heading
 
 def print_metrics(directory: Path) -> None:
     """Print the figures of an evaluation in short, and where all of them are."""
+    from agevlm.evaluation.results import section_namer
+
     metrics = json.loads((directory / "metrics.json").read_text(encoding="utf-8"))
+    name_of = section_namer(metrics)
     groups = dict(_groups({name: part for name, part in metrics.items() if name not in ("biased", "provenance")}))
     questions = {name: group for name, group in groups.items() if "unparsed_ratio" in group}
     print_table(
         ("questions", *_SCORES.values()),
-        [(name, *(group.get(key) for key in _SCORES)) for name, group in questions.items()],
+        [(name_of(name), *(group.get(key) for key in _SCORES)) for name, group in questions.items()],
     )
     others = {name: group for name, group in groups.items() if name not in questions and ".by_" not in name}
     values = [(f"{name}.{key}", value) for name, group in others.items() for key, value in group.items()]

@@ -5,13 +5,14 @@ A benchmark is "scenes", drawn fresh from a seed, or the directory of a dataset 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agevlm.checkpoints import load_vlm, resolve_language_model, resolve_model
 from agevlm.data.chat import render_conversation
+from agevlm.data.language import KINDS
 from agevlm.data.schema import AnnotatedImage, Conversation, Sample
 from agevlm.documents import read_yaml
 from agevlm.evaluation.answering import PLAIN
@@ -125,8 +126,8 @@ def evaluate_dataset(
 ) -> Metrics:
     """Measure on the stored conversations of a dataset: POPE's and all other questions that have one right answer.
 
-    Captions have none; they are left out and counted in the provenance. `settings.split` says nothing here: a dataset
-    is one split.
+    Captions have none; they are left out and counted in the provenance, which also names the kinds of question that
+    the model was never trained on. `settings.split` says nothing here: a dataset is one split.
     """
     from agevlm.data.parquet import read_parquet
 
@@ -271,6 +272,20 @@ def _origin(model: str | Path, settings: Settings) -> str | None:
         return None
 
 
+def untrained_kinds(recipe: Mapping[str, Any], asked: Collection[str]) -> list[str]:
+    """Of the kinds of question that were asked, those that no stage of a recipe trained; [] where it is not known.
+
+    A family counts where nothing of it was trained: `relation`, of `relation.yes_no` and `relation.choice`.
+    """
+    mixtures = [stage.get("kinds") for stage in recipe.get("stages") or ()]
+    if None in mixtures or (recipe.get("model") or {}).get("init"):
+        return []
+    trained = {kind for kinds in mixtures for kind, weight in kinds.items() if weight}
+    strange = {kind for kind in asked if kind in KINDS and kind not in trained} if trained else set()
+    families = {family(kind) for kind in strange} - {family(kind) for kind in {*asked, *trained} - strange}
+    return sorted(strange | families)
+
+
 def _recipe_world(model: str | Path) -> dict[str, Any]:
     """The settings of the world that a checkpoint was trained in; {} where its recipe names none."""
     sources = (_recipe(model).get("data") or {}).values()
@@ -281,9 +296,18 @@ def _recipe(model: str | Path) -> dict[str, Any]:
     """The recipe beside a checkpoint, {} where there is none."""
     path = Path(resolve_model(model)) / "recipe.yaml"
     content = (read_yaml(path) or {}) if path.is_file() else {}
-    if not isinstance(content, dict) or not all(isinstance(content.get(key) or {}, dict) for key in ("data", "model")):
+    if not _has_sections(content):
         raise ValueError(f"{path} is no recipe: take it away, or copy the checkpoint again")
     return content
+
+
+def _has_sections(content: Any) -> bool:
+    """Whether what is read here of a recipe, which may be of another version, has the form that it should."""
+    if not isinstance(content, dict) or not isinstance(stages := content.get("stages") or [], list):
+        return False
+    sections = [content.get("data"), content.get("model"), *stages]
+    mixtures = [stage.get("kinds") for stage in stages if isinstance(stage, dict)]
+    return all(isinstance(part or {}, dict) for part in (*sections, *mixtures))
 
 
 def _facts(
@@ -296,6 +320,7 @@ def _facts(
 ) -> Metrics:
     left_out = [f"localisation of words: {found.note}"] if found.note else []
     left_out += [] if perplexity else ["text perplexity: the processor has no chat template"]
+    not_trained = untrained_kinds(_recipe(model), {prediction.question.kind for prediction in found.predictions})
     return provenance(
         model=str(model),
         benchmark=benchmark,
@@ -305,6 +330,7 @@ def _facts(
         answering=settings.answering,
         num_questions=len(found.predictions),
         num_images=len({prediction.question.image for prediction in found.predictions}),
+        **({"not_trained": not_trained} if not_trained else {}),
         **({"left_out": left_out} if left_out else {}),
         **more,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -92,8 +92,9 @@ def provenance(**facts: Any) -> dict[str, Any]:
 def metrics_table(metrics: Metrics) -> str:
     """The figures as Markdown: a table of kinds, one of localisation, perplexity, and what made them."""
     lines = ["# Evaluation", ""]
+    name = section_namer(metrics)
     for title, section in _worlds(metrics):
-        lines += [f"## {title}", "", *_answers_table(section), "", *_attention_table(section)]
+        lines += [f"## {title}", "", *_answers_table(section, name), "", *_attention_table(section)]
     perplexity = metrics.get("text_perplexity")
     if perplexity:
         lines += ["## Text perplexity", "", "| when | perplexity |", "|---|---|"]
@@ -109,10 +110,16 @@ def _worlds(metrics: Metrics) -> Iterator[tuple[str, Metrics]]:
         yield "The same, with the training's co-occurrence", metrics["biased"]
 
 
-def _answers_table(metrics: Metrics) -> list[str]:
+def section_namer(metrics: Mapping[str, Any]) -> Callable[[str], str]:
+    """What to call a section of metrics: its path, and whether the model was never trained on what is asked there."""
+    strange = set(metrics.get("provenance", {}).get("not_trained", ()))
+    return lambda path: f"{path} (not trained)" if path in strange else path
+
+
+def _answers_table(metrics: Metrics, name_of: Callable[[str], str]) -> list[str]:
     lines = ["| kind | " + " | ".join(_COLUMNS) + " |", "|---" * (len(_COLUMNS) + 1) + "|"]
     for name, scores in _leaves(metrics):
-        lines.append(f"| {name} | " + " | ".join(_cell(scores, column) for column in _COLUMNS) + " |")
+        lines.append(f"| {name_of(name)} | " + " | ".join(_cell(scores, column) for column in _COLUMNS) + " |")
     return lines
 
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 import html
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCardData
 
 from agevlm.checkpoints import PACKAGED
+from agevlm.evaluation.results import section_namer
 from agevlm.files import write_beside
 from agevlm.training.recipe import LabelsSource, ParquetSource, Recipe, ScenesSource, Source, StageRecipe, load_recipe
 
@@ -165,20 +166,21 @@ def _loss(stage: StageRecipe) -> str:
 def _figures(recipe: Recipe, metrics: Any) -> str:
     if not metrics or recipe.evaluation is None:
         return "It has not been measured."
-    rows = list(_scores({name: part for name, part in metrics.items() if name != "provenance"}))
+    parts = {name: part for name, part in metrics.items() if name != "provenance"}
+    rows = list(_scores(parts, section_namer(metrics)))
     head = f"Measured on {escaped(Path(recipe.evaluation.benchmark).name)}, a coin is right about half of yes and no."
     return f"{head}\n\n{_table(('questions', 'number', 'accuracy', 'answered yes'), rows)}"
 
 
-def _scores(metrics: Mapping[str, Any], prefix: str = "") -> Iterator[Sequence[str]]:
+def _scores(metrics: Mapping[str, Any], name_of: Callable[[str], str], prefix: str = "") -> Iterator[Sequence[str]]:
     for name, part in metrics.items():
         if not isinstance(part, dict) or name.startswith("by_"):
             continue
         if "accuracy" in part and "num_questions" in part:
             yes = part.get("yes_ratio")
             shown = "–" if yes is None else f"{yes:.3f}"
-            yield escaped(prefix + name), str(part["num_questions"]), f"{part['accuracy']:.3f}", shown
-        yield from _scores(part, f"{prefix}{name}.")
+            yield escaped(name_of(prefix + name)), str(part["num_questions"]), f"{part['accuracy']:.3f}", shown
+        yield from _scores(part, name_of, f"{prefix}{name}.")
 
 
 def _table(head: Sequence[str], rows: Iterator[Sequence[str]] | Sequence[Sequence[str]]) -> str:
