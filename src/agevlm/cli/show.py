@@ -16,7 +16,7 @@ def print_table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> No
     from rich.table import Table
 
     rows = [list(row) for row in rows]
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for number, heading in enumerate(headings):
         numeric = all(isinstance(row[number], int | float | None) for row in rows)
         table.add_column(heading, justify="right" if numeric else "left", no_wrap=number == 0)
@@ -44,20 +44,20 @@ _SCORES = {  # a key of metrics.json and its heading
 
 def print_metrics(directory: Path) -> None:
     """Print the figures of an evaluation in short, and where all of them are."""
-    from agevlm.evaluation.results import section_namer
-
     metrics = json.loads((directory / "metrics.json").read_text(encoding="utf-8"))
-    name_of = section_namer(metrics)
     groups = dict(_groups({name: part for name, part in metrics.items() if name not in ("biased", "provenance")}))
     questions = {name: group for name, group in groups.items() if "unparsed_ratio" in group}
     print_table(
         ("questions", *_SCORES.values()),
-        [(name_of(name), *(group.get(key) for key in _SCORES)) for name, group in questions.items()],
+        [(name, *(group.get(key) for key in _SCORES)) for name, group in questions.items()],
     )
     others = {name: group for name, group in groups.items() if name not in questions and ".by_" not in name}
     values = [(f"{name}.{key}", value) for name, group in others.items() for key, value in group.items()]
     print_table(("measure", "value"), [(name, value) for name, value in values if isinstance(value, float)])
-    for reason in metrics.get("provenance", {}).get("left_out", ()):
+    provenance = metrics.get("provenance", {})
+    if strange := [name for name in provenance.get("not_trained", ()) if name in questions]:
+        print(f"never trained on: {', '.join(strange)}")
+    for reason in provenance.get("left_out", ()):
         print(f"left out: {reason}")
     print(f"metrics: {directory / 'metrics.md'}")
 
