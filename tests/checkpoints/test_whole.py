@@ -187,6 +187,18 @@ def test_a_model_without_a_name_is_refused() -> None:
         resolve_model("")
 
 
+def test_a_folder_of_pictures_does_not_hide_the_packaged_model_of_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packaged = resolve_model("photos")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "holiday.jpg").write_bytes(b"")
+    assert resolve_model("photos") == packaged
+    (tmp_path / "photos" / "config.json").write_text("{}", encoding="utf-8")
+    assert resolve_model("photos") == "photos"
+
+
 PARTS: dict[str, tuple[Damage, str]] = {
     **damaged_weights(""),
     "half a config": (cut("config.json"), "cannot be read"),

@@ -27,7 +27,16 @@ def with_stage(**settings: Any) -> dict[str, Any]:
     return {"stages": [STAGE | settings]}
 
 
-COMPARISONS = {"comparison", "sweeps", "longer", "ablations", "taught", "photographs", "photographs-smollm2"}
+COMPARISONS = {
+    "comparison",
+    "sweeps",
+    "longer",
+    "ablations",
+    "taught",
+    "photographs",
+    "photographs-ablations",
+    "photographs-smollm2",
+}
 RECIPES = sorted(path for path in (ROOT / "recipes").glob("*.yaml") if path.stem not in COMPARISONS)
 
 

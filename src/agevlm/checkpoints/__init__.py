@@ -34,13 +34,14 @@ _GGUF = ".gguf"
 def resolve_model(name: str | Path) -> str:
     """Give the directory, or the hub id, that a model's name means.
 
-    A directory that exists wins over a name in the package, a name in the package over a hub id ("organisation/name").
+    A directory that holds a model wins over a name in the package (a folder of pictures called `photos` does not), a
+    name in the package over any other directory, and that over a hub id ("organisation/name").
     Raises ValueError where it is none of them, with the nearest name.
     """
     text = str(name)
     if not text:
         raise ValueError(f"the name of the model is empty: name {', '.join(PACKAGED)}, a directory or a hub id")
-    if Path(text).is_dir():
+    if Path(text).is_dir() and (text not in PACKAGED or (Path(text) / "config.json").exists()):
         return text
     if text in PACKAGED:
         directory = Path(__file__).parent / text
