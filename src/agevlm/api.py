@@ -122,6 +122,7 @@ def train(
     resume: bool = False,
     data: str | Path | None = None,
     images: str | Path | None = None,
+    keep_empty: bool = False,
 ) -> Path:
     """Train the stages of a recipe, evaluate the outcome and write its report; returns the directory of the model.
 
@@ -129,7 +130,8 @@ def train(
     ("stages.2.learning_rate=1e-4"). All files go into `out` (runs/NAME if not given). `resume` goes on with a run that
     was stopped. `data` is a COCO instances file of your own for the recipe's data, `images` the directory of its
     pictures (else they lie beside it): they are split to train on, to choose settings on and to test on, and what a
-    linear probe makes of them is told first.
+    linear probe makes of them is told first. `keep_empty` takes those without any instance for pictures that show none
+    of its categories; else they are left out.
 
     Raises ValueError for a wrong key, and for an `out` that holds another run.
     """
@@ -139,4 +141,4 @@ def train(
 
     path = resolve_recipe(str(recipe))
     out = Path(out) if out is not None else Path("runs") / path.stem
-    return run.train(path, out, overrides=overrides, seed=seed, resume=resume, own=own_data(data, images))
+    return run.train(path, out, overrides=overrides, seed=seed, resume=resume, own=own_data(data, images, keep_empty))

@@ -27,6 +27,9 @@ def coco(
         bool, typer.Option("--skip-missing", help="Leave out pictures that are not in --images, and count them.")
     ] = False,
     allow_outside: AllowOutside = False,
+    keep_empty: Annotated[
+        bool, typer.Option("--keep-empty", help="Pictures without any instance show none of the categories.")
+    ] = False,
     limit: Annotated[int | None, typer.Option(min=1, help="Take only the first so many pictures.")] = None,
     num_per_image: Annotated[int, typer.Option(min=0, help="Captions and questions on each picture.")] = 6,
     pope_per_image: Annotated[int, typer.Option(min=0, help="Categories that POPE asks for on each picture.")] = 3,
@@ -48,6 +51,7 @@ def coco(
         skip_missing=skip_missing,
         skip_broken=skip_broken,
         allow_outside=allow_outside,
+        keep_empty=keep_empty,
     )
     check_replaceable(out, *OWN_FILE)
     report, summary = convert_coco(instances, images, out, options)

@@ -18,6 +18,9 @@ def train(
         Path | None, typer.Option(help="Annotations of your own for the recipe's data: a COCO instances file.")
     ] = None,
     images: Annotated[Path | None, typer.Option(help="The pictures of --data; else they lie beside it.")] = None,
+    keep_empty: Annotated[
+        bool, typer.Option("--keep-empty", help="Pictures of --data without any instance show none of its categories.")
+    ] = False,
     overrides: Overrides = None,
     seed: Annotated[int | None, typer.Option(min=0, help="The seed, in place of the recipe's.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where the run in --out was stopped.")] = False,
@@ -36,7 +39,7 @@ def train(
     path = resolve_recipe(recipe)
     quiet_transformers()
     out = out or Path("runs") / path.stem
-    own = own_data(data, images)
+    own = own_data(data, images, keep_empty)
     model = run_recipe(path, out, overrides=overrides or (), seed=seed, resume=resume, dry_run=dry_run, own=own)
     if not dry_run and open_processes().is_main_process:
         typer.echo(f"model: {model}")

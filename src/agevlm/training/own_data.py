@@ -20,6 +20,7 @@ from rich.console import Console
 
 from agevlm.data.formats.coco import CocoOptions, load_instances
 from agevlm.data.formats.coco_splits import TEST, TRAIN, VAL, split_coco
+from agevlm.data.parquet import read_parquet
 from agevlm.files import write_beside
 from agevlm.training.recipe import LabelsSource, ParquetSource, Recipe, load_recipe
 
@@ -29,23 +30,27 @@ MAX_SIDE = 1024  # pixels: larger photographs are held smaller; half of one, a v
 
 @dataclass(frozen=True)
 class OwnData:
-    """A COCO instances file, and the directory of its pictures (None: where the file lies)."""
+    """A COCO instances file, and the directory of its pictures (None: where the file lies).
+
+    `keep_empty`: pictures without any instance show none of the categories. Else they are left out.
+    """
 
     instances: Path
     images: Path | None = None
+    keep_empty: bool = False
 
     @property
     def pictures(self) -> Path:
         return self.images or self.instances.parent
 
 
-def own_data(instances: str | Path | None, images: str | Path | None) -> OwnData | None:
+def own_data(instances: str | Path | None, images: str | Path | None, keep_empty: bool = False) -> OwnData | None:
     """Annotations as people name them; None where they name none. Pictures without annotations are a ValueError."""
     if instances is None:
-        if images is not None:
+        if images is not None or keep_empty:
             raise ValueError("pictures of your own come with their annotations: give --data, a COCO instances file")
         return None
-    return OwnData(Path(instances), Path(images) if images is not None else None)
+    return OwnData(Path(instances), Path(images) if images is not None else None, keep_empty)
 
 
 def prepare(
@@ -93,8 +98,8 @@ def _split(own: OwnData, directory: Path, seed: int) -> list[str]:
     """Make the datasets, or find them made; a line for each thing to know."""
     load_instances(own.instances)
     digest = hashlib.sha256(own.instances.read_bytes()).hexdigest()
-    made_of = {"instances": str(own.instances.resolve()), "sha256": digest, "seed": seed}
-    made_of["images"] = str(own.pictures.resolve())
+    made_of: dict[str, Any] = {"instances": str(own.instances.resolve()), "sha256": digest, "seed": seed}
+    made_of |= {"images": str(own.pictures.resolve()), **({"keep_empty": True} if own.keep_empty else {})}
     path = directory / SPLIT
     if path.exists():
         known = json.loads(path.read_text(encoding="utf-8"))
@@ -104,7 +109,8 @@ def _split(own: OwnData, directory: Path, seed: int) -> list[str]:
                 "own; choose another --out"
             )
         return list(known["notes"])
-    split = split_coco(own.instances, own.pictures, directory, CocoOptions(seed=seed, max_side=MAX_SIDE))
+    options = CocoOptions(seed=seed, max_side=MAX_SIDE, keep_empty=own.keep_empty)
+    split = split_coco(own.instances, own.pictures, directory, options)
     notes = list(split.notes())
     _write(path, {"made_of": made_of, "num_pictures": split.num_pictures, "notes": notes})
     return notes
@@ -117,6 +123,8 @@ def _probed(recipe: Recipe, out: Path, console: Console) -> list[str]:
     asked = recipe.model
     if asked.init:
         return []
+    if len(vocabulary := read_parquet(out / DATA / TRAIN).vocabulary) < 2:
+        return [f"no probe and no POPE, which ask for pairs of categories: there is {vocabulary[0]} alone"]
     if not (out / PROBE).exists():
         settings = ProbeSettings(asked.vision_model, asked.vision_stages, asked.vision_grid, asked.image_size)
         with console.status("a linear probe looks at the pictures"):

@@ -15,7 +15,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from agevlm.data.formats.coco import CocoOptions, convert_coco, read_coco
+from agevlm.data.formats.coco import EMPTY, CocoOptions, convert_coco, read_coco
 from agevlm.data.formats.coco_export import write_coco
 from agevlm.data.formats.coco_masks import segmentation_to_rle
 from agevlm.data.masks import decode_mask, encode_mask
@@ -260,6 +260,17 @@ def test_write_refuses_and_keeps_what_was_there(tmp_path: Path) -> None:
     assert [entry.name for entry in tmp_path.iterdir()] == ["export"]
 
 
+def test_pictures_without_instances_may_be_kept_as_such_that_show_nothing(folder: Path) -> None:
+    report, _ = convert_coco(*put(folder, content()), folder / "out", CocoOptions(keep_empty=True))
+    dataset = read_parquet(folder / "out")
+    assert not report.left_out and len(dataset) == 3
+    (empty,) = (record for record in dataset if not record.annotated.instances)
+    asked = [c for c in empty.sample.conversations if c.kind == "presence"]
+    assert asked and all(c.messages[-1].content == "no" for c in asked)
+    assert all(not g.present for c in empty.sample.conversations for g in c.groundings)
+    assert not [c for c in empty.sample.conversations if c.kind.startswith(("pope", "caption"))]
+
+
 def test_convert(folder: Path) -> None:
     arguments = put(folder, content())
     options = CocoOptions(num_per_image=4, pope_per_image=2)
@@ -267,7 +278,7 @@ def test_convert(folder: Path) -> None:
     dataset = read_parquet(folder / "out")
     assert dataset.vocabulary == ("person", "cat", "dog", "spoon")
     assert [record.sample.id for record in dataset] == ["7", "8"]
-    assert report.left_out == {"pictures without any instance": 1}
+    assert report.left_out == {EMPTY: 1}
     assert report.kept["POPE questions"] == 3 * (2 * 2 + 1 * 2)
     assert report.kept["conversations"] + report.kept["POPE questions"] == summary.num_conversations
     annotated, _ = read_coco(*arguments)

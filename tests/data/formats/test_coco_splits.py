@@ -163,3 +163,15 @@ def test_too_few_pictures_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="2 different pictures with something annotated are too few"):
         split_coco(path, path.parent, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_one_category_is_learned_from_pictures_without_it_where_they_are_kept(tmp_path: Path) -> None:
+    path = write(tmp_path / "own", {f"{number}.png": noise(number) for number in range(12)})
+    content = json.loads(path.read_text())
+    content["annotations"] = [a for a in content["annotations"] if a["category_id"] == CATEGORIES.index("dog")]
+    path.write_text(json.dumps(content))
+    without = split_coco(path, path.parent, tmp_path / "without")
+    assert sum(without.num_pictures.values()) == 6 and without.always == ("dog",)
+    assert any("6 pictures without any instance (--keep-empty" in line for line in without.notes())
+    kept = split_coco(path, path.parent, tmp_path / "kept", CocoOptions(keep_empty=True))
+    assert sum(kept.num_pictures.values()) == 12 and kept.always == ()

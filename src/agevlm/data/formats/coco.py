@@ -41,6 +41,9 @@ _TYPES = {
 }
 
 
+EMPTY = "pictures without any instance (--keep-empty takes them for pictures that show none of the categories)"
+
+
 @dataclass(frozen=True)
 class CocoOptions:
     """What `convert_coco` makes of each picture.
@@ -48,8 +51,9 @@ class CocoOptions:
     `num_per_image` conversations (captions and questions, weighed by `kinds`; see `language.py`) and POPE's questions
     on `pope_per_image` present and as many absent categories of each kind (0: none), of the first `limit` pictures.
     With `embed_images=False` the dataset points to the files of the pictures and does not hold them. `allow_outside`
-    takes pictures from outside the directory of pictures, where the file names such. A picture with a side above
-    `max_side` pixels is held smaller, and its masks with it; None: as it is.
+    takes pictures from outside the directory of pictures, where the file names such. `keep_empty` takes pictures
+    without any instance as such that show none of the categories; else they count as not annotated and are left out.
+    A picture with a side above `max_side` pixels is held smaller, and its masks with it; None: as it is.
     """
 
     seed: int = 0
@@ -62,6 +66,7 @@ class CocoOptions:
     embed_images: bool = True
     max_side: int | None = None
     allow_outside: bool = False
+    keep_empty: bool = False
 
 
 def read_coco(
@@ -131,8 +136,8 @@ def _records(annotated: Sequence[AnnotatedImage], report: Report, options: CocoO
     statistics = Statistics.of(annotated, report.vocabulary)
     report.kept.clear()
     for picture in annotated:
-        if not picture.instances:
-            report.left_out["pictures without any instance"] += 1
+        if not picture.instances and not options.keep_empty:
+            report.left_out[EMPTY] += 1
             continue
         try:
             picture = _held(picture, report, options)

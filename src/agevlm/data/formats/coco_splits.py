@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from agevlm.data.formats.coco import CocoOptions, read_coco, write_annotated
+from agevlm.data.formats.coco import EMPTY, CocoOptions, read_coco, write_annotated
 from agevlm.data.formats.report import Report
 from agevlm.data.images import read_bytes
 from agevlm.data.schema import AnnotatedImage
@@ -74,8 +74,8 @@ def split_coco(instances: str | Path, images: str | Path, out: str | Path, optio
     """
     options = replace(options or CocoOptions(), skip_broken=True, skip_missing=True)
     annotated, report = read_coco(instances, images, limit=options.limit, skip_missing=True, skip_broken=True)
-    told = [picture for picture in annotated if picture.instances]
-    report.left_out["pictures without any instance"] += len(annotated) - len(told)
+    told = [picture for picture in annotated if picture.instances or options.keep_empty]
+    report.left_out[EMPTY] += len(annotated) - len(told)
     held = Counter(category for picture in told for category in picture.categories)
     vocabulary = tuple(category for category in report.vocabulary if held[category])
     reports = [report]
