@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -9,15 +10,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tiny_runs import make_recipe, run
 
 from agevlm.data.chat import TEXT
 from agevlm.data.language import LONG_KINDS
 from agevlm.data.parquet import write_parquet
-from agevlm.data.scenes import WorldSpec, draw_scene
+from agevlm.data.scenes import CATEGORIES, WorldSpec, draw_scene
 from agevlm.data.scenes.export import export_parquet
 from agevlm.data.schema import Conversation, Grounding, Message, Sample
 from agevlm.training import recipe
-from agevlm.training.dataset import SourceData, StageDataset, near_order, without_pictures
+from agevlm.training.dataset import SourceData, StageDataset, near_order, taught_words, without_pictures
 from agevlm.training.recipe import StageRecipe
 from agevlm.training.sources import DrawnPictures, ParquetSource, SceneSource, read_annotations, write_annotations
 
@@ -219,6 +221,51 @@ def test_a_stage_that_balances_makes_the_default_kinds_too(stored: ParquetSource
     dataset = make_dataset(sources={"stored": stored}, data={"stored": 1.0}, presence={"hard_ratio": 0.5})
     kinds = {c.kind for index in range(len(dataset)) for c in dataset[index][0].conversations}
     assert {"presence", "caption", "counting"} <= kinds
+
+
+ALONE: dict[str, Any] = {"kinds": {"presence": 1.0, "caption": 0.0}, "presence": {}}
+
+
+@pytest.mark.parametrize(
+    ("uses", "all_told"),
+    [
+        ([ALONE], False),
+        ([ALONE, ALONE | {"presence": {"balanced": False}}], False),
+        ([ALONE, {"data": {"other": 1.0}}], False),
+        ([ALONE, {"data": {"scenes": 0.0, "other": 1.0}}], False),
+        ([ALONE, {"kinds": {"presence": 1.0}}], True),
+        ([ALONE, {"kinds": {"caption": 1.0}}], True),
+        ([{"kinds": {"presence": 1.0, "caption": 0.1}, "presence": {}}], True),
+        ([{"kinds": {"presence": 1.0, "conversation": 0.1}, "presence": {}}], True),
+        ([{"presence": {}}], True),
+    ],
+)
+def test_what_no_stage_asks_is_not_taught(uses: list[dict[str, Any]], all_told: bool) -> None:
+    drawn = [draw_scene(WorldSpec(), 4, index).annotation for index in range(40)]
+    always = drawn[0].categories[0]
+    drawn = [annotated for annotated in drawn if always in annotated.categories][:3]
+    source = SceneSource(WorldSpec(), 4, len(drawn), drawn)
+    asked = make_dataset(sources={"scenes": source}, **ALONE)._balances[0].categories  # type: ignore[union-attr]
+    assert always not in asked and len(asked) > 1
+    stages = [StageRecipe(**{"name": "s", "trainable": ["projector"], "steps": 1} | use) for use in uses]
+    assert set(taught_words(stages, "scenes", source) or ()) == set(source.words() if all_told else asked)
+
+
+def test_the_known_words_of_a_run_are_those_of_any_of_its_sources(foundation: Path, tmp_path: Path) -> None:
+    export_parquet(tmp_path / "mixed", WorldSpec(), 4, 40, num_per_image=1)
+    records = list(ParquetSource(tmp_path / "mixed").dataset)
+    held = [record.annotated.categories for record in records if record.annotated]
+    always = held[0][0]
+    alike = [record for record, categories in zip(records, held, strict=True) if always in categories]
+    write_parquet(tmp_path / "alike", alike, vocabulary=CATEGORIES)
+    data = {name: {"parquet": str(tmp_path / name)} for name in ("alike", "mixed")}
+    known = {}
+    for names in (("alike",), ("alike", "mixed")):
+        stage = {"name": "s", "data": dict.fromkeys(names, 1.0), "trainable": ["projector", "gates"], **ALONE}
+        out = run(make_recipe(foundation, stage, data=data), tmp_path / "runs" / "-".join(names))
+        known[names] = json.loads((out / "config.json").read_text())["known_words"]
+    assert known["alike",] and always not in known["alike",]
+    assert always in known["alike", "mixed"]
 
 
 def test_presence_that_cannot_be_balanced_is_named(tmp_path: Path, stored: ParquetSource) -> None:

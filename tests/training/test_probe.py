@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from agevlm.cli import main
@@ -17,14 +18,28 @@ from agevlm.data.language import make_conversations
 from agevlm.data.masks import encode_mask
 from agevlm.data.parquet import Record, write_parquet
 from agevlm.data.schema import AnnotatedImage, ImageSource, Instance, Sample
-from agevlm.training.probe import ProbeSettings, _best_threshold, probe
+from agevlm.training.probe import (
+    ProbeSettings,
+    _best_threshold,
+    _learn,
+    _Pictures,
+    _Questions,
+    _Scorer,
+    _targets,
+    probe,
+)
 
 SIDE, CELL = 64, 16
 COLOURS = {"fish": (255, 0, 0), "boat": (0, 255, 0), "house": (0, 0, 255), "key": (255, 255, 0)}
 
 
-def save(directory: Path, num: int, seed: int, *, shown: bool = True, vocabulary: tuple[str, ...] = ()) -> Path:
-    """Pictures of coloured squares, each on one cell of the grid; not `shown`, all of them are grey."""
+def save(
+    directory: Path, num: int, seed: int, *, shown: bool = True, vocabulary: tuple[str, ...] = (), walls: float = 0
+) -> Path:
+    """Pictures of coloured squares, each on one cell of the grid; not `shown`, all of them are grey.
+
+    The share `walls` of them also hold a wall, which is grey as all the rest.
+    """
     rng = np.random.default_rng(seed)
     records = []
     for number in range(num):
@@ -39,6 +54,10 @@ def save(directory: Path, num: int, seed: int, *, shown: bool = True, vocabulary
                 pixels[mask] = COLOURS[name]
             box = (float(left), float(top), float(CELL), float(CELL))
             instances.append(Instance(name, encode_mask(mask), box, float(CELL**2)))
+        if number < walls * num:
+            whole = (0.0, 0.0, float(SIDE), float(SIDE))
+            mask = np.ones((SIDE, SIDE), dtype=bool)
+            instances.append(Instance("wall", encode_mask(mask), whole, float(SIDE**2)))
         buffer = io.BytesIO()
         Image.fromarray(pixels).save(buffer, "PNG")
         image = ImageSource(f"p{number}", SIDE, SIDE, data=buffer.getvalue())
@@ -52,7 +71,6 @@ def save(directory: Path, num: int, seed: int, *, shown: bool = True, vocabulary
 @pytest.fixture(scope="module")
 def vision(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A backbone whose cells see their own pixels alone: a patch embedding and one stage, of random weights."""
-    import torch
     from tiny_models import make_vision_config
     from transformers import AutoBackbone, ViTImageProcessorPil
 
@@ -112,6 +130,34 @@ def test_categories_that_training_never_shows_are_named_and_asked(tmp_path: Path
     record = probe([train], ProbeSettings(vision), test=test)
     assert record["notes"] == ["1 categories asked are in no training picture: yeti"]
     assert record["pope"]["random"]["accuracy"] > 0.8
+
+
+def test_what_every_training_picture_holds_is_answered_by_yes(tmp_path: Path, vision: str) -> None:
+    words = ("wall", "yeti")
+    train = save(tmp_path / "train", 40, 0, vocabulary=words, walls=1)
+    test = save(tmp_path / "test", 30, 1, vocabulary=words, walls=0.5)
+    settings = ProbeSettings(vision)
+    record = probe([train], settings, test=test)
+    assert record["notes"] == [
+        "1 categories asked are in no training picture: yeti",
+        "1 categories asked are in every training picture: wall",
+    ]
+    alike = probe([train], settings, test=save(tmp_path / "alike", 30, 1, vocabulary=words, walls=1))
+    assert alike["pope"]["random"]["accuracy"] > 0.9
+    assert alike["pope"]["random"]["prior_auroc"] > record["pope"]["random"]["prior_auroc"] > 0.5
+
+
+@pytest.mark.parametrize("reading", ["score", "less_odds", "prior"])
+def test_categories_without_a_row_are_read_by_their_frequency(reading: str) -> None:
+    annotated = [
+        AnnotatedImage(ImageSource(f"p{n}", 8, 8), (), ("wall", "fish") if n else ("wall", "boat")) for n in range(4)
+    ]
+    categories, always, held_PK, known_PK = _targets(_Pictures(tuple(annotated), (), (("wall", "fish", "yeti"),) * 4))
+    assert (categories, always) == (("fish",), {"wall"})
+    rows = _learn(torch.zeros(4, 2, 1), held_PK, known_PK, categories)
+    scorer = _Scorer(rows, np.zeros((4, 1), dtype=np.float32), always, certain=9.0)
+    asked = _Questions(np.array([0, 1, 2]), ("wall", "yeti", "fish"), np.array([True, False, True]))
+    assert scorer.read(asked, reading)[:2] == pytest.approx([9.0, float(rows.odds.min())])
 
 
 def test_pictures_that_are_all_alike_and_too_few_are_refused(tmp_path: Path, vision: str) -> None:

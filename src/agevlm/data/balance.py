@@ -59,12 +59,8 @@ class PresenceBalance:
         """
         if not 0 <= hard_ratio <= 1:
             raise ValueError(f"hard_ratio must lie in [0, 1], got {hard_ratio}")
-        chosen = _spread(pictures, MAX_PICTURES)
-        held = [set(picture) for picture in chosen]
-        counts = {category: sum(category in picture for picture in held) for category in dict.fromkeys(vocabulary)}
-        asked = tuple(category for category, number in counts.items() if 0 < number < len(held))
-        never = tuple(category for category, number in counts.items() if number == 0)
-        always = tuple(category for category in counts if category not in asked and category not in never)
+        held = [set(picture) for picture in _spread(pictures, MAX_PICTURES)]
+        asked, never, always = _told_apart(held, vocabulary)
         if not asked:
             raise ValueError(
                 f"nothing to balance in {len(held)} pictures: {_listed('in every picture', always)}"
@@ -101,6 +97,22 @@ class PresenceBalance:
         if uneven.size:
             named = [f"{self.categories[n]} (yes to {self.yes_ratios[n]:.0%})" for n in uneven]
             yield f"not balanced, for want of pictures with and without: {_some(named)}"
+
+
+def asked_categories(pictures: Sequence[Collection[str]], vocabulary: Sequence[str]) -> tuple[str, ...]:
+    """The categories that the `PresenceBalance` of a dataset asks for, without its factors."""
+    asked, _, _ = _told_apart([set(picture) for picture in _spread(pictures, MAX_PICTURES)], vocabulary)
+    return asked
+
+
+def _told_apart(
+    held: Sequence[set[str]], vocabulary: Sequence[str]
+) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+    """The categories in some pictures and not in others, those in none, and those in all."""
+    counts = {category: sum(category in picture for picture in held) for category in dict.fromkeys(vocabulary)}
+    asked = tuple(category for category, number in counts.items() if 0 < number < len(held))
+    never = tuple(category for category, number in counts.items() if number == 0)
+    return asked, never, tuple(category for category in counts if category not in asked and category not in never)
 
 
 def _natural(present_C: NDArray[np.bool_], together_CC: NDArray[np.float64], hard_ratio: float) -> NDArray[np.float64]:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from agevlm.data.balance import PresenceBalance
+from agevlm.data.balance import PresenceBalance, asked_categories
 from agevlm.data.chat import TEXT
 from agevlm.data.language import DEFAULT_KINDS, LONG_KINDS, Chooser
 from agevlm.data.parquet import CACHED_GROUPS
@@ -39,26 +39,29 @@ class StageDataset(Dataset[tuple[Sample, NDArray[np.float16] | None]]):
     """Samples of a stage with their conversations drawn, and cached features where there are any."""
 
     def __init__(self, stage: StageRecipe, sources: Mapping[str, SourceData], seed: int) -> None:
+        """`sources` holds, by name, at least those that the stage reads: of a weight above 0."""
         self.stage, self.seed = stage, seed
-        self.sources = [sources[name] for name in stage.data]
+        used = [(number, name) for number, (name, weight) in enumerate(stage.data.items()) if weight]
+        self.sources = {number: sources[name] for number, name in used}
         self.length = stage.steps * stage.images_per_batch * stage.gradient_accumulation_steps
         weights = np.array(list(stage.data.values()), dtype=float)
         numbers = self._rng(1 << 29).choice(len(weights), size=self.length, p=weights / weights.sum())
         self._choices = numbers.astype(np.int16)  # of each item, the number of its source
         self._ranks = _ranks(self._choices)
         self._orders: dict[tuple[int, int], NDArray[np.int64]] = {}
-        self._balances = [self._balance(name, sources[name].source) for name in stage.data]
+        self._balances = {number: self._balance(name, sources[name].source) for number, name in used}
 
     @property
     def notes(self) -> list[str]:
         """What people should know about the questions of the stage, a line each."""
-        named = zip(self.stage.data, self._balances, strict=True)
-        return [f"data {name}: {note}" for name, balance in named if balance is not None for note in balance.notes()]
+        names = list(self.stage.data)
+        found = ((names[number], balance) for number, balance in self._balances.items() if balance is not None)
+        return [f"data {name}: {note}" for name, balance in found for note in balance.notes()]
 
     def _balance(self, name: str, source: Source) -> PresenceBalance | None:
         """How presence is asked of a source that the stage reads; None: naturally."""
         settings = self.stage.presence
-        if settings is None or not self.stage.data[name]:
+        if settings is None:
             return None
         try:
             return PresenceBalance.of(
@@ -120,6 +123,21 @@ class StageDataset(Dataset[tuple[Sample, NDArray[np.float16] | None]]):
         if rng.random() >= self.stage.text_ratio:
             return conversation
         return without_pictures(conversation)
+
+
+def taught_words(stages: Sequence[StageRecipe], name: str, source: Source) -> Sequence[str] | None:
+    """What the pictures of a source show and the stages that read it may tell; None where it is not known."""
+    words = source.words()
+    if words is None or not all(_asks_chosen_alone(stage) for stage in stages if stage.data.get(name)):
+        return words
+    asked = set(asked_categories(source.categories(), source.vocabulary))
+    return [word for word in words if word in asked]
+
+
+def _asks_chosen_alone(stage: StageRecipe) -> bool:
+    """Whether a stage asks for the categories of its balance and tells nothing else, as a conversation may."""
+    kinds = DEFAULT_KINDS if stage.kinds is None else stage.kinds
+    return stage.presence is not None and {kind for kind, weight in kinds.items() if weight} == {"presence"}
 
 
 def near_order(runs: Sequence[int], rng: np.random.Generator, together: int = CACHED_GROUPS) -> NDArray[np.int64]:

@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from itertools import compress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -300,29 +301,39 @@ def _ask(pictures: _Pictures, seed: int) -> dict[str, _Questions]:
 
 @dataclass
 class _Scorer:
-    """Scores (P, K) of pictures, to be read by question."""
+    """Scores (P, K) of pictures, to be read by question.
+
+    `always` are the categories in every training picture, which have no row, and `certain` their log odds.
+    """
 
     rows: _Rows
     scores: NDArray[np.float32]
+    always: frozenset[str]
+    certain: float
     place: dict[str, int] = field(init=False)
 
     def __post_init__(self) -> None:
         self.place = {category: number for number, category in enumerate(self.rows.categories)}
 
     def read(self, questions: _Questions, reading: str) -> NDArray[np.float64]:
-        """A score (Q,) for each question. Of a category that was never seen nothing is known but the lowest odds."""
+        """A score (Q,) for each question. A category without a row has its odds, however scores are read.
+
+        These are the highest where every training picture holds it, and the lowest where none does.
+        """
         odds_K = self.rows.odds.numpy()
         found = []
         for picture, category in zip(questions.pictures, questions.categories, strict=True):
             column = self.place.get(category)
-            odds = float(odds_K.min()) if column is None else float(odds_K[column])
-            score = odds if column is None else float(self.scores[picture, column])
+            if column is None:
+                found.append(self.certain if category in self.always else float(odds_K.min()))
+                continue
+            odds, score = float(odds_K[column]), float(self.scores[picture, column])
             found.append({"score": score, "less_odds": score - odds, "prior": odds}[reading])
         return np.array(found)
 
 
 def _measure(train: _Pictures, test: _Pictures, settings: ProbeSettings, progress: Progress) -> dict[str, Any]:
-    categories, held_PK, known_PK = _targets(train)
+    categories, always, held_PK, known_PK = _targets(train)
     features_PCN = train.matrix()
     fold_P = np.random.default_rng(settings.seed).permutation(len(held_PK)) % NUM_FOLDS
     unseen_PK = np.zeros(held_PK.shape, dtype=np.float32)
@@ -334,34 +345,42 @@ def _measure(train: _Pictures, test: _Pictures, settings: ProbeSettings, progres
     rows = _learn(features_PCN, held_PK, known_PK, categories)
     progress("probe", NUM_FOLDS + 1, NUM_FOLDS + 1)
     del features_PCN
-    chosen, seen = _Scorer(rows, unseen_PK), _Scorer(rows, rows.scores(test.matrix()))
+    certain = float(np.log(2 * len(held_PK) + 1))  # of all pictures and no other, counted as in `_learn`
+    chosen = _Scorer(rows, unseen_PK, always, certain)
+    seen = _Scorer(rows, rows.scores(test.matrix()), always, certain)
     training, testing = _ask(train, settings.seed), _ask(test, settings.seed)
     _check_questions(training, testing)
     strange = {c for questions in testing.values() for c in questions.categories} - set(categories)
-    notes = (
-        [f"{len(strange)} categories asked are in no training picture: {', '.join(sorted(strange))}"] if strange else []
-    )
     return {
         "pope": {split: _figures(chosen, training[split], seen, testing[split]) for split in SPLITS},
         "pointing": _pointing(rows, test),
         "num_pictures": {"train": len(train.annotated), "test": len(test.annotated)},
         "grid": list(test.grid),
-        "notes": notes,
+        "notes": [
+            f"{len(some)} categories asked are in {where} training picture: {', '.join(sorted(some))}"
+            for where, some in (("no", strange - always), ("every", strange & always))
+            if some
+        ],
     }
 
 
-def _targets(pictures: _Pictures) -> tuple[tuple[str, ...], Tensor, Tensor]:
-    """The categories that some pictures hold and some do not, which hold them, and of which that is known."""
+def _targets(pictures: _Pictures) -> tuple[tuple[str, ...], frozenset[str], Tensor, Tensor]:
+    """The categories that some pictures hold and some do not, and those that all do, as far as that is known.
+
+    Of the former also which pictures hold them, and of which that is known.
+    """
     vocabulary = tuple(dict.fromkeys(category for known in pictures.vocabularies for category in known))
     held_PK = torch.tensor([[c in p.categories for c in vocabulary] for p in pictures.annotated])
     known_PK = torch.tensor([[c in known for c in vocabulary] for known in pictures.vocabularies])
-    tells = ((held_PK & known_PK).any(0) & (~held_PK & known_PK).any(0)).tolist()
+    somewhere_K, missing_K = (held_PK & known_PK).any(0), (~held_PK & known_PK).any(0)
+    tells, everywhere = (somewhere_K & missing_K).tolist(), (somewhere_K & ~missing_K).tolist()
     if not any(tells):
         raise ValueError(
             f"none of {len(vocabulary)} categories tells the {len(pictures.annotated)} training pictures apart: each "
             "is in all of them or in none; give pictures that differ in what they show"
         )
-    return tuple(c for c, told in zip(vocabulary, tells, strict=True) if told), held_PK[:, tells], known_PK[:, tells]
+    categories, always = tuple(compress(vocabulary, tells)), frozenset(compress(vocabulary, everywhere))
+    return categories, always, held_PK[:, tells], known_PK[:, tells]
 
 
 def _check_questions(*asked: dict[str, _Questions]) -> None:

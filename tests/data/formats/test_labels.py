@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from agevlm.data.formats.labels import read_labels
+from agevlm.data.images import image_size
 
 
 def save(path: Path, mode: str = "RGB") -> None:
@@ -55,6 +56,29 @@ def test_what_is_no_picture_is_counted(folder: Path) -> None:
         "class folders without a picture": 1,
     }
     assert "empty" not in report.vocabulary
+
+
+def test_a_picture_that_is_cut_off_and_a_folder_in_a_class_are_left_out(folder: Path) -> None:
+    Image.effect_noise((80, 80), 90).convert("RGB").save(folder / "cup" / "cut.jpg")
+    whole = (folder / "cup" / "cut.jpg").read_bytes()
+    (folder / "cup" / "cut.jpg").write_bytes(whole[: len(whole) // 2])
+    assert image_size(folder / "cup" / "cut.jpg") == (80, 80)  # its head is whole
+    save(folder / "cup" / "more" / "1.jpg")
+    pictures, report = read_labels(folder)
+    assert len(pictures) == 6
+    assert [row for row in report.rows() if row[0] == "left out"] == [
+        ("left out", "pictures that cannot be read", 1),
+        ("left out", "folders inside of class folders, which are not read", 1),
+    ]
+    assert "cut.jpg: the image is truncated or damaged" in report.first["pictures that cannot be read"]
+
+
+def test_classes_that_differ_only_in_case_are_refused(folder: Path) -> None:
+    message = "the folders 'Faces' and 'cup' are the classes 'Cup' and 'cup', which differ only in case; give both"
+    with pytest.raises(ValueError, match=message):
+        read_labels(folder, {"Faces": "Cup"})
+    assert "Cup" in read_labels(folder, {"Faces": "Cup", "cup": "Cup"})[1].vocabulary
+    assert "Cup" in read_labels(folder, {"Faces": "Cup", "cup": None})[1].vocabulary
 
 
 def test_one_class_none_and_a_name_of_no_folder_are_refused(folder: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from agevlm.data.formats.report import Report
-from agevlm.data.images import image_size
+from agevlm.data.images import open_image
 from agevlm.data.schema import AnnotatedImage, ImageSource
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -22,9 +22,10 @@ def read_labels(
     """The pictures of a directory of class folders, in alphabetical order, each with its label, and what became of all.
 
     A class goes by the name of its folder, with spaces for underscores, or by what `names` says: folder → word, None to
-    leave it out; folders of one word are one class. Only the heads of pictures are read. Pictures that cannot be read,
-    files that are none and folders without any are left out and counted. ValueErrors: no such directory, a name of no
-    folder, fewer than two classes.
+    leave it out; folders of one word are one class. Every picture is decoded once, to find the damaged ones. Pictures
+    that cannot be read, files that are none, folders inside of class folders and folders without any picture are left
+    out and counted. ValueErrors: no such directory, a name of no folder, two classes whose words differ only in case,
+    fewer than two classes.
     """
     directory, names = Path(directory), names or {}
     if not directory.is_dir():
@@ -34,6 +35,7 @@ def read_labels(
     report = Report(str(directory))
     report.left_out["files beside the class folders"] = sum(path.is_file() for path in directory.iterdir())
     pictures: list[AnnotatedImage] = []
+    known: dict[str, tuple[str, str]] = {}  # a word without case → the folder and the word that have it
     for folder in folders:
         word = names.get(folder.name, folder.name.replace("_", " "))
         if word is None:
@@ -42,13 +44,15 @@ def read_labels(
         found = _pictures(folder, word, report)
         if not found:
             report.left_out["class folders without a picture"] += 1
+            continue
+        _check_case(directory, *known.setdefault(word.casefold(), (folder.name, word)), folder.name, word)
         pictures += found
     classes = tuple(dict.fromkeys(picture.labels[0] for picture in pictures))
     if len(classes) < 2:
         held = f"the class {classes[0]!r} alone" if classes else "no class with pictures"
         raise ValueError(f"{directory}: holds {held}, so nothing is ever absent; give folders of two classes at least")
     report.kept.update({"pictures": len(pictures), "classes": len(classes)})
-    return pictures, Report(report.source, classes, report.kept, report.mended, report.left_out)
+    return pictures, Report(report.source, classes, report.kept, report.mended, report.left_out, report.first)
 
 
 def _check_names(directory: Path, folders: list[str], names: Mapping[str, str | None]) -> None:
@@ -59,16 +63,28 @@ def _check_names(directory: Path, folders: list[str], names: Mapping[str, str | 
             raise ValueError(f"{directory}: has no folder {name!r} to give a name to{hint}")
 
 
+def _check_case(directory: Path, first: str, first_word: str, second: str, second_word: str) -> None:
+    if first_word != second_word:
+        raise ValueError(
+            f"{directory}: the folders {first!r} and {second!r} are the classes {first_word!r} and {second_word!r}, "
+            "which differ only in case; give both folders one word in `names` to join them, or none to one of them to "
+            "leave it out"
+        )
+
+
 def _pictures(folder: Path, word: str, report: Report) -> list[AnnotatedImage]:
     found = []
     for path in sorted(folder.iterdir()):
+        if path.is_dir():
+            report.left_out["folders inside of class folders, which are not read"] += 1
+            continue
         if not path.is_file() or path.suffix.lower() not in ENDINGS:
             report.left_out["files that are no pictures"] += 1
             continue
         try:
-            height, width = image_size(path)
-        except ValueError:
-            report.left_out["pictures that cannot be read"] += 1
+            width, height = open_image(path).size
+        except ValueError as error:
+            report.leave_out("pictures that cannot be read", str(error))
             continue
         image = ImageSource(f"{folder.name}/{path.stem}", height, width, path=path)
         found.append(AnnotatedImage(image, (), (word,)))
