@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from pathlib import Path
 
@@ -56,6 +57,18 @@ def test_it_says_which_words_it_never_learned(
         main()
     assert not stopped.value.code
     assert "xylophone: not among the " in capsys.readouterr().out
+
+
+def test_chat_says_the_same(picture: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["agevlm", "chat", "photos", str(picture)])
+    monkeypatch.setattr(sys, "stdin", io.StringIO("is there a unicorn?\nis there a background?\n"))
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert not stopped.value.code
+    said = capsys.readouterr().out
+    assert "unicorn: not among the 168 words that photos learned (" in said
+    assert "background: not among the 168 words that photos learned (" in said
+    assert "attention" not in said
 
 
 def test_its_card_names_every_word_and_that_it_may_be_wrong(directory: Path) -> None:

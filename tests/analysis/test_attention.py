@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from tiny_models import make_model, make_picture, make_processor
 
-from agevlm.analysis.attention import look, object_words, save_maps, to_pixels
+from agevlm.analysis.attention import look, object_words, save_maps, to_pixels, words_and_learned
 from agevlm.data.chat import render_conversation
 from agevlm.data.schema import Message
 
@@ -53,6 +53,57 @@ def test_without_a_vocabulary_content_words_are_found() -> None:
         "tail",
         "cups",
     ]
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("is there a background?", ["background"]),
+        ("Are there any  colours in the picture?", ["colours"]),
+        ("do you see a can of soup?", ["can", "soup"]),
+        ("can you see an image on the wall?", ["image", "wall"]),
+        ("is there a left shoe or any other dog?", ["shoe", "dog"]),
+        ("is there a lot of rust? are there any in the picture?", ["rust"]),
+        ("what is in the background of a picture?", []),
+    ],
+)
+def test_what_is_asked_for_is_an_object_word(text: str, found: list[str]) -> None:
+    assert words(text) == found
+
+
+def test_learned_words_are_found_whatever_they_are() -> None:
+    known = ["picture", "top", "stop sign"]
+    text = "is the top left of the dog in the picture? a picture, the middle and two stop signs"
+    found = [(phrase, learned) for (_, _, phrase), learned in words_and_learned(text, known=known)]
+    picture, sign = ("picture", True), [("stop", True), ("signs", True)]
+    assert found == [("top", True), ("dog", False), picture, *sign]
+    assert [phrase for phrase, _ in found if phrase in words(text)] == ["dog", "stop", "signs"]
+    assert words_and_learned("describe the picture. what is in a picture?", known=known) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("is there a dog-house?", {"dog-house": False}),
+        ("is there a hot-dog or a boat-like T-shirt?", {"hot-dog": False, "boat-like": False, "t-shirt": True}),
+        ("a dog--not a boat - or two T-shirts", {"dog": True, "boat": True, "t-shirts": True}),
+    ],
+)
+def test_a_part_of_a_word_with_hyphens_is_not_learned(text: str, found: dict[str, bool]) -> None:
+    known = ["dog", "boat", "T-shirt"]
+    assert {phrase: learned for (_, _, phrase), learned in words_and_learned(text, known=known)} == found
+    assert words("a dog-house", CATEGORIES) == []
+
+
+def test_a_look_says_which_words_were_learned(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, processor = make_model(), make_processor()
+    question = "is there a background left of the boat in the picture ?"
+    assert look(model, processor, make_picture(), question, max_new_tokens=1).words[0].learned is None
+    monkeypatch.setattr(model.config, "known_words", ["boat", "picture"])
+    seen = look(model, processor, make_picture(), question, max_new_tokens=1)
+    learned = [(word.word, word.learned) for word in seen.words if word.where == "question"]
+    assert learned == [("background", False), ("boat", True)]
+    assert seen.unlearned == ("background",)
 
 
 @pytest.mark.parametrize("vocabulary", [[], ["", " "]])

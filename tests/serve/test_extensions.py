@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from typing import Any
 
 import httpx
@@ -56,6 +57,61 @@ def test_a_look_that_cannot_be_is_refused(served: Any, change: dict[str, Any], w
     reply = post(served, "/v1/looks", **{"messages": asked(scene(), QUESTION), **change})
     assert reply.status_code == 400
     assert what in reply.json()["error"]["message"]
+
+
+@pytest.fixture
+def of_few_words(tiny: tuple[str, Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """`tiny` says that it learned two words."""
+    monkeypatch.setattr(tiny[1].config, "known_words", ["boat", "red"])
+
+
+def told(words: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
+    """Of each word whether it was learned, whether it has a score, and its maps."""
+    return [(one["word"], one["learned"], one["made_up"] is not None, len(one["maps"])) for one in words]
+
+
+@pytest.mark.usefixtures("of_few_words")
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_word_that_was_not_learned_has_no_figures(served: Any, stream: bool) -> None:
+    messages = asked(scene(), "is there a unicorn or a boat?")
+    reply = post(served, "/v1/chat/completions", messages=messages, attention=True, stream=stream)
+    chunks = [json.loads(line[6:]) for line in reply.text.split("\n\n") if line[6:].startswith("{")]
+    (choice,) = chunks[-1]["choices"] if stream else reply.json()["choices"]
+    assert told(choice["attention"]) == [("unicorn", False, False, 0), ("boat", True, True, 1)]
+    reply = post(served, "/v1/looks", messages=messages, format="json", answer="a fish")
+    assert told(reply.json()["words"])[2:] == [("fish", False, False, 0)]
+    alone = post(served, "/v1/looks", messages=asked(scene(), "is there a unicorn?"), format="json", answer="no")
+    assert told(alone.json()["words"]) == [("unicorn", False, False, 0)]
+
+
+@pytest.mark.usefixtures("of_few_words")
+def test_a_word_that_was_not_learned_has_no_overlay(served: Any) -> None:
+    messages = asked(scene(), "is there a unicorn or a boat?")
+    first, boat = (post(served, "/v1/looks", messages=messages, answer="no", word=word) for word in (None, "boat"))
+    assert first.headers["content-type"] == "image/png"
+    assert first.content == boat.content
+    for refused in (
+        post(served, "/v1/looks", messages=messages, word="unicorn"),
+        post(served, "/v1/looks", messages=asked(scene(), "is there a unicorn?"), answer="no"),
+    ):
+        assert refused.status_code == 400
+        assert "unicorn: not among the 2 words that tiny learned" in refused.json()["error"]["message"]
+
+
+def test_a_model_that_does_not_tell_what_it_learned_says_null(served: Any) -> None:
+    reply = post(served, "/v1/looks", messages=asked(scene(), "is there a unicorn?"), format="json", answer="no")
+    assert told(reply.json()["words"]) == [("unicorn", None, True, 1)]
+
+
+def test_what_a_word_has_is_in_the_schema(served: Any) -> None:
+    schema = httpx.get(f"{served[0]}/openapi.json").json()
+    known = schema["components"]["schemas"]["WordReply"]["properties"]
+    reply = post(served, "/v1/looks", messages=asked(scene(), QUESTION), format="json").json()
+    assert known.keys() == reply["words"][0].keys()
+    assert "learned" in known
+    content = schema["paths"]["/v1/looks"]["post"]["responses"]["200"]["content"]
+    assert content["application/json"]["schema"] == {"$ref": "#/components/schemas/LookReply"}
+    assert "image/png" in content
 
 
 def test_probabilities_of_given_answers(served: Any, tiny: tuple[str, Any, Any]) -> None:

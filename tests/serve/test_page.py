@@ -94,19 +94,23 @@ def lit(page: Any, stage: int = 0) -> int:
     )  # fmt: skip
 
 
-def told(page: Any, *answers: str, **made_up: float) -> None:
+def told(page: Any, *answers: str, **made_up: float | None) -> None:
     """From now on each model in turn is said to answer this; words other than "a", "and", "no" have maps.
 
     `made_up` says by word which share of attention found no place: of a word of the question for the first model alone.
+    One that is None was not learned.
     """
     names = [one["id"] for one in page.request.get(f"{page.url}v1/models").json()["data"]]
+
+    def diagonal(share: float) -> list[list[list[float]]]:
+        return [[[share * (place == number) for place in range(4)] for number in range(4)]]
 
     def words(text: str, where: str, first: bool) -> list[dict[str, Any]]:
         spans = [span for span in re.finditer(r"\w+", text) if span[0] not in ("a", "and", "no", "is", "there")]
         lost = [made_up.get(span[0], 0.0) if first or where == "answer" else 0.0 for span in spans]
         return [
             {"word": span[0], "where": where, "start": span.start(), "end": span.end(), "made_up": share}
-            | {"maps": [[[(1 - share) / 4 * (place == number) for place in range(4)] for number in range(4)]]}
+            | {"learned": share is not None, "maps": [] if share is None else diagonal((1 - share) / 4)}
             for span, share in zip(spans, lost, strict=True)
         ]
 
@@ -174,6 +178,25 @@ def test_a_word_about_what_is_not_there_is_marked(page: Any) -> None:
     assert lit(page) == 0
     ask(page, "is there a tree?")
     assert page.locator(".turn:last-child .absent").count() == 0
+
+
+def test_a_word_that_was_not_learned_has_no_figure(page: Any, browser: Any, tmp_path: Path) -> None:
+    told(page, "no", unicorn=None)
+    ask(page, "is there a unicorn?")
+    word, captions = page.locator(".question button.word"), page.locator("figcaption span")
+    notice = "did not learn “unicorn”, so its answer means nothing"
+    read = "looked at the bright parts when it read “unicorn”"
+    assert word.inner_text() == "unicorn"
+    assert word.get_attribute("title") == f"tiny {notice}"
+    assert captions.all_inner_texts() == [notice, read]
+    assert page.locator(".absent:not(.sample), .nowhere").count() == 0
+    assert lit(page, 0) == 0 < lit(page, 1)
+    page.keyboard.press("Escape")
+    word.hover()
+    assert captions.all_inner_texts() == [notice, read]
+    alone = browser.new_page(offline=True)
+    alone.goto(shared(page, tmp_path).as_uri())
+    assert alone.locator("figcaption span").all_inner_texts() == [notice, read]
 
 
 def test_the_keyboard_is_enough(page: Any) -> None:

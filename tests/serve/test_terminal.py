@@ -20,7 +20,7 @@ class Terminal(io.StringIO):
         return True
 
 
-def said(tiny: tuple[str, Any, Any], *lines: str, out: io.StringIO | None = None, picture: Path | None = None) -> str:
+def said(tiny: tuple[str, Any, Any], *lines: str, out: io.StringIO | None = None, **options: Any) -> str:
     script: Iterator[str] = iter(lines)
 
     def next_line(_: str) -> str:
@@ -29,7 +29,7 @@ def said(tiny: tuple[str, Any, Any], *lines: str, out: io.StringIO | None = None
         raise EOFError
 
     out = out or io.StringIO()
-    talk(*tiny[1:], picture=picture, lines=next_line, out=out)
+    talk(*tiny[1:], lines=next_line, out=out, **options)
     return out.getvalue()
 
 
@@ -62,6 +62,21 @@ def test_it_answers_describes_and_draws(
     rows = [line for line in shown.split("\n") if "▀" in line]
     assert {row.count("▀") for row in rows} == {48}
     assert len(rows) == 12  # twice as wide as high, two pixels a row
+
+
+def test_of_a_word_that_was_not_learned_it_says_so(
+    tiny: tuple[str, Any, Any], file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setattr(tiny[1].config, "known_words", ["boat", "red"])
+    notice = "fish: not among the 2 words that tiny learned (boat, red, …), so its answer means nothing"
+    told = said(tiny, "is there a fish?", "/look fish", out=Terminal(), picture=file, name="tiny")
+    assert told.count(notice) == 2
+    assert "▀" not in told
+    assert "attention" not in told
+    both = said(tiny, "is there a fish or a boat?", picture=file)
+    assert "  fish: not among the 2 words that the model learned" in both
+    assert re.search(r"^[* ] boat: .* of its attention", both, re.MULTILINE)
 
 
 def test_what_goes_wrong_is_said_and_the_talk_goes_on(tiny: tuple[str, Any, Any], file: Path) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
@@ -30,7 +31,8 @@ Span = tuple[int, int, str]
 Where = Literal["question", "answer"]
 MAX_QUESTION_LEN = 20_000  # characters: more than contexts take, and enough to keep a tokenizer busy for minutes
 
-# What is not a thing to look at. With a vocabulary this list plays no part.
+# What is not a thing to look at, unless it is asked for or the model learned it. With a vocabulary this list plays no
+# part.
 _STOP_WORDS = frozenset(
     """a about above all also am an and another any are as at background be been behind below beside between both but
     by can colour colours color colors corner could count describe did do does each either every few find foreground
@@ -41,7 +43,19 @@ _STOP_WORDS = frozenset(
     eight nine ten under up us very visible was we were what when where whether which who whose why will with would
     yes you your zero""".split()
 )
-_WORD = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*")
+_LETTERS = r"[^\W\d_]+(?:['’-][^\W\d_]+)*"
+_WORD = re.compile(_LETTERS)
+# The word that a question asks for, and the one that follows it.
+_ASKED = re.compile(
+    r"\b(?:(?:is|are)\s+there|(?:do|can)\s+you\s+see)\s+(?:an?|any)\s+"
+    rf"(?!(?:lot|few)\b)({_LETTERS})(?:\s+({_LETTERS}))?",
+    re.IGNORECASE,
+)
+_AFTER_NO_NOUN = frozenset("a an the these those them my your his her".split())
+# The picture that is looked at, and none that it shows.
+_LOOKED_AT = re.compile(
+    r"\b(?:the|this|that|my|your|(?:in|of|describe)(?:\s+an?)?)\s+(image|photo|photograph|picture)\b", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True)
@@ -94,24 +108,56 @@ class Look:
         return {"question": self.question, "answer": self.answer}[word.where][word.start : word.end]
 
 
-def object_words(text: str, vocabulary: Collection[str] | None = None) -> list[Span]:
+def object_words(
+    text: str, vocabulary: Collection[str] | None = None, known: Collection[str] | None = None
+) -> list[Span]:
     """The (start, end, phrase) of each object word of `text`, in order, none overlapping another.
 
     With a vocabulary of category names: its entries and their plurals as whole words, whatever the case, the longest
-    first ("hot dog" before "dog"); `phrase` is the entry. Without one: every content word, that is every word but
-    numbers and a short list of articles, verbs and question words; `phrase` is the word in lower case.
+    first ("hot dog" before "dog"), and no part of a word with hyphens; `phrase` is the entry. Without one: every
+    content word, that is every word but numbers and a short list of articles, verbs and question words; `phrase` is the
+    word in lower case. A word of that list counts where it is asked for ("is there a background?") or is one of the
+    `known` words that the model learned, unless it names the picture that is looked at ("in the picture").
     """
     if vocabulary is None:
         found = [(match.start(), match.end(), match.group().lower()) for match in _WORD.finditer(text)]
-        return [span for span in found if span[2] not in _STOP_WORDS]
+        learned = {span[:2] for span in object_words(text, known or ())}
+        named = _asked_for(text) | learned - {match.span(1) for match in _LOOKED_AT.finditer(text)}
+        return [span for span in found if span[2] not in _STOP_WORDS or span[:2] in named]
     nouns = [entry for entry in vocabulary if entry.strip()]
     entries = {plural(noun).lower(): noun for noun in nouns} | {noun.lower(): noun for noun in nouns}
     if not entries:
         return []
     longest_first = sorted(entries, key=lambda form: (-len(form), form))
     forms = "|".join(r"\s+".join(map(re.escape, form.split())) for form in longest_first)
-    matches = re.finditer(rf"(?<!\w)(?:{forms})(?!\w)", text, re.IGNORECASE)
+    matches = re.finditer(rf"(?<!\w)(?<!\w-)(?:{forms})(?!-?\w)", text, re.IGNORECASE)
     return [(match.start(), match.end(), entries[" ".join(match.group().lower().split())]) for match in matches]
+
+
+def _asked_for(text: str) -> set[tuple[int, int]]:
+    """Where what "is there a …" asks for stands, if that is one word and not one that goes before another's name."""
+    names_a_thing = _STOP_WORDS - _AFTER_NO_NOUN
+    return {match.span(1) for match in _ASKED.finditer(text) if not match[2] or match[2].lower() in names_a_thing}
+
+
+def words_and_learned(
+    text: str, vocabulary: Collection[str] | None = None, known: Collection[str] | None = None
+) -> list[tuple[Span, bool | None]]:
+    """The object words of a text, and of each whether it is one of the `known` words or a part of one.
+
+    None where the model does not tell what it learned.
+    """
+    spans = object_words(text, vocabulary, known)
+    if known is None:
+        return [(span, None) for span in spans]
+    covered = {place for start, end, _ in object_words(text, known) for place in range(start, end)}
+    return [(span, not covered.isdisjoint(range(*span[:2]))) for span in spans]
+
+
+def unlearned_notice(word: str, model: str, known: Sequence[str]) -> str:
+    """The sentence about a word that a model did not learn, with some that it did: the nearest, else the first."""
+    near = ", ".join(get_close_matches(word, known, n=3)) or ", ".join(known[:3])
+    return f"{word}: not among the {len(known)} words that {model} learned ({near}, …), so its answer means nothing"
 
 
 def look(
@@ -152,20 +198,21 @@ def look(
     said = vlm.answers(inputs, max_new_tokens)[0]
     answer, offsets = decode_with_offsets(processor.tokenizer, said.ids)
     answered, at = inputs.answered([said.ids], vlm.family), chat.content_starts[-1]
-    words: list[tuple[Span, Where, list[int]]] = []
-    for span in object_words(question, vocabulary):
-        words.append((span, "question", answered.tokens_of(processor.tokenizer, 0, at + span[0], at + span[1])))
-    for span in object_words(answer, vocabulary):
-        words.append((span, "answer", [inputs.text_len + token for token in tokens_of_span(offsets, *span[:2])]))
-    words = [word for word in words if word[2]]
-    maps, note = _maps(vlm, answered, [tokens for _, _, tokens in words], layers, heads)
+    known = getattr(model.config, "known_words", None)
+    words: list[tuple[Span, Where, bool | None, list[int]]] = []
+    for span, learned in words_and_learned(question, vocabulary, known):
+        tokens = answered.tokens_of(processor.tokenizer, 0, at + span[0], at + span[1])
+        words.append((span, "question", learned, tokens))
+    for span, learned in words_and_learned(answer, vocabulary, known):
+        tokens = [inputs.text_len + token for token in tokens_of_span(offsets, *span[:2])]
+        words.append((span, "answer", learned, tokens))
+    words = [word for word in words if word[3]]
+    maps, note = _maps(vlm, answered, [tokens for *_, tokens in words], layers, heads)
     if note is not None:
         maps = [_occluded(vlm, chat.text, picture, said.ids)] * len(words)
-    known = getattr(model.config, "known_words", None)
-    texts = {"question": question, "answer": answer}
     found = tuple(
-        WordMap(span[2], *span[:2], where, seen.maps[0], seen.null_mass, _learned(texts[where], span, known))
-        for (span, where, _), seen in zip(words, maps, strict=True)
+        WordMap(span[2], *span[:2], where, seen.maps[0], seen.null_mass, learned)
+        for (span, where, learned, _), seen in zip(words, maps, strict=True)
     )
     grid = found[0].map.shape if found else inputs.pictures[0][0].grid if vlm.note is None else (0, 0)
     return Look(question, answer, found, (grid[0], grid[1]), note, None if known is None else tuple(known))
@@ -189,13 +236,6 @@ def _maps(
         return [], str(error)
     (found,) = attention_maps(inputs, reading, [positions], [words], heads=heads, of_pictures=True)
     return [seen for seen in found if seen is not None], None
-
-
-def _learned(text: str, span: Span, known: Collection[str] | None) -> bool | None:
-    """Whether a word of a text is one of the known ones, or a part of one."""
-    if known is None:
-        return None
-    return any(start < span[1] and span[0] < end for start, end, _ in object_words(text, known))
 
 
 def _occluded(vlm: Vlm, text: str, picture: Image.Image, answer: Sequence[int]) -> Seen:

@@ -90,13 +90,10 @@ def look(
 
 def _print_unlearned(model: str, unlearned: Sequence[str], known: Sequence[str]) -> None:
     """A line for each word that a model did not learn, and one that it may be wrong about the others."""
-    from difflib import get_close_matches
+    from agevlm.analysis.attention import unlearned_notice
 
     for word in unlearned:
-        near = ", ".join(get_close_matches(word, known, n=3)) or ", ".join(known[:3])
-        typer.echo(
-            f"{word}: not among the {len(known)} words that {model} learned ({near}, …), so its answer means nothing"
-        )
+        typer.echo(unlearned_notice(word, model, known))
     if len(unlearned) == 0:
         typer.echo(f"{model} learned {len(known)} words, and may be wrong about each of them", err=True)
 

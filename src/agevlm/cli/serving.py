@@ -121,4 +121,4 @@ def chat(
     from agevlm.serve.terminal import talk
 
     quiet_transformers()
-    talk(*load_model(model, device, dtype), picture=picture, max_tokens=max_tokens, maps=maps)
+    talk(*load_model(model, device, dtype), name=model, picture=picture, max_tokens=max_tokens, maps=maps)

@@ -18,7 +18,7 @@ from agevlm import __version__
 from agevlm.serve.asgi import GoneError, until_gone
 from agevlm.serve.errors import ApiError, bad_request
 from agevlm.serve.examples import NUM_EXAMPLES, example
-from agevlm.serve.protocol import AnswersRequest, ChatRequest, ErrorReply, LookRequest
+from agevlm.serve.protocol import AnswersRequest, ChatRequest, ErrorReply, LookReply, LookRequest
 from agevlm.serve.service import Service, Stream
 
 PAGE = pathlib.Path(__file__).parent / "page"
@@ -64,7 +64,7 @@ def _add_api(app: FastAPI, service: Service) -> None:
 def _add_extensions(app: FastAPI, service: Service) -> None:
     @app.post(
         "/v1/looks",
-        responses={**_REFUSALS, 200: {"content": {"image/png": {}, "application/json": {}}}},
+        responses={**_REFUSALS, 200: {"model": LookReply, "content": {"image/png": {}}}},
     )
     async def looks(request: LookRequest, http: Request) -> Response:
         """Where the model looks (extension): a PNG of one word, or the maps of all."""

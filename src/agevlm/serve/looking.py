@@ -11,13 +11,13 @@ import io
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from agevlm.analysis.attention import decode_with_offsets, object_words
+from agevlm.analysis.attention import Span, Where, decode_with_offsets, words_and_learned
 from agevlm.data.chat import tokens_of_span
 from agevlm.serve.conversations import Conversation, context_of, too_long
 from agevlm.serve.errors import bad_request
@@ -42,14 +42,17 @@ class SeenWord:
     `text[start:end]` of the last question or of the answer (`where`) is the word as written. `maps` are (h, w), one a
     picture: shares of attention which, with `made_up`, sum to 1. `made_up` is the share that went to no place of any
     picture but to the null token: near 1 for things that are not there. None where the model has no null token.
+    `learned` says whether training pictures showed what the word names, None where the model does not tell. A word that
+    it did not learn has neither maps nor `made_up`: they would mean nothing.
     """
 
     word: str
     start: int
     end: int
-    where: Literal["question", "answer"]
+    where: Where
     maps: tuple[NDArray[np.float32], ...]
     made_up: float | None
+    learned: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -101,17 +104,25 @@ def words_seen(
     answer = answer if shown is None else answer[: len(shown)]
     _check_room(vlm, inputs, len(ids), "answer")
     answered, at = inputs.answered([ids], vlm.family), conversation.chat.content_starts[-1]
-    found: list[tuple[tuple[int, int, str], Literal["question", "answer"], list[int]]] = []
-    for span in object_words(conversation.messages[-1].content):
-        found.append((span, "question", answered.tokens_of(tokenizer, 0, at + span[0], at + span[1])))
-    for span in object_words(answer):
-        found.append((span, "answer", [inputs.text_len + token for token in tokens_of_span(offsets, *span[:2])]))
-    found = [word for word in found if word[2]]
-    maps = _maps(vlm, answered, [tokens for _, _, tokens in found], chosen) if found else []
-    return tuple(
-        SeenWord(word, start, end, where, seen_word.maps, seen_word.null_mass)
-        for ((start, end, word), where, _), seen_word in zip(found, maps, strict=True)
-    )
+    known = getattr(vlm.model.config, "known_words", None)
+    found: list[tuple[Span, Where, bool | None, list[int]]] = []
+    for span, learned in words_and_learned(conversation.messages[-1].content, known=known):
+        found.append((span, "question", learned, answered.tokens_of(tokenizer, 0, at + span[0], at + span[1])))
+    for span, learned in words_and_learned(answer, known=known):
+        tokens = [inputs.text_len + token for token in tokens_of_span(offsets, *span[:2])]
+        found.append((span, "answer", learned, tokens))
+    found = [word for word in found if word[3]]
+    maps = iter(_maps(vlm, answered, [tokens for *_, learned, tokens in found if learned is not False], chosen))
+    return tuple(_seen(span, where, learned, maps) for span, where, learned, _ in found)
+
+
+def _seen(span: Span, where: Where, learned: bool | None, maps: Iterator[Any]) -> SeenWord:
+    """A word with the next map; one that was not learned has none."""
+    start, end, word = span
+    if learned is False:
+        return SeenWord(word, start, end, where, (), None, learned)
+    seen = next(maps)
+    return SeenWord(word, start, end, where, seen.maps, seen.null_mass, learned)
 
 
 def _maps(vlm: Vlm, inputs: Inputs, words: Sequence[Sequence[int]], chosen: Chosen) -> list[Any]:
@@ -120,6 +131,8 @@ def _maps(vlm: Vlm, inputs: Inputs, words: Sequence[Sequence[int]], chosen: Chos
     wrong = [number for number in chosen.layers or () if number >= len(looking)]
     if wrong:
         raise bad_request(f"there is no layer {wrong} that looks: the model has {len(looking)}, from 0", "layers")
+    if not words:
+        return []
     layers = looking if chosen.layers is None else [looking[number] for number in chosen.layers]
     positions = sorted({token for tokens in words for token in tokens})
     try:

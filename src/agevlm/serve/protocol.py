@@ -110,7 +110,10 @@ class ChatRequest(Asking):
     top_logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
     stream: bool | None = False
     stream_options: StreamOptions | None = None
-    attention: bool | Attention | None = Field(None, description="Extension: a map for each object word.")
+    attention: bool | Attention | None = Field(
+        None,
+        description="Extension: `attention` in each choice, a list of `WordReply` with the maps of each object word.",
+    )
 
     frequency_penalty: Literal[0] | None = None
     presence_penalty: Literal[0] | None = None
@@ -144,11 +147,37 @@ class LookRequest(Asking):
     """
 
     answer: str | None = None
-    word: str | None = Field(None, max_length=500, description="Which word the PNG shows; the first by default.")
+    word: str | None = Field(
+        None, max_length=500, description="Which word the PNG shows; the first with a map by default."
+    )
     layers: list[Annotated[int, Field(ge=0, lt=1000)]] | None = Field(None, min_length=1, max_length=256)
     heads: list[Annotated[int, Field(ge=0, lt=1000)]] | None = Field(None, min_length=1, max_length=256)
     max_tokens: int | None = Field(None, ge=1)
     format: Literal["png", "json"] = "png"
+
+
+class WordReply(BaseModel):
+    """An object word of the last message (`question`) or the answer, and where the model looked at it (extension)."""
+
+    word: str
+    where: Literal["question", "answer"]
+    start: int = Field(description="The first of its characters in the question or the answer.")
+    end: int
+    learned: bool | None = Field(
+        description="Whether training pictures showed what the word names; null where the model does not tell. What a "
+        "model says of a word that it did not learn means nothing: its `made_up` is null and its `maps` are empty."
+    )
+    made_up: float | None = Field(description="The share of attention that found no place; null without a null token.")
+    maps: list[list[list[float]]] = Field(description="One map for each picture of the conversation, row by row.")
+
+
+class LookReply(BaseModel):
+    """The reply of `/v1/looks` as JSON (extension)."""
+
+    object: Literal["looks"]
+    model: str
+    answer: str
+    words: list[WordReply]
 
 
 class AnswersRequest(Asking):

@@ -64,6 +64,7 @@ def words(seen: Sequence[SeenWord]) -> list[dict[str, Any]]:
             "where": one.where,
             "start": one.start,
             "end": one.end,
+            "learned": one.learned,
             "made_up": None if one.made_up is None else round(one.made_up, 5),
             "maps": [[[round(float(cell), 5) for cell in row] for row in grid] for grid in one.maps],
         }

@@ -17,6 +17,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
+from agevlm.analysis.attention import unlearned_notice
 from agevlm.serve import replies
 from agevlm.serve.asks import Ask, Begun, Done, Event, Failed, Piece
 from agevlm.serve.conversations import Conversation, context_of, gather, too_long, written
@@ -247,7 +248,7 @@ class Service:
                 words = await self._call(engine, words_seen, engine.vlm, conversation, seen, ids, chosen)
             if request.format == "json":
                 return {"object": "looks", "model": request.model, "answer": answer, "words": replies.words(words)}
-            word = _the_word(words, request.word)
+            word = _the_word(words, request.word, request.model, engine.vlm.model.config)
             picture = await asyncio.to_thread(decoded, conversation.pictures[-1], self.limits)
             return await asyncio.to_thread(overlay_png, picture, word.maps[-1])
 
@@ -422,14 +423,18 @@ def _numbers(layers: Sequence[int] | None, heads: Sequence[int] | None) -> Chose
     return Chosen(None if layers is None else tuple(layers), None if heads is None else tuple(heads))
 
 
-def _the_word(words: Sequence[SeenWord], wanted: str | None) -> SeenWord:
+def _the_word(words: Sequence[SeenWord], wanted: str | None, model: str, config: Any) -> SeenWord:
+    """The wanted word, or the first, that has a map. ApiError 400 where there is none such."""
     if not words:
         raise bad_request("neither the question nor the answer has an object word to show", "messages")
     found = [word for word in words if wanted is None or word.word == wanted.lower()]
     if not found:
         known = ", ".join(dict.fromkeys(word.word for word in words))
         raise bad_request(f"there is no word {wanted!r} in question or answer: choose from {known}", "word")
-    return found[0]
+    learned = [word for word in found if word.learned is not False]
+    if not learned:
+        raise bad_request(unlearned_notice(found[0].word, model, config.known_words), "word")
+    return learned[0]
 
 
 def _delta(number: int, delta: dict[str, Any], log_probs: dict[str, Any] | None = None) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from agevlm.analysis.attention import unlearned_notice
 from agevlm.data.schema import Message
 from agevlm.serve.asks import Ask, Done, Event, Failed, Piece
 from agevlm.serve.conversations import written
@@ -46,7 +47,7 @@ def half_blocks(pixels: NDArray[np.uint8]) -> str:
 
 
 def drawn(picture: Image.Image, word: SeenWord, columns: int) -> str:
-    """The picture under the map of a word, at most `columns` wide and as many half rows high."""
+    """The picture under the map of a word that has one, at most `columns` wide and as many half rows high."""
     from agevlm.analysis.figures import overlay
 
     scale = min(columns / picture.width, columns / picture.height)
@@ -94,9 +95,9 @@ class Talk:
             known = ", ".join(dict.fromkeys(word.word for word in self.words))
             looked = f"words that were: {known}" if known else "ask about something first"
             raise ValueError(f"no word {wanted!r} was looked at; {looked}")
-        if self.colours:
+        if self.colours and found[-1].maps:
             self._say(drawn(self.picture, found[-1], min(_MAX_COLUMNS, shutil.get_terminal_size().columns)) + "\n")
-        self._say(_described(found[-1]) + "\n")
+        self._say(self._described(found[-1]) + "\n")
 
     def _events(self, question: str) -> Iterator[Event]:
         vlm, told = self.engine.vlm, queue.SimpleQueue[Event]()
@@ -117,12 +118,19 @@ class Talk:
 
     def _summarise(self) -> None:
         """One map, that of the word with the most to see, and a line for each word."""
-        best = max(self.words, key=lambda word: (word.where == "answer", float(word.maps[-1].max())))
-        if self.colours and self.picture is not None and (best.made_up or 0) < MADE_UP:
+        mapped = [word for word in self.words if word.maps]
+        best = max(mapped, key=lambda word: (word.where == "answer", float(word.maps[-1].max())), default=None)
+        if best and self.colours and self.picture is not None and (best.made_up or 0) < MADE_UP:
             self._say(drawn(self.picture, best, min(_MAX_COLUMNS, shutil.get_terminal_size().columns)) + "\n")
         for word in {word.word: word for word in self.words}.values():
             mark = "*" if word is best else " "
-            self._say(f"{mark} {_described(word)}\n")
+            self._say(f"{mark} {self._described(word)}\n")
+
+    def _described(self, word: SeenWord) -> str:
+        """Where a word was looked at, in words; of one that the model did not learn, that."""
+        if word.learned is False:
+            return unlearned_notice(word.word, self.engine.name, self.engine.vlm.model.config.known_words)
+        return _described(word)
 
     def _say(self, text: str) -> None:
         self.out.write(text)
@@ -130,7 +138,7 @@ class Talk:
 
 
 def _described(word: SeenWord) -> str:
-    """Where a word was looked at, in words."""
+    """Where a word with a map was looked at, in words."""
     if word.made_up is not None and word.made_up >= MADE_UP:
         return f"{word.word}: found no place in the picture ({word.made_up:.0%} of its attention)"
     attention = word.maps[-1]
@@ -144,6 +152,7 @@ def talk(
     model: Any,
     processor: Any,
     *,
+    name: str = "the model",
     picture: Path | None = None,
     max_tokens: int = 256,
     maps: bool = True,
@@ -152,10 +161,11 @@ def talk(
 ) -> None:
     """Talk until the input ends. `lines` asks for a line with a prompt; errors are said and the talk goes on.
 
+    `name` is what the model is called where it is said which words it did not learn.
     Maps are drawn where the output is a terminal and NO_COLOR is not set; elsewhere they are described.
     """
     out = out or sys.stdout
-    engine = Engine("chat", model, processor, Limits())
+    engine = Engine(name, model, processor, Limits())
     here = Talk(engine, out, max_tokens, maps, out.isatty() and not os.environ.get("NO_COLOR"))
     try:
         if picture is not None:

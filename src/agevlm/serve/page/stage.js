@@ -1,7 +1,7 @@
 // A picture with the heat map of one word over it, and a sentence that says what it shows: the model is its subject.
 
 import { clearHeat, drawHeat, isEven } from "./heat.js";
-import { ABSENT, percent, shortName } from "./words.js";
+import { ABSENT, percent, shortName, unlearned } from "./words.js";
 
 export class Stage {
   constructor(model) {
@@ -40,7 +40,7 @@ export class Stage {
   // Lays the map of a word over the picture; where there is none, says its note.
   look(word) {
     const map = word.maps?.at(-1);
-    if (!map) return this.clear(word.note);
+    if (!map) return this.clear(word.learned === false ? unlearned(word.word) : word.note);
     drawHeat(this.canvas, map, this.picture.width, this.picture.height);
     this.element.classList.add("looking");
     this.element.classList.toggle("nowhere", word.made_up >= ABSENT);

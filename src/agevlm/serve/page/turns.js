@@ -4,8 +4,8 @@ import { fillText, markWord, shortName, wordButton } from "./words.js";
 
 export class Turn {
   // `onWord(spot, how)` is told of a word that is looked at: {turn, word, answer, button}, and no answer for a word of
-  // the question. The words of an answer ({word, where, start, end, made_up, maps}) may be replaced by those of another
-  // layer: a spot stays, and `mark` brings its score up to date.
+  // the question. The words of an answer ({word, where, start, end, learned, made_up, maps}) may be replaced by those
+  // of another layer: a spot stays, and `mark` brings its score up to date.
   constructor(picture, question, models, onWord) {
     this.picture = picture;
     this.question = question;
@@ -79,7 +79,7 @@ export class Turn {
     for (const spot of this.spots) {
       const named = !spot.answer && this.answers.length > 1;
       const owners = spot.answer ? [spot.answer] : this.answers;
-      const score = (one) => ({ made_up: find(one, spot)?.made_up, model: named ? one.model : undefined });
+      const score = (one) => ({ ...find(one, spot), model: named ? one.model : undefined });
       markWord(spot.button, owners.map(score));
     }
   }

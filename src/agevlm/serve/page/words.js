@@ -39,13 +39,21 @@ export function wordButton(text, tell) {
   return button;
 }
 
-// Marks a word by its `scores` ({made_up, model}): those without a place are written behind it. Where a score has the
-// name of its model, so that one of several can be meant, the name is written too.
+// What is said of a word that a model did not learn: the model is its subject.
+export function unlearned(word) {
+  return `did not learn “${word}”, so its answer means nothing`;
+}
+
+// Marks a word by its `scores` ({word, learned, made_up, model}): those without a place are written behind it. Where a
+// score has the name of its model, so that one of several can be meant, the name is written too.
 export function markWord(button, scores) {
   const absent = scores.filter(({ made_up }) => made_up >= ABSENT);
   const line = ({ made_up, model = "" }) =>
     `${model && `${model}: `}${percent(made_up)} of the attention was not on the picture`;
-  button.title = absent.map(line).join("\n") || "Where the model looked";
+  const strange = scores.filter(({ learned }) => learned === false);
+  const lines = [...strange.map(({ word, model = "The model" }) => `${model} ${unlearned(word)}`), ...absent.map(line)];
+  button.title = lines.join("\n") || "Where the model looked";
+  button.classList.toggle("unlearned", strange.length > 0);
   button.classList.toggle("absent", absent.length > 0);
   button.querySelector("sup")?.remove();
   if (!absent.length) return;
