@@ -93,6 +93,10 @@ def test_what_came_of_photographs() -> None:
         ratio = "{mean:.2f} ({low:.2f} to {high:.2f})".format(**figures["error_ratios"]["age_plus"]["cross_attention"])
         assert told[f"{where}: guided"] == [*photographs_row(figures["arms"]["age_plus"]), ratio]
         assert told[f"{where}: unguided"] == [*photographs_row(figures["arms"]["cross_attention"]), ""]
+        for name, arm in (("guided", "age_plus"), ("unguided", "cross_attention")):
+            assert told[f"{where}: {name}, LoRA"][:5] == photographs_row(figures["arms"][f"{arm}_lora"])
+            perplexity = figures["arms"][arm]["text_perplexity"]
+            assert perplexity["before"] == perplexity["after"]  # frozen: its language stays whole
     shares = [
         round(100 * domains[key]["arms"][arm]["pope"]["adversarial"]["accuracy"]["mean"])
         for key in ("indoor", "coco")
@@ -100,6 +104,22 @@ def test_what_came_of_photographs() -> None:
     ]
     said = "{} % of the adversarial questions right in rooms (unguided {}), {} on COCO ({})"
     assert said.format(*shares) in " ".join(README.split())
+
+
+def test_what_the_page_on_photographs_tells_besides() -> None:
+    checks = load("benchmarks/results/photographs-checks.json")
+    page = (ROOT / "docs" / "results" / "photographs.md").read_text(encoding="utf-8")
+    told = table(page, "| test pictures | random | popular | adversarial | pointing |")
+    for where, key in PICTURES.items():
+        probe = checks["probe"][key]
+        right = [probe["pope"][split]["accuracy"] for split in ("random", "popular", "adversarial")]
+        assert told[where] == [f"{figure:.3f}" for figure in (*right, probe["pointing"]["accuracy"])]
+    own = checks["own_500"]
+    right, points = f"{own['pope']['adversarial']:.3f}"[1:], f"{own['pointing']:.2f}"[1:]
+    assert f"answers {right} of the adversarial questions right\nand points at {points}" in page
+    by_heart = checks["on_training_pictures"]
+    assert f"{by_heart['age_plus']['coco']['pope']['adversarial']['accuracy']:.2f}" == "0.95"
+    assert f"{by_heart['age_plus']['clothing']['pope']['adversarial']['accuracy']:.2f}" == "0.69"
 
 
 def test_the_readme_tells_what_guidance_gains_in_900_words() -> None:
