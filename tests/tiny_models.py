@@ -33,6 +33,18 @@ def make_tokenizer() -> Any:
     )
 
 
+def add_bos(tokenizer: Any) -> Any:
+    """The same tokenizer, which from now on puts `<bos>` in front of a text by itself, as Llama's does."""
+    from tokenizers.processors import TemplateProcessing
+
+    special = [(tokenizer.bos_token, tokenizer.bos_token_id)]
+    bos = tokenizer.bos_token
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"{bos} $A", pair=f"{bos} $A $B", special_tokens=special
+    )
+    return tokenizer
+
+
 def make_text_config(name: str = "llama", **overrides: Any) -> Any:
     """The configuration of a tiny decoder with grouped queries, four layers deep."""
     from transformers import AutoConfig

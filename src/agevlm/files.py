@@ -49,7 +49,8 @@ def inside(root: str | Path, name: str, allow_outside: bool = False) -> Path:
         raise ValueError(f"{name[:80]!r} is no file name; correct it")
     if not allow_outside and (os.path.isabs(name) or os.path.normpath(name).split(os.sep)[0] == os.pardir):
         raise ValueError(
-            f"{name}: leads out of {root}; put the file there, or allow it with --allow-outside (allow_outside=True)"
+            f"{name}: leads out of {root}; put the file there, or allow it with --allow-outside (in a recipe "
+            "`allow_outside: true` of the source, in Python allow_outside=True)"
         )
     return path
 

@@ -118,14 +118,28 @@ def test_what_lies_beyond_max_length_is_cut_and_counted() -> None:
     assert set(cut.answer_positions) == {1}
 
 
+def test_a_conversation_cut_before_its_answer_has_nothing_left_to_learn() -> None:
+    processor = make_chat_processor()
+    conversation = ground(make_conversation(*TURNS[:2]), 0, "fish")
+    whole = tokenise_conversation(processor, conversation)
+    answer = whole.answer_positions[1] + 1
+    cut = tokenise_conversation(processor, conversation, max_length=answer)
+    assert cut.input_ids == whole.input_ids[:answer] and cut.num_cut == len(whole.input_ids) - answer
+    assert not any(cut.supervised) and cut.answer_positions == {}
+    assert whole.phrase_tokens[0] and cut.phrase_tokens == [[]]
+    begun = tokenise_conversation(processor, conversation, max_length=answer + 1)
+    assert begun.supervised == [False] * answer + [True]
+    assert (begun.answer_positions, begun.phrase_tokens) == (whole.answer_positions, whole.phrase_tokens)
+
+
 @pytest.mark.parametrize(
     ("conversation", "options"),
     [
         (make_conversation("is there a fish?", identity="scene-7/presence-0"), {}),
-        (make_conversation("is there a fish?", "yes", identity="scene-7/presence-0"), {"max_length": 4}),
+        (make_conversation("is there a fish?", identity="scene-7/presence-0"), {"max_length": 4}),
         (make_conversation("is there a fish?", "", identity="scene-7/presence-0"), {}),
     ],
-    ids=["no answer", "cut", "empty answer"],
+    ids=["no answer", "no answer, cut", "empty answer"],
 )
 def test_nothing_to_learn_from_is_an_error_that_names_the_conversation(
     conversation: Conversation, options: dict[str, int]

@@ -207,6 +207,19 @@ def test_what_is_not_guided_is_counted_by_reason(processor: Any) -> None:
     assert collate(processor, make_sample("a", 1, SHORT), guided=True)["left_out"] == {}
 
 
+def test_a_row_cut_before_its_answer_stays_without_labels_and_guidance(processor: Any) -> None:
+    far = ground(make_conversation("is there a fish? " * 8, "yes"), 0, "fish", (mask(0, 0, 8, 8),))
+    batch = collate(processor, make_sample("a", 1, far, SHORT), guided=True, max_length=16)
+    assert (batch["labels"] != -100).any(dim=1).tolist() == [False, True]
+    assert (batch["guidance_present"] == -1).all()
+    assert batch["sample_ids"] == ["a/0", "a/1"]
+    assert batch["left_out"] == {
+        "conversations cut at max_length": 1,
+        "conversations cut before all that was to be learned": 1,
+        "phrases cut at max_length": 1,
+    }
+
+
 def test_a_placeholder_that_was_cut_shows_no_picture(processor: Any) -> None:
     messages = (Message("user", "is there a fish?", 1), Message("assistant", "yes"), Message("user", "and here?", 1))
     conversation = Conversation("x", "test", (*messages, Message("assistant", "no")))

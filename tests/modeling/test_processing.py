@@ -7,11 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_models import IMAGE_SIZE, make_model, make_picture, make_processor, make_tokenizer
+from tiny_models import IMAGE_SIZE, add_bos, make_model, make_picture, make_processor, make_tokenizer
 from transformers import AutoProcessor, ConvNextImageProcessorPil, pipeline
 
 from agevlm import AgeVlmProcessor
-from agevlm.modeling.processing_agevlm import CLIP_MEAN, CLIP_STD
+from agevlm.data.chat import tokenise_conversation
+from agevlm.data.schema import Conversation, Message
+from agevlm.modeling.processing_agevlm import CLIP_MEAN, CLIP_STD, DEFAULT_CHAT_TEMPLATE
 
 CHAT = [
     {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "is there a fish ?"}]},
@@ -108,6 +110,36 @@ def test_chat_with_a_template_made_for_text() -> None:
     assert processor.apply_chat_template(CHAT[:1]) == "[user] <image>is there a fish ? "
     assert CHAT[0]["content"][0] == {"type": "image"}  # the conversation stays as it was
     assert "<image>" not in tokenizer.get_vocab()  # so does the tokenizer
+
+
+def test_a_beginning_that_the_tokenizer_adds_stands_in_front_of_a_chat_and_once() -> None:
+    processor = AgeVlmProcessor.from_backbones(add_bos(make_tokenizer()), IMAGE_SIZE)
+    chat = [{"role": "user", "content": [{"type": "image", "image": make_picture()}, {"type": "text", "text": "a ?"}]}]
+    text = processor.apply_chat_template(chat, add_generation_prompt=True)
+    assert text == "<bos>user: <image>a ?\nassistant:"
+    shown = [Message("user", "a ?", 1), Message("assistant", "yes .")]
+    ids = tokenise_conversation(processor, Conversation("c", "test", tuple(shown))).input_ids
+    assert ids.count(processor.tokenizer.bos_token_id) == 1
+    options = {"tokenize": True, "add_generation_prompt": True, "return_dict": True}
+    for given in (
+        processor.apply_chat_template(chat, **options)["input_ids"],
+        processor.apply_chat_template([chat], **options)["input_ids"],
+        processor(images=make_picture(), text=text)["input_ids"],
+    ):
+        assert given[0].tolist() == ids[: len(given[0])]
+    assert processor(text=[text.replace("<image>", ""), "a"])["input_ids"][1, -2:].tolist() == [1, 5]
+
+
+def test_a_beginning_of_text_is_taken_from_the_tokenizer_alone() -> None:
+    plain, begun = make_tokenizer(), add_bos(make_tokenizer())
+    plain_processor = AgeVlmProcessor.from_backbones(plain, IMAGE_SIZE)
+    assert plain_processor.chat_template == DEFAULT_CHAT_TEMPLATE
+    assert plain_processor(text="<bos>a")["input_ids"].tolist() == [[1, 5]]
+    begun.chat_template = TEXT_ONLY_TEMPLATE
+    processor = AgeVlmProcessor.from_backbones(begun, IMAGE_SIZE)
+    assert processor.chat_template == TEXT_ONLY_TEMPLATE
+    assert processor(text="a")["input_ids"].tolist() == [[1, 5]]
+    assert processor(text="<bos>a", add_special_tokens=True)["input_ids"].tolist() == [[1, 1, 5]]
 
 
 def test_chat_to_tensors_with_images_and_the_answers_marked(tmp_path: Any) -> None:

@@ -283,3 +283,14 @@ def test_what_is_wrapped_around_a_decoder_stays() -> None:
         Head(plain, outputs)(outputs.last_hidden_state), plain.lm_head(outputs.last_hidden_state)
     )
     assert plain.model.forward is wrapped
+
+
+@pytest.mark.parametrize("architecture", ["age", "concat"])
+def test_a_batch_with_nothing_supervised_has_a_loss_and_gradients_of_zero(architecture: str) -> None:
+    model, batch = make_network(architecture), make_batch()
+    batch["labels"] = torch.full_like(batch["labels"], -100)
+    for given in ({}, {"num_items_in_batch": torch.tensor(1)}):
+        loss = model(**batch, **given).loss
+        found = gradients(model, loss)
+        assert float(loss) == 0 and found
+        assert all(bool((gradient == 0).all()) for gradient in found.values())

@@ -278,6 +278,14 @@ def test_presence_that_cannot_be_balanced_is_named(tmp_path: Path, stored: Parqu
         make_dataset(kinds={"caption": 1.0}, presence={})
 
 
+def test_a_source_of_no_weight_is_not_needed_and_changes_no_order() -> None:
+    read = {"b": Named("b", 7), "c": Named("c", 5)}
+    weights = {"a": 0.0, "b": 1.0, "c": 2.0}
+    whole = make_dataset(sources={"a": Named("a", 3), **read}, data=weights)
+    bare = make_dataset(sources=read, data=weights)
+    assert [words(bare, index) for index in range(60)] == [words(whole, index) for index in range(60)]
+
+
 def test_groups_are_read_once_in_a_pass_and_shuffled_all_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,6 +12,7 @@ import torch
 import yaml
 from tiny_runs import STAGES, assert_same_weights, make_recipe, read_losses, read_weights, run
 from torch._dynamo.testing import CompileCounterWithBackend
+from transformers.utils import is_flash_attn_2_available
 
 from agevlm.checkpoints import computes_in, load_model
 from agevlm.data.scenes import WorldSpec
@@ -103,6 +104,27 @@ def test_a_run_trains_on_stored_data_in_a_mixture(foundation: Path, tmp_path: Pa
     missing = {"stored": {"parquet": str(tmp_path / "none")}}
     with pytest.raises(ValueError, match="no such dataset directory"):
         run(make_recipe(foundation, stage | {"data": {"stored": 1.0}}, data=missing), tmp_path / "other")
+
+
+def test_a_source_that_no_stage_reads_may_be_missing(foundation: Path, tmp_path: Path) -> None:
+    absent = {"parquet": str(tmp_path / "none")}
+    stages = ({"name": "one", **STAGES["ground"], "data": data} for data in ({"a": 0.0, "scenes": 1.0}, {"scenes": 1}))
+    for stage in stages:
+        stage["presence"] = {}
+        content = make_recipe(foundation, stage, data={"a": absent, "scenes": {"num_scenes": 6}, "b": absent})
+        out = tmp_path / str(len(stage["data"]))
+        run(content, out, dry_run=True)
+        assert run(content, out).is_dir()
+
+
+@pytest.mark.skipif(is_flash_attn_2_available(), reason="the package is here")
+def test_a_kernel_whose_package_is_missing_is_named(foundation: Path, tmp_path: Path) -> None:
+    content = make_recipe(foundation, "align")
+    content["model"]["attn_implementation"] = "flash_attention_2"
+    with pytest.raises(
+        ValueError, match=r"^model\.attn_implementation: flash_attention_2 needs the package flash-attn"
+    ):
+        run(content, tmp_path / "run", dry_run=True)
 
 
 @pytest.mark.parametrize("architecture", ["cross_attention", "concat"])

@@ -15,18 +15,23 @@ from tiny_models import make_model
 from tiny_runs import STAGES, make_recipe, read_losses, read_weights, run
 
 from agevlm.training.recipe import parse_recipe
-from agevlm.training.sharding import check_divisible
+from agevlm.training.sharding import check_divisible, drop_weights, give_weights, take_weights
 from agevlm.training.trainer import find_checkpoints
 
 KILLED = """
-import os, sys
+import gc, os, sys
+from torch.distributed.tensor import DTensor
+from torch.nn import Parameter
 from agevlm.training.progress import RunProgress
 from agevlm.training.run import train
 original = RunProgress.step
 def step(self, record):
     original(self, record)
     if self.first_step + record["step"] == {step}:
-        os._exit(7)
+        gc.unfreeze()  # the model is among what training leaves out of collections
+        held = [p for p in gc.get_objects() if isinstance(p, Parameter)]
+        whole = sum(p.untyped_storage().nbytes() for p in held if not isinstance(p, DTensor))
+        os._exit(7 if any(isinstance(p, DTensor) for p in held) and not whole else 8)  # parts are all that is held
 RunProgress.step = step
 train(sys.argv[1], sys.argv[2], resume=True)
 """
@@ -67,6 +72,25 @@ def test_a_divided_model_goes_on_with_a_whole_one_and_back(
     assert weights.keys() == others.keys()
     for name, weight in weights.items():
         torch.testing.assert_close(others[name], weight, rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_weights_are_held_by_a_model_or_the_copy_that_trains(foundation: Path) -> None:
+    model = make_model()
+    model.language_model.lm_head.weight = model.language_model.model.embed_tokens.weight  # tied
+    expected = {name: weight.clone() for name, weight in model.state_dict().items()}
+    taken = take_weights(model)
+    assert sum(parameter.numel() for parameter in model.parameters()) == 0
+    assert taken.language_model.lm_head.weight is taken.language_model.model.embed_tokens.weight
+    state = {name: weight.detach().bfloat16() for name, weight in taken.state_dict().items()}
+    assert all(torch.equal(weight, expected[name]) for name, weight in taken.state_dict().items())
+    give_weights(model, state)
+    assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
+    assert model.language_model.lm_head.weight is model.language_model.model.embed_tokens.weight
+    for name, weight in model.state_dict().items():
+        assert torch.equal(weight, expected[name].bfloat16().float()), name
+    drop_weights(model)
+    with pytest.raises(RuntimeError, match="stranger"):
+        give_weights(model, {**state, "stranger": torch.zeros(1)})
 
 
 def test_what_cannot_be_divided_is_named(foundation: Path) -> None:

@@ -163,6 +163,19 @@ def test_what_is_left_out_is_counted_and_told(foundation: Path, tmp_path: Path) 
     }
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_stage_whose_answers_are_all_cut_moves_nothing(optimizer: str, foundation: Path, tmp_path: Path) -> None:
+    stage = {"name": "cut", **STAGES["ground"], "kinds": {"presence": 1.0}, "weight_decay": 0.0}
+    content = make_recipe(foundation, {**stage, "optimizer": optimizer}, max_length=8)
+    out = run(content, tmp_path)
+    log = read_losses(tmp_path)
+    assert [line["lm_loss"] for line in log] == [0.0] * 3
+    assert {line["guidance_loss"] for line in log} == {None}
+    assert {line["left_out"]["conversations cut before all that was to be learned"] for line in log} == {4}
+    before = build_model(parse_recipe(content, "recipe"))[0].state_dict()
+    assert all(torch.equal(weight, before[name]) for name, weight in read_weights(out).items())
+
+
 def test_the_log_tells_the_learning_rate_of_its_step(foundation: Path, tmp_path: Path) -> None:
     stage = {"name": "one", **STAGES["align"], "steps": 4, "lr_scheduler": "linear", "warmup_ratio": 0.25}
     run(make_recipe(foundation, stage), tmp_path)

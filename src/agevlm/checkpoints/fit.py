@@ -72,11 +72,11 @@ def _check_template(source: str, processor: Any) -> None:
     from agevlm.data.chat import render_conversation
     from agevlm.data.schema import Message
     from agevlm.modeling.loading import reading
-    from agevlm.modeling.processing_agevlm import DEFAULT_CHAT_TEMPLATE
+    from agevlm.modeling.processing_agevlm import default_chat_template
 
     path = Path(source) / "chat_template.jinja"
-    stood_in = processor.chat_template == DEFAULT_CHAT_TEMPLATE and not (path.is_file() and path.stat().st_size)
-    if Path(source).is_dir() and stood_in:
+    has_own = path.is_file() and path.stat().st_size
+    if Path(source).is_dir() and not has_own and processor.chat_template == default_chat_template(processor.tokenizer):
         raise ValueError(f"{source} has no chat template ({path.name}): {_AGAIN}")
     with reading(source, "chat template"):
         asked = render_conversation(processor, [Message("user", "x", 1)], add_generation_prompt=True, in_parts=True)

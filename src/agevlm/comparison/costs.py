@@ -311,7 +311,8 @@ def _draw(network: ArmNetwork, stage: StageRecipe, drawn: dict[str, list[list[It
     arms_own = {"trainable", "lora", "guidance", "learning_rate", "module_learning_rates", "weight_decay"}
     key = json.dumps([recipe.model_dump(mode="json")["data"], stage.model_dump(mode="json", exclude=arms_own)])
     if key not in drawn:
-        used = {name: SourceData(open_source(recipe.data[name], recipe.seed)) for name in stage.data}
+        names = [name for name, weight in stage.data.items() if weight]
+        used = {name: SourceData(open_source(recipe.data[name], recipe.seed)) for name in names}
         drawn[key] = draw_batches(StageDataset(stage, used, seed=recipe.seed), NUM_BATCHES)
     return drawn[key]
 

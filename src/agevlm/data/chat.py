@@ -77,12 +77,13 @@ def tokenise_conversation(processor: Any, conversation: Conversation, max_length
 
     A conversation of the kind `TEXT` is plain text to a language model: all but the first token is supervised.
     What a message says is text, also where it says the name of a special token or of the image placeholder.
-    A conversation with no supervised token is a ValueError that names it, also where `max_length` cut it off.
+    A conversation with no supervised token is a ValueError that names it. One that `max_length` cuts before the first
+    of them has none left, and no phrase either.
     """
     chat = render_conversation(processor, conversation.messages)
     tokenizer = processor.tokenizer
     coded = tokenizer(chat.text, return_offsets_mapping=True, add_special_tokens=False)
-    input_ids, offsets = coded["input_ids"][:max_length], coded["offset_mapping"][:max_length]
+    input_ids, offsets = coded["input_ids"], coded["offset_mapping"]
     supervised = [False] * len(input_ids)
     answer_positions: dict[int, int] = {}
     for index, message in enumerate(conversation.messages):
@@ -107,7 +108,21 @@ def tokenise_conversation(processor: Any, conversation: Conversation, max_length
     for grounding in conversation.groundings:
         start = chat.content_starts[grounding.message]
         phrases.append(tokens_of_span(offsets, start + grounding.start, start + grounding.end))
-    return TokenisedChat(input_ids, supervised, phrases, answer_positions, len(coded["input_ids"]) - len(input_ids))
+    whole = TokenisedChat(input_ids, supervised, phrases, answer_positions)
+    return whole if max_length is None or max_length >= len(input_ids) else _cut(whole, max_length)
+
+
+def _cut(chat: TokenisedChat, length: int) -> TokenisedChat:
+    """The first tokens of a conversation, with what they hold of it."""
+    supervised = chat.supervised[:length]
+    learns = length if any(supervised) else 0  # without a word to learn, where its phrases lie is not learned either
+    return TokenisedChat(
+        input_ids=chat.input_ids[:length],
+        supervised=supervised,
+        phrase_tokens=[[token for token in tokens if token < learns] for tokens in chat.phrase_tokens],
+        answer_positions={index: at for index, at in chat.answer_positions.items() if at + 1 < length},
+        num_cut=len(chat.input_ids) - length,
+    )
 
 
 def _is_special(tokenizer: Any, token: int) -> bool:

@@ -63,7 +63,9 @@ class Collator:
         if not rows:
             raise ValueError(f"samples {[sample.id for sample in samples]} have no conversation")
         chats = [self._tokenised(conversation) for _, conversation in rows]
-        left_out = Counter({"conversations cut at max_length": sum(chat.num_cut > 0 for chat in chats)})
+        cut = [chat for chat in chats if chat.num_cut]
+        left_out = Counter({"conversations cut at max_length": len(cut)})
+        left_out["conversations cut before all that was to be learned"] = sum(not any(c.supervised) for c in cut)
         batch: dict[str, Any] = self._text(chats)
         batch |= self._images(items)
         shown = [

@@ -1,4 +1,4 @@
-"""A chat template without the system prompt that it adds by itself.
+"""What stands in front of a chat by itself: a chat template without its system prompt, a tokenizer's beginning of text.
 
 Many templates begin a conversation that has no system message with one of their own: SmolLM2's has 20 tokens, more than
 a short question. What is changed is the template, so that every program that reads the checkpoint renders it alike.
@@ -53,6 +53,13 @@ def without_system_prompt(tokenizer: Any, template: str) -> str:
             "(default_system_prompt: true), or give the tokenizer another chat template"
         )
     return changed
+
+
+def adds_bos(tokenizer: Any) -> bool:
+    """Whether a tokenizer puts the beginning of text in front of a text by itself."""
+    plain = tokenizer("a", add_special_tokens=False)["input_ids"]
+    begun = [tokenizer.bos_token_id, *plain]
+    return tokenizer.bos_token_id is not None and list(tokenizer("a")["input_ids"])[: len(begun)] == begun
 
 
 def _render(tokenizer: Any, template: str, messages: list[dict[str, str]]) -> str:

@@ -17,8 +17,8 @@ from transformers import AutoImageProcessor, BatchFeature, ViTImageProcessorPil
 from transformers.image_utils import load_image
 from transformers.processing_utils import ProcessorMixin
 
-from .chat_template import without_system_prompt
-from .language import load_tokenizer
+from .chat_template import adds_bos, without_system_prompt
+from .language import is_gguf, load_tokenizer
 from .loading import reading
 from .timm_models import is_timm, timm_pixels
 
@@ -38,12 +38,21 @@ DEFAULT_CHAT_TEMPLATE = (
 )
 
 
+def default_chat_template(tokenizer: Any) -> str:
+    """The template that stands in for a missing one: turns by role, behind the beginning of text where that is usual.
+
+    Chats are tokenised as they are, so what a tokenizer adds to a text by itself has to be in the template.
+    """
+    return "{{ bos_token }}" * adds_bos(tokenizer) + DEFAULT_CHAT_TEMPLATE
+
+
 class AgeVlmProcessor(ProcessorMixin):
     """A tokenizer and an image processor as one.
 
     `<image>` is added to the tokenizer as a special token where it is missing, and the end of text stands in for a
     missing padding token. Without a chat template of its own or of its tokenizer, turns read `user: …` and
-    `assistant: …`, an answer ending with the end of text. A tokenizer without an end of text is a ValueError.
+    `assistant: …`, an answer ending with the end of text, and the beginning of text stands in front of all where the
+    tokenizer adds it by itself. A tokenizer without an end of text is a ValueError.
     """
 
     def __init__(
@@ -55,9 +64,10 @@ class AgeVlmProcessor(ProcessorMixin):
         **kwargs: Any,
     ):
         if tokenizer.eos_token is None:
+            name = tokenizer.name_or_path or type(tokenizer).__name__
+            where = "take a GGUF file with one" if is_gguf(name) else "name one in its tokenizer_config.json"
             raise ValueError(
-                f"the tokenizer {tokenizer.name_or_path or type(tokenizer).__name__} has no token for the end of text "
-                "(eos_token), with which an answer ends: name one in its tokenizer_config.json"
+                f"the tokenizer {name} has no token for the end of text (eos_token), with which an answer ends: {where}"
             )
         if image_token not in tokenizer.get_vocab():
             tokenizer.add_special_tokens(
@@ -65,7 +75,7 @@ class AgeVlmProcessor(ProcessorMixin):
             )
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
-        template = chat_template or getattr(tokenizer, "chat_template", None) or DEFAULT_CHAT_TEMPLATE
+        template = chat_template or getattr(tokenizer, "chat_template", None) or default_chat_template(tokenizer)
         super().__init__(image_processor, tokenizer, chat_template=template)
         self.image_token = image_token
         self.image_token_id = tokenizer.convert_tokens_to_ids(image_token)
@@ -106,7 +116,8 @@ class AgeVlmProcessor(ProcessorMixin):
 
         Args:
             images: pictures (PIL, array, path or URL): one, a flat list in the order of the rows, or one list a row.
-            text: one row or several, each with one `<image>` for each of its pictures.
+            text: one row or several, each with one `<image>` for each of its pictures. A beginning of text that all
+                rows have, as from a chat template, is not added once more.
             kwargs: for the tokenizer and the image processor, as for any processor of transformers.
 
         Returns:
@@ -124,6 +135,8 @@ class AgeVlmProcessor(ProcessorMixin):
         pictures = [_as_picture(image) for image in self._in_row_order(images, num_images)]
         options = {"return_tensors": "pt", "padding": True, "padding_side": "left", **kwargs}
         merged = self._merge_kwargs(self.valid_processor_kwargs, self.tokenizer.init_kwargs, **options)
+        if "add_special_tokens" not in merged["text_kwargs"] and self._begin_with_bos(rows):
+            merged["text_kwargs"]["add_special_tokens"] = False
         data = dict(self.tokenizer(rows, **merged["text_kwargs"]))
         self._check_tokens(data["input_ids"], num_images)
         if pictures:
@@ -159,6 +172,11 @@ class AgeVlmProcessor(ProcessorMixin):
             processor_kwargs=processor_kwargs,
             **kwargs,
         )
+
+    def _begin_with_bos(self, rows: Sequence[str]) -> bool:
+        """Whether all rows begin with what the tokenizer would put in front of them."""
+        bos = self.tokenizer.bos_token
+        return bool(bos) and all(row.startswith(bos) for row in rows) and adds_bos(self.tokenizer)
 
     def _flatten(self, message: dict[str, Any]) -> dict[str, Any]:
         content = message.get("content")

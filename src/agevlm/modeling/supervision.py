@@ -112,6 +112,7 @@ def token_log_probs(head: Head, hidden_SW: Tensor, labels_S: Tensor) -> Tensor:
 
 
 def mean_loss(log_probs_RT: Tensor, labels_RT: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
-    """The negative log-likelihood of labels, over `num_items_in_batch` or else over how many there are."""
-    num_items = num_items_in_batch if num_items_in_batch is not None else (labels_RT[:, 1:] != IGNORED).sum()
+    """The negative log-likelihood of labels, over `num_items_in_batch` or else over how many there are; of none, 0."""
+    num_labels = (labels_RT[:, 1:] != IGNORED).sum().clamp(min=1)
+    num_items = num_items_in_batch if num_items_in_batch is not None else num_labels
     return -log_probs_RT.sum() / torch.as_tensor(num_items, device=log_probs_RT.device)

@@ -183,8 +183,8 @@ class LoraRecipe(Strict):
     """[DoRA](https://arxiv.org/abs/2402.09353): the lengths of the rows of weights train on their own."""
     keep: bool = False
     """Write the adapters, too, beside the stage's model: `adapters/`, which peft reads."""
-    target_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-    """Linear layers of the decoder."""
+    target_modules: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    """Names of linear layers of the decoder. Null: every linear layer of the decoder's layers."""
 
 
 class PresenceRecipe(Strict):
@@ -379,6 +379,11 @@ class Recipe(Strict):
         if len(set(names)) < len(names):
             raise ValueError(f"stages must have names of their own, got {names}")
         return self
+
+    @property
+    def used_data(self) -> set[str]:
+        """Names of the sources that a stage reads: of a weight above 0 in any."""
+        return {name for stage in self.stages for name, weight in stage.data.items() if weight}
 
     @property
     def reads_features(self) -> bool:

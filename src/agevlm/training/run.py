@@ -11,13 +11,12 @@ The directory of a run:
     model/                          the model at the end, with its card
     metrics.json, predictions.jsonl, metrics.md, report.html
 
-Under `accelerate launch` every process holds the whole model, or with `shard` its part of it while it trains, and takes
+Under `accelerate launch` every process holds the whole model, or with `shard` its part alone while it trains, and takes
 its part of each batch; the main one writes.
 """
 
 from __future__ import annotations
 
-import copy
 import gc
 import json
 import platform
@@ -53,18 +52,25 @@ from agevlm.signals import put_off
 from agevlm.training.arithmetic import choose_arithmetic, frozen_in_bfloat16
 from agevlm.training.card import write_card
 from agevlm.training.compiled import compile_layers, compiled_for
-from agevlm.training.dataset import SourceData, StageDataset
+from agevlm.training.dataset import SourceData, StageDataset, taught_words
 from agevlm.training.features import cached_features
-from agevlm.training.needs import missing, missing_benchmark
+from agevlm.training.needs import missing, missing_benchmark, unreadable
 from agevlm.training.own_data import DATA, PROBE, OwnData, prepare
 from agevlm.training.progress import RunProgress
-from agevlm.training.recipe import LabelsSource, Recipe, StageRecipe, dump_recipe, load_recipe
+from agevlm.training.recipe import LabelsSource, ModelRecipe, Recipe, StageRecipe, dump_recipe, load_recipe
 from agevlm.training.recipe import ParquetSource as ParquetRecipe
 from agevlm.training.reporting import check_reporting, reporters
 from agevlm.training.shapes import network_of
-from agevlm.training.sharding import check_divisible
+from agevlm.training.sharding import check_divisible, drop_weights, give_weights, take_weights
 from agevlm.training.sources import DrawnSource, ParquetSource, SceneSource, Source
-from agevlm.training.stages import adapter_files, describe, freeze_for_stage, merge_adapters, merged_weights
+from agevlm.training.stages import (
+    adapted_layers,
+    adapter_files,
+    describe,
+    freeze_for_stage,
+    merge_adapters,
+    merged_weights,
+)
 from agevlm.training.trainer import (
     Asked,
     StageTrainer,
@@ -117,8 +123,8 @@ def train(
     if dry_run:
         run.describe()
         return run.out
-    for need in missing_benchmark(resolved):  # before hours of training, not behind them
-        raise ValueError(str(need))
+    for fault in (*missing_benchmark(resolved), *unreadable(resolved)):  # before hours of training, not behind them
+        raise ValueError(str(fault))
     run.open(resume)
     try:
         return run.train()
@@ -179,9 +185,12 @@ class Run:
             self.lock.release()
 
     def describe(self) -> None:
-        """Print what each stage would train. ValueError, a line for each, where something that it names is missing."""
-        if needs := missing(self.recipe):
-            raise ValueError("\n".join(str(need) for need in needs))
+        """Print what each stage would train. ValueError, a line for each, where something that it names is missing.
+
+        So is data whose first sample cannot be read.
+        """
+        if faults := [*map(str, missing(self.recipe)), *unreadable(self.recipe)]:
+            raise ValueError("\n".join(faults))
         model, _ = build_model(self.recipe)
         _check_layers(self.recipe, model)
         for stage in self.recipe.stages:
@@ -203,9 +212,7 @@ class Run:
         model.to(choose_device())
         first = self._first_open_stage()
         if first:
-            done, _ = load_model(self.stage_directory(first - 1))
-            model.load_state_dict(done.state_dict())
-            model.config.known_words = done.config.known_words
+            _take_over(model, self.stage_directory(first - 1))
         if self.recipe.compile:
             compile_layers(model)
         cache = self.recipe.cache_dir or self.out / "cache"
@@ -214,6 +221,8 @@ class Run:
                 with self.processes.main_process_first():  # it writes the cache, the others read it
                     data = self._load_data(model, processor, cache, progress)
                 model.config.known_words = self._known_words(model, data)
+                if self.divides:
+                    model.cpu()  # each stage brings it to the device, to be divided there
                 with _left_out_of_collections():
                     for index in range(first, len(self.recipe.stages)):
                         with put_off() as asked:
@@ -231,9 +240,8 @@ class Run:
         return final
 
     def _known_words(self, model: Any, data: dict[str, SourceData]) -> list[str] | None:
-        """What the pictures of all stages show, and what the model knew before; None where either is not known."""
-        read = {name for stage in self.recipe.stages for name, weight in stage.data.items() if weight}
-        found = [data[name].source.words() for name in sorted(read)]
+        """What the stages tell of their pictures, and what the model knew before; None where either is not known."""
+        found = [taught_words(self.recipe.stages, name, data[name].source) for name in sorted(self.recipe.used_data)]
         if self.recipe.model.init:
             found.append(model.config.known_words)
         if any(words is None for words in found):
@@ -245,12 +253,13 @@ class Run:
         return done.index(False) if False in done else len(done)
 
     def _load_data(self, model: Any, processor: Any, cache: Path, progress: RunProgress) -> dict[str, SourceData]:
-        used = {name for stage in self.recipe.stages for name, weight in stage.data.items() if weight}
         data = {}
         for name, settings in self.recipe.data.items():
+            if name not in self.recipe.used_data:
+                continue
             source = open_source(settings, self.recipe.seed)
             features = None
-            if self.recipe.reads_features and name in used:
+            if self.recipe.reads_features:
                 model.requires_grad_(False)
                 features = cached_features(
                     source,
@@ -328,13 +337,16 @@ class Run:
                 self._gather(trainer, model)
                 if self.is_main:
                     self._save(self.snapshot_directory(index, record["step"]), model, processor)
+                if self.divides:
+                    drop_weights(model)  # gathered again at the end
 
+        collator = stage_collator(settings, stage, model, processor)
         trainer = StageTrainer(
-            model=copy.deepcopy(model) if self.divides else model,
+            model=take_weights(model) if self.divides else model,
             args=replace(arguments, run_name=f"{settings.name}-{stage.name}"),
             callbacks=reporters(settings.report_to, self.out / REPORTS / stage.name),
             train_dataset=StageDataset(stage, data, seed=_stage_seed(settings.seed, index)),
-            data_collator=stage_collator(settings, stage, model, processor),
+            data_collator=collator,
             stage=stage,
             on_step=on_step,
             files=self.files,
@@ -344,8 +356,9 @@ class Run:
 
     def _gather(self, trainer: StageTrainer, model: Any) -> None:
         """Bring what a divided model has learned into the whole one; all processes together."""
-        if trainer.shards is not None:
-            model.load_state_dict(trainer.shards.weights())
+        if self.divides:
+            assert trainer.shards is not None, "training divides the model before anything else"
+            give_weights(model, trainer.shards.weights())
 
     def _record(self, index: int, counts: dict[str, dict[str, int]]) -> None:
         """Add a stage to stages.json, summed up from the log, so that a resumed stage counts as a whole one."""
@@ -431,25 +444,48 @@ def build_model(recipe: Recipe) -> tuple[JoinedModel, AgeVlmProcessor]:
     else:
         model, processor = _join(recipe)
     if settings.attn_implementation:
-        model.set_attn_implementation(settings.attn_implementation)
+        _set_kernel(model, settings.attn_implementation)
     return model.float(), processor
+
+
+def _set_kernel(model: JoinedModel, kernel: str) -> None:
+    try:
+        model.set_attn_implementation(kernel)
+    except ImportError as error:  # of transformers, which tells it in a paragraph
+        raise ValueError(
+            f"model.attn_implementation: {kernel} needs the package flash-attn, which is not installed or does not run "
+            "on this machine: pip install flash-attn, or choose sdpa"
+        ) from error
 
 
 def _join(recipe: Recipe) -> tuple[JoinedModel, AgeVlmProcessor]:
     settings = recipe.model
     torch.manual_seed(recipe.seed)
     language, vision = resolve_language_model(settings.language_model), resolve_model(settings.vision_model)
-    processor = AgeVlmProcessor.from_backbones(language, vision, default_system_prompt=settings.default_system_prompt)
+    processor = join_processor(settings, language, vision)
     backbone = load_backbone(vision, settings.vision_stages)
     fit_pictures(backbone, processor.image_processor, settings.image_size)
     kind, fields = network_of(settings)
     return kind.from_backbones(language, backbone, image_token_id=processor.image_token_id, **fields), processor
 
 
+def join_processor(settings: ModelRecipe, language: str, pictures: str | int) -> AgeVlmProcessor:
+    """The processor of a network that is joined; `pictures` is its vision model, or the side of what that sees."""
+    return AgeVlmProcessor.from_backbones(language, pictures, default_system_prompt=settings.default_system_prompt)
+
+
+def _take_over(model: Any, directory: Path) -> None:
+    """Give a model what a stage before has learned; the other one is gone afterwards."""
+    done, _ = load_model(directory, device="cpu")
+    model.load_state_dict(done.state_dict())
+    model.config.known_words = done.config.known_words
+
+
 def _check_layers(recipe: Recipe, model: Any) -> None:
-    """Refuse guidance on layers that the model does not have, before anything trains."""
+    """Refuse guidance and adapters on layers that the model does not have, before anything trains."""
     number = model.config.num_guided_layers
     for stage in recipe.stages:
+        adapted_layers(model, stage)
         wrong = [layer for layer in (stage.guidance and stage.guidance.layers) or () if not 0 <= layer < number]
         if wrong:
             raise ValueError(

@@ -9,6 +9,8 @@ Checkpoints are gathered, and are the files that one process writes.
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -61,6 +63,32 @@ class Shards:
                 if name != "step" and not isinstance(value, DTensor):
                     value = value.reshape(parameter.shape).to(parameter.device)
                     values[name] = distribute_tensor(value, parameter.device_mesh, parameter.placements)
+
+
+def take_weights(model: nn.Module) -> nn.Module:
+    """A copy of a model that has its weights, to be divided. The model has none from then on, until `give_weights`.
+
+    So nobody holds a whole model beside a divided one.
+    """
+    weights = [parameter.data for parameter in model.parameters()]
+    drop_weights(model)
+    taken = copy.deepcopy(model)
+    for parameter, weight in zip(taken.parameters(), weights, strict=True):
+        parameter.data = weight
+    return taken
+
+
+def drop_weights(model: nn.Module) -> None:
+    """Leave a model without its weights."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.new_empty(0)
+
+
+def give_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Give a model that has none the state of `Shards.weights`, in the types that it had, on the CPU."""
+    for name, parameter in model.named_parameters():
+        parameter.data = weights[name].to(parameter.dtype)
+    model.load_state_dict(weights)  # buffers, and a name that is missing or too many is an error
 
 
 def check_divisible(model: nn.Module) -> None:

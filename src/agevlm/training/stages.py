@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, get_args
 
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from agevlm.modeling.interleaving import decoder_layers
 from agevlm.training.recipe import PARTS, ModuleName, StageRecipe
 
 # Gates and the norms of queries and keys lie inside cross-attention and go by names of their own.
@@ -97,11 +98,48 @@ def _add_adapters(model: Any, stage: StageRecipe) -> None:
         r=stage.lora.rank,
         lora_alpha=stage.lora.alpha,
         use_dora=stage.lora.dora,
-        target_modules=list(stage.lora.target_modules),
+        target_modules=adapted_layers(model, stage),
         lora_dropout=0.0,
         task_type="CAUSAL_LM",
     )
     peft.inject_adapter_in_model(config, model.language_model)
+
+
+def adapted_layers(model: Any, stage: StageRecipe) -> list[str]:
+    """The linear layers that a stage puts adapters on, by their names in the language model; none without `lora`.
+
+    ValueError where the recipe names another layer, or one whose weight is that of another module too.
+    """
+    if stage.lora is None:
+        return []
+    where = f"stage {stage.name!r}: lora.target_modules"
+    decoder = model.language_model
+    linear = {name: module for name, module in decoder.named_modules() if isinstance(module, nn.Linear)}
+    if stage.lora.target_modules is None:
+        inside = {id(module) for module in decoder_layers(decoder).modules()}
+        chosen = [name for name, module in linear.items() if id(module) in inside]
+    else:
+        chosen = _named_layers(list(linear), stage.lora.target_modules, where)
+    owners: dict[int, list[str]] = {}
+    for name, module in decoder.named_modules():
+        for parameter in module.parameters(recurse=False):
+            owners.setdefault(id(parameter), []).append(name)
+    for name in chosen:
+        others = [owner for owner in owners[id(linear[name].weight)] if owner != name]
+        if others:
+            raise ValueError(
+                f"{where}: the weight of {name} is that of {others[0]} too, and merging would change both; leave it out"
+            )
+    return chosen
+
+
+def _named_layers(linear: Sequence[str], targets: Sequence[str], where: str) -> list[str]:
+    """Of the names of linear layers those that are a target, or end in one behind a dot."""
+    for target in targets:
+        if not any(f".{name}".endswith(f".{target}") for name in linear):
+            known = ", ".join(dict.fromkeys(name.rsplit(".", 1)[-1] for name in linear))
+            raise ValueError(f"{where}: {target!r} is no linear layer of the decoder; choose among {known}")
+    return [name for name in linear if any(f".{name}".endswith(f".{target}") for target in targets)]
 
 
 def merge_adapters(model: Any) -> None:

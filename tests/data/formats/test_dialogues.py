@@ -114,6 +114,38 @@ def test_chat_messages_come_as_text_or_in_parts(kind: str, pictures: Path, tmp_p
     assert records[0].sample.images[0].width == (7 if kind == "parquet" else 10)
 
 
+def asked(*parts: dict[str, Any] | str, **row: Any) -> dict[str, Any]:
+    """A row of chat messages: a question of pictures and texts, and an answer."""
+    content = [part if isinstance(part, dict) else {"type": "text", "text": part} for part in parts]
+    answer = [{"type": "text", "text": "yes"}]
+    return {"messages": [{"role": "user", "content": content}, {"role": "assistant", "content": answer}], **row}
+
+
+def part(**name: Any) -> dict[str, Any]:
+    return {"type": "image", **name}
+
+
+@pytest.mark.parametrize(
+    ("row", "widths"),
+    [
+        (asked(part(image="a.png"), "is it?"), [10]),
+        (asked(part(path="7.png"), part(url="a.png"), "same?"), [7, 10]),
+        (asked(part(image={"bytes": make_png(5), "path": None}), "is it?"), [5]),
+        (asked(part(image=None, path="7.png"), "is it?", images=None), [7]),
+        (asked(part(path="7.png"), part(image="a.png"), "same?", images=["./7.png", "a.png"]), [7, 10]),
+        (asked(part(), "and <image>", part(path="7.png"), images=["a.png", "a.png", "7.png"]), [10, 10, 7]),
+        (asked(part(path="7.png"), "is it?", images=[{"bytes": make_png(4), "path": "7.png"}]), [4]),
+    ],
+)
+def test_a_part_may_name_its_own_picture(row: Any, widths: list[int], pictures: Path, tmp_path: Path) -> None:
+    (pictures / "7.png").write_bytes(make_png(7))
+    source = tmp_path / "chat.parquet"  # all parts have all keys there, most of them null
+    pq.write_table(pa.Table.from_pylist([row]), source)
+    _, (record,) = convert("messages", source, pictures)
+    assert [image.width for image in record.sample.images] == widths
+    assert messages_of(record)[0].num_images == len(widths)
+
+
 def test_captions_of_coco_become_a_sample_each(pictures: Path, tmp_path: Path) -> None:
     images = [{"id": 3, "file_name": "a.png"}, {"id": 4, "file_name": "sub/b.png"}, {"id": 5, "file_name": "a.png"}]
     captions = [
@@ -225,6 +257,39 @@ def test_parts_of_messages_are_texts_and_pictures(content: Any, reason: str, pic
     ]
     report, records = convert("messages", write(tmp_path / "chat.json", rows), pictures, LENIENT)
     assert [messages_of(record)[0] for record in records] == [Message("user", "is it?", 1)]
+    assert report.left_out == {reason: 1}
+
+
+@pytest.mark.parametrize(
+    ("row", "reason", "message"),
+    [
+        (
+            asked(part(path="sub/b.png"), part(path="a.png"), "same?", images=["a.png", "sub/b.png"]),
+            "parts that name another picture than `images`",
+            "row 1 names the picture 'sub/b.png' in a message, and number 1 of its `images` is 'a.png'",
+        ),
+        (
+            asked(part(), part(path="a.png"), "same?", images=["a.png"]),
+            "parts that name another picture than `images`",
+            "row 1 names the picture 'a.png' in a message, and number 2 of its `images` is not there",
+        ),
+        (
+            asked(part(path="a.png"), part(), "same?"),
+            "another number of placeholders than pictures",
+            "has 1 pictures and shows 2",
+        ),
+        (asked(part(image=5), "is it?"), "pictures that cannot be read", "row 1 has a picture that is neither"),
+        (asked(part(url="https://there.example/a.png"), "is it?"), "pictures missing on disk", "no such picture"),
+    ],
+)
+def test_a_part_that_names_a_wrong_picture_is_told(
+    row: Any, reason: str, message: str, pictures: Path, tmp_path: Path
+) -> None:
+    source = write(tmp_path / "chat.json", [asked(part(), "is it?", images=["a.png"]), row])
+    with pytest.raises(ValueError, match=message):
+        convert("messages", source, pictures)
+    report, records = convert("messages", source, pictures, LENIENT)
+    assert [record.sample.id for record in records] == ["0"]
     assert report.left_out == {reason: 1}
 
 

@@ -35,6 +35,7 @@ from agevlm.files import inside
 
 Format = Literal["llava", "messages", "captions", "folder"]
 _PLACEHOLDER = "<image>"
+_PART_KEYS = ("image", "path", "url")  # under which a part of a message names its picture
 _ROLES: dict[str, Role] = {
     "human": "user",
     "user": "user",
@@ -225,25 +226,57 @@ def _messages_entry(row: Any, number: int) -> _Entry:
     said = row.get("messages") if isinstance(row, Mapping) else None
     if not isinstance(said, Sequence) or not all(isinstance(message, Mapping) for message in said):
         raise _UnusableError("samples without messages", f"row {number} has no list `messages`")
-    found = _Entry(_identity(row, number), _pictures(row, f"row {number}"), [])
+    name, named = f"row {number}", []
+    found = _Entry(_identity(row, number), [], [])
     for message in said:
-        text, shown = _content(message.get("content"), f"row {number}")
-        text, placeholders = _without_placeholders(text)
-        found.turns.append((str(message.get("role")), text, shown + placeholders))
+        text, shown = _content(message.get("content"), name)
+        text, _ = _without_placeholders(text)
+        found.turns.append((str(message.get("role")), text, len(shown)))
+        named += shown
+    found.images = _shown_pictures(row, named, name)
     return _with_leading_picture(found)
 
 
-def _content(content: Any, name: str) -> tuple[str, int]:
-    """The text of a message, and the number of pictures among its parts."""
-    if not isinstance(content, list):
-        return _text(content, name), 0
-    kinds = [part.get("type") if isinstance(part, Mapping) else None for part in content]
-    for kind, part in zip(kinds, content, strict=True):
-        if kind not in ("text", "image"):
+def _content(content: Any, name: str) -> tuple[str, list[Any]]:
+    """The text of a message, and for each picture that it shows the one that its part names, None without a name."""
+    texts, shown = list[str](), list[Any]()
+    for part in content if isinstance(content, list) else [{"type": "text", "text": content}]:
+        kind = part.get("type") if isinstance(part, Mapping) else None
+        if kind == "text":
+            texts.append(_text(part.get("text"), name))
+            shown += [None] * texts[-1].count(_PLACEHOLDER)
+        elif kind == "image":
+            shown.append(next((part[key] for key in _PART_KEYS if part.get(key)), None))
+        else:
             detail = f"{name} has a message with the part {part!r:.60}; known are those of the type text or image"
             raise _UnusableError("parts of messages nobody knows", detail)
-    texts = (_text(part.get("text"), name) for kind, part in zip(kinds, content, strict=True) if kind == "text")
-    return "\n".join(texts), kinds.count("image")
+    return "\n".join(texts), shown
+
+
+def _shown_pictures(row: Mapping[str, Any], named: Sequence[Any], name: str) -> list[str | bytes]:
+    """The pictures of a row: those under `images`, with which names in parts must agree; without it those of parts."""
+    listed = _listed(row)
+    if not listed:
+        return [_picture(image, name) for image in named if image is not None]
+    for place, image in enumerate(named):
+        if image is not None and not (place < len(listed) and _names(image) & _names(listed[place])):
+            raise _UnusableError(
+                "parts that name another picture than `images`",
+                f"{name} names the picture {_called(image)} in a message, and number {place + 1} of its `images` is "
+                f"{_called(listed[place]) if place < len(listed) else 'not there'}; make them the same, or give one",
+            )
+    return [_picture(image, name) for image in listed]
+
+
+def _names(image: Any) -> set[str | bytes]:
+    """By what a picture is known: its path, its bytes, or both where it is Hugging Face's {bytes, path}."""
+    known = (image.get("bytes"), image.get("path")) if isinstance(image, Mapping) else (image,)
+    return {os.path.normpath(x) if isinstance(x, str) else x for x in known if x and isinstance(x, str | bytes)}
+
+
+def _called(image: Any) -> str:
+    name = next((x for x in _names(image) if isinstance(x, str)), None)
+    return repr(name)[:80] if name else "one without a name"
 
 
 def _text(value: Any, name: str) -> str:
@@ -264,8 +297,12 @@ def _identity(entry: Mapping[str, Any], number: int) -> str:
 
 def _pictures(entry: Mapping[str, Any], name: str) -> list[str | bytes]:
     """What an entry has under `images` or `image`: a picture or a list of them."""
+    return [_picture(image, name) for image in _listed(entry)]
+
+
+def _listed(entry: Mapping[str, Any]) -> list[Any]:
     images: Any = next((entry[key] for key in ("images", "image") if entry.get(key)), [])
-    return [_picture(image, name) for image in (images if isinstance(images, list) else [images])]
+    return images if isinstance(images, list) else [images]
 
 
 def _picture(image: Any, name: str) -> str | bytes:
