@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from tiny_gguf import CHAT_TEMPLATE, make_llama, write_gguf
-from tiny_models import make_model, make_picture
+from tiny_models import make_model, make_picture, make_tokenizer
 
 from agevlm import AgeVlmForConditionalGeneration, AgeVlmProcessor
 from agevlm.checkpoints import resolve_language_model, resolve_model
 from agevlm.evaluation.perplexity import directory_perplexity
-from agevlm.modeling.language import load_language_model, load_tokenizer
+from agevlm.modeling.language import load_gguf_config, load_language_model, load_tokenizer
 
 pytest.importorskip("gguf", reason="the extra gguf is not installed")
 
@@ -128,3 +130,50 @@ def test_without_the_package_the_extra_is_named(file: Path, monkeypatch: pytest.
     monkeypatch.setattr("agevlm.modeling.language.is_gguf_available", lambda: False)
     with pytest.raises(ValueError, match=r"pip install 'agevlm\[gguf\]'"):
         load_language_model(file)
+
+
+def test_what_lies_beside_a_file_is_not_read(llama: Any, file: Path, tmp_path: Path) -> None:
+    """Another model's tokenizer, configuration and weights, stored as integers, are not the file's."""
+    path = Path(shutil.copy(file, tmp_path))
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2", "num_hidden_layers": 1000}')
+    (tmp_path / "generation_config.json").write_text('{"max_new_tokens": "many"}')
+    make_tokenizer().save_pretrained(tmp_path)
+    save_file({"model.norm.weight": torch.zeros(4, dtype=torch.int32)}, tmp_path / "model.safetensors")
+    tokenizer = load_tokenizer(path)
+    assert tokenizer.get_vocab() == load_tokenizer(file).get_vocab()
+    assert tokenizer.chat_template == CHAT_TEMPLATE
+    assert tokenizer.name_or_path == str(path)
+    model = load_language_model(path)
+    assert torch.equal(model.lm_head.weight, llama.lm_head.weight)
+    assert model.config._name_or_path == str(path)
+    assert load_gguf_config(path).vocab_size == llama.config.vocab_size
+
+
+def test_a_file_without_an_end_is_named_beside_a_tokenizer_with_one(llama: Any, tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "endless.gguf", llama, eos=False)
+    make_tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"the tokenizer .*endless.gguf has no token .*: take a GGUF file with one$"):
+        AgeVlmProcessor.from_backbones(path, 32)
+
+
+def test_a_file_is_copied_where_there_are_no_links(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise OSError("no links here")
+
+    for name in ("symlink", "link"):
+        monkeypatch.setattr(f"agevlm.modeling.language.os.{name}", refuse)
+    assert load_tokenizer(file).eos_token == "</s>"
+
+
+def test_a_file_of_the_hub_is_read_as_one_that_is_here(llama: Any, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def download(*names: str) -> str:
+        asked.append(names)
+        return str(file)
+
+    monkeypatch.setattr("agevlm.modeling.language.hf_hub_download", download)
+    name = "organisation/name/small/tiny.gguf"
+    assert load_tokenizer(name).name_or_path == name
+    assert torch.equal(load_language_model(name).lm_head.weight, llama.lm_head.weight)
+    assert set(asked) == {("organisation/name", "small/tiny.gguf")}

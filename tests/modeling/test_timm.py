@@ -157,6 +157,27 @@ def test_a_network_of_one_size_takes_no_other() -> None:
         fit_pictures(backbone, processor, 192)
 
 
+@pytest.mark.usefixtures("offline")
+@pytest.mark.parametrize(("stages", "near"), [(None, "64 or 96"), (STAGES[1:3], None)])
+def test_pictures_whose_edge_a_convnext_of_timm_would_not_see_are_refused(
+    stages: list[str] | None, near: str | None
+) -> None:
+    backbone, processor = load_backbone(f"timm/{NAME}", stages), squeezing_processor(f"timm/{NAME}")
+    fit_pictures(backbone, processor, None)
+    if near is None:
+        fit_pictures(backbone, processor, 80)
+        return
+    with pytest.raises(ValueError, match=f"80 pixels are not cut whole into patches of 32: set image_size to {near}"):
+        fit_pictures(backbone, processor, 80)
+
+
+@pytest.mark.usefixtures("offline")
+def test_networks_of_timm_that_pad_take_any_side() -> None:
+    backbone, processor = load_backbone("timm/test_resnet"), squeezing_processor(32)
+    fit_pictures(backbone, processor, 80)
+    assert processor.size["height"] == 80
+
+
 # ------------------------------------------------------------------------------------------- converted, without timm
 
 SIZES = {

@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 import torch
 from tiny_models import make_pixels, make_text_config, make_vision_config
-from transformers import AutoBackbone, AutoModelForCausalLM
+from transformers import AutoBackbone, AutoModelForCausalLM, ResNetConfig, SwinConfig
 
 from agevlm import AgeVlmConfig, AgeVlmForConditionalGeneration, ConcatVlmConfig, ConcatVlmForConditionalGeneration
+from agevlm.modeling.efficientnet_lite import EfficientNetLiteConfig
 from agevlm.modeling.processing_agevlm import squeezing_processor
-from agevlm.modeling.vision import join_feature_maps, load_backbone
+from agevlm.modeling.vision import build_backbone, fit_pictures, join_feature_maps, load_backbone
 
 NETWORKS = (AgeVlmForConditionalGeneration, ConcatVlmForConditionalGeneration)
 
@@ -94,3 +95,48 @@ def test_without_timm_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.Mon
 def test_a_grid_that_is_none_is_named(config: Any) -> None:
     with pytest.raises(ValueError, match="vision_grid='middle' must be one of"):
         config(text_config=make_text_config(), vision_config=make_vision_config(), vision_grid="middle")
+
+
+@pytest.mark.parametrize("name", ["convnext", "convnextv2"])
+@pytest.mark.parametrize(
+    ("stages", "side", "near"),
+    [(["stage2"], 36, "32 or 40"), (["stage1", "stage2"], 4, "8"), (["stage1"], 36, None), (["stem"], 36, None)],
+)
+def test_pictures_whose_edge_a_convnext_would_not_see_are_refused(
+    name: str, stages: list[str], side: int, near: str | None
+) -> None:
+    backbone, processor = build_backbone(make_vision_config(name, out_features=stages)), squeezing_processor(32)
+    fit_pictures(backbone, processor, None)
+    if near is None:
+        fit_pictures(backbone, processor, side)
+    else:
+        message = f"pictures of {side} pixels are not cut whole into patches of 8: set image_size to {near}$"
+        with pytest.raises(ValueError, match=message):
+            fit_pictures(backbone, processor, side)
+    seen = 8 if near else 4
+    (features, *_) = reversed(backbone(torch.zeros(1, 3, 40, 40)).feature_maps)
+    assert features.shape[-1] == 40 // seen
+
+
+def test_a_side_above_the_largest_is_not_advised() -> None:
+    backbone = build_backbone(make_vision_config(patch_size=24, out_features=["stage1"]))
+    with pytest.raises(ValueError, match=r"set image_size to 2040$"):
+        fit_pictures(backbone, squeezing_processor(24), 2047)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        EfficientNetLiteConfig(stem_size=8, head_size=16),
+        ResNetConfig(embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1]),
+        SwinConfig(embed_dim=8, depths=[1, 1], num_heads=[1, 1], image_size=32),
+    ],
+    ids=lambda config: config.model_type,
+)
+def test_networks_that_pad_take_any_side(config: Any) -> None:
+    backbone, processor = build_backbone(config), squeezing_processor(32)
+    fit_pictures(backbone, processor, 75)
+    assert processor.size["height"] == 75
+    cells = backbone(torch.zeros(1, 3, 75, 75)).feature_maps[-1].shape[-1]
+    strides = {"efficientnet_lite": 32, "resnet": 8, "swin": 8}
+    assert cells == -(-75 // strides[config.model_type])

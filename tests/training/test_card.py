@@ -76,3 +76,10 @@ def test_a_name_cannot_end_the_front_matter(tmp_path: Path) -> None:
     assert card.data.license is None
     assert card.data.base_model == ["a|b/c: d"]
     assert "<b>" not in card.text and "&lt;b&gt;" in card.text
+
+
+def test_the_repository_of_a_gguf_file_is_what_it_was_made_from(tmp_path: Path) -> None:
+    models = {"language_model": "organisation/name/small/file.gguf", "vision_model": "tiny-convnext"}
+    assert ModelCard.load(write_card(make_run(tmp_path / "hub", model=models))).data.base_model == ["organisation/name"]
+    models["language_model"] = "models/file.gguf"  # of one's own, and gone by now
+    assert ModelCard.load(write_card(make_run(tmp_path / "own", model=models))).data.base_model is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,11 @@ from tiny_runs import make_recipe, run
 from typer.main import get_command
 
 from agevlm.cli import app
+from agevlm.data.parquet import read_parquet, write_parquet
 from agevlm.data.scenes import WorldSpec
 from agevlm.data.scenes.export import export_parquet
-from agevlm.training.needs import missing
-from agevlm.training.recipe import load_recipe, parse_recipe
+from agevlm.training.needs import missing, unreadable
+from agevlm.training.recipe import ParquetSource, load_recipe, parse_recipe
 from agevlm.training.recipe_files import packaged_recipes
 
 
@@ -41,6 +43,49 @@ def test_their_commands_are_commands_of_ours(name: str) -> None:
         while hasattr(command, "commands"):
             command = command.commands[words.pop(0)]
         command.make_context(command.name, words)
+
+
+@pytest.mark.parametrize("name", ["age_vlm_1b", "age_vlm_135m"])
+def test_pictures_that_are_not_copied_into_a_dataset_are_read_from_where_they_are(name: str) -> None:
+    recipe = load_recipe(packaged_recipes()[name])
+    sources = [source for source in recipe.data.values() if isinstance(source, ParquetSource)]
+    linked = [source for source in sources if "--no-embed-images" in recipe.prepare[source.parquet.as_posix()][-1]]
+    assert len(linked) == 3
+    assert all(source.allow_outside for source in linked)
+
+
+def link_pictures(directory: Path) -> Path:
+    """A dataset that names pictures outside of it."""
+    export_parquet(directory / "embedded", WorldSpec(), 0, 3)
+    records = []
+    for number, record in enumerate(read_parquet(directory / "embedded")):
+        (image,) = record.sample.images
+        path = directory / f"{number}.png"
+        path.write_bytes(image.data or b"")
+        images = (replace(image, path=path, data=None),)
+        records.append(replace(record, sample=replace(record.sample, images=images)))
+    write_parquet(directory / "linked", records, embed_images=False)
+    return directory / "linked"
+
+
+def test_data_whose_first_sample_cannot_be_read_are_told_before_anything_trains(
+    foundation: Path, tmp_path: Path
+) -> None:
+    linked = {"parquet": str(link_pictures(tmp_path))}
+    late = {"name": "late", "trainable": ["projector"], "data": {"linked": 1.0}}
+    data = {"scenes": {"num_scenes": 12}, "linked": linked, "unused": linked}
+    content = make_recipe(foundation, "align", late, data=data, evaluation={"benchmark": linked["parquet"]})
+    for options in ({"dry_run": True}, {}):
+        with pytest.raises(ValueError, match=r"^data\.linked: .*leads out of .*`allow_outside: true` of the source"):
+            run(content, tmp_path / "run", **options)
+    found = list(unreadable(parse_recipe(content, "recipe")))
+    assert [line.split(":")[0] for line in found] == ["data.linked", "evaluation.benchmark"]
+    allowed = {**content, "data": {**data, "linked": {**linked, "allow_outside": True}}, "evaluation": None}
+    run(allowed, tmp_path / "run", dry_run=True)
+    (tmp_path / "0.png").unlink()
+    with pytest.raises(ValueError, match=r"^data\.linked: .*0\.png"):
+        run(allowed, tmp_path / "run", dry_run=True)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_benchmark_that_is_missing_is_told_before_anything_trains(foundation: Path, tmp_path: Path) -> None:
@@ -78,3 +123,29 @@ def test_what_is_there_is_not_missing(foundation: Path, tmp_path: Path) -> None:
     assert missing(parse_recipe(content, "r.yaml")) == []
     absent = {"scenes": {"parquet": str(tmp_path / "train")}, "other": {"labels": "nowhere"}}
     assert missing(parse_recipe({**content, "data": absent}, "r.yaml")) == []  # no stage reads the other
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (
+            "organisation/name/small/a file.gguf",
+            "^model.language_model: organisation/name/small/a file.gguf is not here; "
+            "make it by: hf download organisation/name 'small/a file.gguf'$",
+        ),
+        ("models/nothere.gguf", r"^no GGUF file 'models/nothere\.gguf': expected one that exists"),
+    ],
+)
+def test_a_gguf_file_that_is_missing_is_told(
+    name: str, message: str, foundation: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = make_recipe(foundation, "align")
+    content["model"]["language_model"] = name
+    with pytest.raises(ValueError, match=message):
+        run(content, tmp_path / "run", dry_run=True)
+    prepared = parse_recipe({**content, "prepare": {name: ["make it"]}}, "r.yaml")
+    assert [need.commands for need in missing(prepared)] == [("make it",)]
+    (tmp_path / "file.gguf").touch()
+    monkeypatch.setattr("agevlm.training.needs.hf_hub_download", lambda *_, **__: str(tmp_path / "file.gguf"))
+    if name.startswith("organisation"):
+        assert missing(parse_recipe(content, "r.yaml")) == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ import torch
 import yaml
 from huggingface_hub import ModelCard
 from rich.console import Console
+from tiny_gguf import make_llama, write_gguf
 from tiny_runs import GUIDED, STAGES, make_recipe
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+from transformers import AutoConfig, AutoModel, AutoTokenizer, CLIPImageProcessorPil
 from typer.testing import CliRunner
 
 from agevlm.cli import app
@@ -267,3 +270,86 @@ def test_the_command_prints_tables_and_writes_them(foundation: Path, tmp_path: P
     assert stage["modules"]["language_model"]["trainable"] == 0
     assert stage["shape"]["num_images"] == 1
     assert plan["assumed"][0].startswith("rows of text have as many tokens as in some batches")
+
+
+def planned(content: dict[str, Any], **options: Any) -> Any:
+    return plan_run(parse_recipe(content, "r.yaml"), Machine(GPUS["h100"]), **options)
+
+
+@pytest.mark.parametrize("shape", [None, "smollm2-135m"])
+@pytest.mark.parametrize("place", ["here", "in the cache"])
+def test_a_gguf_file_is_planned_as_it_trains(
+    place: str, shape: str | None, foundation: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("gguf", reason="the extra gguf is not installed")
+    file = str(write_gguf(tmp_path / "llama.gguf", make_llama(max_position_embeddings=512)))
+    content = make_recipe(foundation, "align")
+    content["model"] |= {"language_model": file, "language_shape": shape}
+    if place == "in the cache":
+        content["model"]["language_model"] = "organisation/name/llama.gguf"
+        monkeypatch.setattr("agevlm.training.needs.hf_hub_download", lambda *_, **__: file)
+        monkeypatch.setattr("agevlm.modeling.language.hf_hub_download", lambda *_: file)
+    plan = planned(content)
+    assert plan.assumed[0].startswith("rows of text have as many tokens as in some batches")
+    model, _ = build_model(parse_recipe(content, "r.yaml"))
+    counted = plan.stages[0].modules["language_model"]["parameters"]
+    assert counted == sum(p.numel() for p in model.language_model.parameters())
+
+
+def test_a_gguf_file_that_is_not_there_is_planned_by_a_shape(foundation: Path) -> None:
+    content = make_recipe(foundation, "align")
+    content["model"]["language_model"] = "models/nothere.gguf"
+    with pytest.raises(ValueError, match=r"models/nothere.gguf is neither here nor in the cache: name a shape"):
+        planned(content)
+    content["model"]["language_shape"] = str(foundation / "llama" / "config.json")
+    assert planned(content).assumed[0].startswith("rows of text have so many tokens")
+
+
+@pytest.mark.parametrize("stages", [["stage2", "stage1"], ["stage1"]])
+def test_stages_in_any_order_are_planned(stages: list[str], foundation: Path) -> None:
+    content = make_recipe(foundation, "align")
+    content["model"]["vision_stages"] = stages
+    settings = parse_recipe(content, "r.yaml").model
+    assert Shapes.of(settings).vision.config.out_features == sorted(stages)
+    channels = build_model(parse_recipe(content, "r.yaml"))[0].projector.in_features
+    assert Shapes.of(settings).build(settings).projector.in_features == channels
+    content["model"]["vision_stages"] = ["stage7"]
+    with pytest.raises(ValueError, match="has the feature maps stem, stage1, stage2, and 'stage7' was asked for"):
+        planned(content)
+
+
+def test_pictures_are_planned_in_the_size_that_training_takes(foundation: Path, tmp_path: Path) -> None:
+    """A CLIP whose pictures are resized to 112 pixels and cropped to 96."""
+    shape = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2}
+    text = shape | {"vocab_size": 20}
+    config = AutoConfig.for_model("clip", vision_config=shape | {"image_size": 32, "patch_size": 8}, text_config=text)
+    AutoModel.from_config(config).save_pretrained(tmp_path)
+    CLIPImageProcessorPil(size={"shortest_edge": 112}, crop_size=96).save_pretrained(tmp_path)
+    content = make_recipe(foundation, "align")
+    content["model"] |= {"vision_model": str(tmp_path), "vision_stages": ["stage3", "stage1"]}
+    model, processor = build_model(parse_recipe(content, "r.yaml"))
+    plan = planned(content)
+    size = processor.image_processor.size
+    assert plan.stages[0].shape.image_size == (size["height"], size["width"]) == (96, 96)
+    counted = plan.stages[0].modules["vision_model"]["parameters"]
+    assert counted == sum(p.numel() for p in model.vision_model.parameters())
+    content["model"]["image_size"] = 100
+    with pytest.raises(ValueError, match="100 pixels are not cut whole into patches of 8: set image_size to 96 or 104"):
+        planned(content, text_len=20)
+
+
+def test_texts_are_planned_without_the_system_prompt_that_training_drops(foundation: Path, tmp_path: Path) -> None:
+    shutil.copytree(foundation / "llama", tmp_path / "llama")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "llama")
+    tokenizer.chat_template = (
+        "{% if messages[0]['role'] != 'system' %}{{ 'system: is there a fish in the picture ?\n' }}{% endif %}"
+        "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}"
+    )
+    tokenizer.save_pretrained(tmp_path / "llama")
+    content = make_recipe(foundation, "align")
+    content["model"]["language_model"] = str(tmp_path / "llama")
+    lengths = {}
+    for kept in (True, False):
+        content["model"]["default_system_prompt"] = kept
+        lengths[kept] = planned(content).stages[0].shape.text_len
+    assert lengths[True] >= lengths[False] + 8

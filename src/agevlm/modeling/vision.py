@@ -11,7 +11,7 @@ from os import PathLike
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import MODEL_FOR_BACKBONE_MAPPING, MODEL_MAPPING, AutoConfig, PreTrainedModel
 from transformers.configuration_utils import PreTrainedConfig
@@ -24,6 +24,7 @@ from .timm_models import SavedTimm, check_timm, fixed_side, is_timm, load_timm
 from .vit_backbone import TOWERS, VitBackbone, VitBackboneConfig
 
 MAX_SIDE = 2048  # pixels of the square picture that a model takes
+_CUTTING = ("convnext", "convnextv2")  # those of transformers with convolutions that do not pad
 NUM_FREQUENCIES = 4
 POSITION_CODE_SIZE = 2 + 4 * NUM_FREQUENCIES
 
@@ -53,30 +54,35 @@ def load_backbone(path: str | PathLike[str], out_features: Sequence[str] | None 
         return load_timm(path, out_features, lambda known, asked: _numbers(path, known, asked))
     with reading(path, "configuration"):
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)
-    if config.model_type in {*TOWERS, *TOWERS.values()}:
-        return _load_tower(path, config, out_features)
+    whole, config = config, backbone_config(path, config, out_features)
+    if whole.model_type in {*TOWERS, *TOWERS.values()}:
+        tower = load_whole(MODEL_MAPPING[type(config.vision_config)], path, config=config.vision_config)
+        return VitBackbone(config, tower).eval()
     taken: dict[str, Any] = {}
-    if isinstance(config, AgeVlmConfig | ConcatVlmConfig):
-        config, taken = config.vision_config, {"key_mapping": {r"^vision_model\.": ""}}
+    if isinstance(whole, AgeVlmConfig | ConcatVlmConfig):
+        taken = {"key_mapping": {r"^vision_model\.": ""}}
     kind = backbone_class(config)
-    if out_features is not None:
-        config.out_features = [
-            config.stage_names[number] for number in _numbers(path, config.stage_names, out_features)
-        ]
     saved_so = out_features is None and any("Backbone" in name for name in config.architectures or ())
     may_lack = None if saved_so else "hidden_states_norms"  # of the feature maps that were not asked for then
     reader = SavedTimm if config.model_type == "timm_backbone" else kind
     return load_whole(reader, path, may_lack=may_lack, takes_all=saved_so and not taken, config=config, **taken)
 
 
-def _load_tower(path: str | PathLike[str], config: Any, out_features: Sequence[str] | None) -> VitBackbone:
-    """The vision transformer of a CLIP or SigLIP, saved alone or with its text model."""
-    vision = config.vision_config if config.model_type in TOWERS else config
-    ours = VitBackboneConfig(vision_config=vision)
+def backbone_config(path: str | PathLike[str], config: Any, out_features: Sequence[str] | None) -> Any:
+    """The configuration of the backbone in a checkpoint with `config`, with the feature maps that are asked for.
+
+    That of the vision model of a network of ours, or of the vision transformer of a CLIP or SigLIP, saved alone or with
+    its text model. See `load_backbone`.
+    """
+    if config.model_type in {*TOWERS, *TOWERS.values()}:
+        config = VitBackboneConfig(vision_config=config.vision_config if config.model_type in TOWERS else config)
+    elif isinstance(config, AgeVlmConfig | ConcatVlmConfig):
+        config = config.vision_config
+    backbone_class(config)  # what gives no feature maps has no names of them either
     if out_features is not None:
-        ours.out_features = [ours.stage_names[number] for number in _numbers(path, ours.stage_names, out_features)]
-    tower = load_whole(MODEL_MAPPING[type(vision)], path, config=ours.vision_config)
-    return VitBackbone(ours, tower).eval()
+        names = config.stage_names
+        config.out_features = [names[number] for number in _numbers(path, names, out_features)]
+    return config
 
 
 def _numbers(path: str | PathLike[str], known: Sequence[str], asked: Sequence[str] | None) -> list[int]:
@@ -108,14 +114,42 @@ def fit_pictures(backbone: PreTrainedModel, image_processor: Any, side: int | No
             raise ValueError(
                 f"{config.backbone} of timm takes pictures of {only} pixels alone, and image_size={size}: leave it out"
             )
-        patch = getattr(config, "patch_size", None)
-        if hasattr(config, "depths") or not isinstance(patch, int) or size % patch == 0:
-            continue  # convolutions pad
+        patch = _patch(backbone) if only is None else None
+        if patch is None or size % patch == 0:
+            continue
         below = size // patch * patch
+        sides = [side for side in (below, below + patch) if 0 < side <= MAX_SIDE]
         raise ValueError(
             f"pictures of {size} pixels are not cut whole into patches of {patch}: set image_size to "
-            f"{below or patch} or {below + patch}"
+            f"{' or '.join(map(str, sides))}"
         )
+
+
+def _patch(backbone: PreTrainedModel) -> int | None:
+    """The side in pixels of the squares that a backbone cuts pictures into, of the coarsest feature map that it gives.
+
+    What is left over at the right and the bottom it does not see. None where it pads pictures, or where none is known.
+    """
+    config = backbone.config
+    if config.model_type == "timm_backbone":
+        cuts = [
+            _cuts(module) for module in backbone.modules() if isinstance(module, nn.Conv2d) and max(module.stride) > 1
+        ]
+        known = any(cuts) and (all(cuts) or "convnext" in config.backbone)  # the stems of some of these pad
+        return int(max(backbone._backbone.feature_info.reduction())) if known else None
+    patch = getattr(config, "patch_size", None)
+    if not isinstance(patch, int):
+        return None
+    if config.model_type not in _CUTTING:
+        return None if hasattr(config, "depths") else patch  # of those with stages others pad
+    halvings = max(config.stage_names.index(name) for name in backbone.out_features) - 1  # none up to stage1
+    return int(patch * 2 ** max(halvings, 0))
+
+
+def _cuts(convolution: nn.Conv2d) -> bool:
+    """Whether a convolution sees cells side by side and none beyond the picture; classes of timm's own pad."""
+    plain = type(convolution) is nn.Conv2d and not any(convolution.padding)
+    return plain and convolution.kernel_size == convolution.stride
 
 
 def backbone_class(config: PreTrainedConfig) -> Any:

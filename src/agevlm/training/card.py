@@ -18,6 +18,7 @@ from huggingface_hub import ModelCardData
 from agevlm.checkpoints import PACKAGED
 from agevlm.evaluation.results import section_namer
 from agevlm.files import write_beside
+from agevlm.modeling.language import is_gguf, split_hub_file
 from agevlm.training.recipe import LabelsSource, ParquetSource, Recipe, ScenesSource, Source, StageRecipe, load_recipe
 
 CARD = "README.md"
@@ -97,8 +98,16 @@ def _base_models(recipe: Recipe) -> list[str]:
     """Hub ids of what the network is joined from, those that the recipe's card names included."""
     settings = recipe.model
     named = [settings.init] if settings.init else [settings.language_model, settings.vision_model]
-    found = [name for name in named if name and name.count("/") == 1 and not Path(name).exists()]
+    found = [on_hub for name in named if name and (on_hub := _on_hub(name))]
     return list(dict.fromkeys([*found, *recipe.card.base_models]))
+
+
+def _on_hub(name: str) -> str | None:
+    """The hub id of a model, which may be that of its GGUF file; None where it is not on the hub."""
+    file = split_hub_file(name)
+    if file is not None:
+        return file[0]
+    return name if name.count("/") == 1 and not is_gguf(name) and not Path(name).exists() else None
 
 
 def _summary(recipe: Recipe, environment: Mapping[str, Any]) -> str:

@@ -1,4 +1,7 @@
-"""What a recipe names that is not here yet, and the commands that make it. Nothing is fetched, and nothing is made."""
+"""What a recipe names that is not here yet, and the commands that make it; and what is here and cannot be read.
+
+Nothing is fetched, and nothing is made.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +10,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from huggingface_hub import snapshot_download
+from huggingface_hub import hf_hub_download, snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError
 
-from agevlm.checkpoints import PACKAGED, resolve_model
+from agevlm.checkpoints import PACKAGED, resolve_language_model, resolve_model
+from agevlm.data.images import open_image
+from agevlm.data.parquet import read_parquet
+from agevlm.modeling.language import split_hub_file
 from agevlm.training.recipe import LabelsSource, ParquetSource, Recipe
 
 
@@ -46,25 +52,42 @@ def _models(recipe: Recipe) -> Iterator[Need]:
         if name is None or name in PACKAGED or Path(name).exists() or _cached(name):
             continue
         commands = recipe.prepare.get(name, ())
-        if not commands:
-            resolve_model(name)  # what is no hub id either has an error of its own
-            commands = (f"hf download {shlex.quote(name)}",)
-        yield Need(f"model.{key}", name, commands, is_hub_id=name.count("/") == 1)
+        on_hub = split_hub_file(name) or (name,)
+        if not commands:  # what is not on the hub either has an error of its own
+            (resolve_language_model if key == "language_model" else resolve_model)(name)
+            commands = (f"hf download {shlex.join(on_hub)}",)
+        yield Need(f"model.{key}", name, commands, is_hub_id=len(on_hub) == 2 or name.count("/") == 1)
+
+
+def at_hand(name: str) -> Path | None:
+    """The directory or the GGUF file of a model that is here or in the cache of the hub; None where it is in neither.
+
+    ValueError where it is the name of none.
+    """
+    source = Path(resolve_language_model(name))
+    return source if source.exists() else _in_cache(name)
+
+
+def _in_cache(name: str) -> Path | None:
+    on_hub = split_hub_file(name)
+    try:
+        if on_hub is not None:
+            return Path(hf_hub_download(*on_hub, local_files_only=True))
+        return Path(snapshot_download(name, local_files_only=True)) if name.count("/") == 1 else None
+    except (LocalEntryNotFoundError, ValueError):
+        return None
 
 
 def _cached(name: str) -> bool:
     """Whether the cache of the hub holds a model with its weights."""
-    if name.count("/") != 1:
-        return False
-    try:
-        directory = Path(snapshot_download(name, local_files_only=True))
-    except (LocalEntryNotFoundError, ValueError):
-        return False
-    return any(directory.glob("*.safetensors")) or any(directory.glob("*.bin"))
+    place = _in_cache(name)
+    if place is None or place.is_file():
+        return place is not None
+    return any(place.glob("*.safetensors")) or any(place.glob("*.bin"))
 
 
 def _data(recipe: Recipe) -> Iterator[Need]:
-    used = {name for stage in recipe.stages for name, weight in stage.data.items() if weight}
+    used = recipe.used_data
     for name, source in recipe.data.items():
         if name in used and isinstance(source, ParquetSource) and not _is_dataset(source.parquet):
             yield _need(recipe, f"data.{name}", source.parquet)
@@ -78,6 +101,22 @@ def missing_benchmark(recipe: Recipe) -> Iterator[Need]:
     benchmark = recipe.evaluation.benchmark if recipe.evaluation else "scenes"
     if benchmark != "scenes" and not _is_dataset(Path(benchmark)):
         yield _need(recipe, "evaluation.benchmark", Path(benchmark))
+
+
+def unreadable(recipe: Recipe) -> Iterator[str]:
+    """A line for each dataset that is here and whose first sample, with its pictures, cannot be read."""
+    sources = {f"data.{name}": recipe.data[name] for name in sorted(recipe.used_data)}
+    named = {key: (at.parquet, at.allow_outside) for key, at in sources.items() if isinstance(at, ParquetSource)}
+    asked = recipe.evaluation
+    if asked and asked.benchmark != "scenes":
+        named["evaluation.benchmark"] = (Path(asked.benchmark), asked.allow_outside)
+    for key, (directory, allow_outside) in named.items():
+        if _is_dataset(directory):
+            try:
+                for image in read_parquet(directory, allow_outside=allow_outside)[0].sample.images:
+                    open_image(image)
+            except ValueError as error:
+                yield f"{key}: {error}"
 
 
 def _need(recipe: Recipe, key: str, path: Path) -> Need:

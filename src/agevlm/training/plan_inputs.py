@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import torch
+from transformers.utils.import_utils import is_timm_available
 
 from agevlm.checkpoints import resolve_model
 from agevlm.data.collate import Collator
 from agevlm.data.schema import IGNORE_INDEX
 from agevlm.documents import read_json
-from agevlm.modeling.processing_agevlm import AgeVlmProcessor
+from agevlm.modeling.processing_agevlm import AgeVlmProcessor, squeezing_processor
+from agevlm.modeling.timm_models import is_timm
+from agevlm.modeling.vision import build_backbone, fit_pictures
 from agevlm.training.dataset import SourceData, StageDataset
-from agevlm.training.needs import missing
+from agevlm.training.needs import at_hand, missing
 from agevlm.training.recipe import LabelsSource, ParquetSource, Recipe, ScenesSource, Source, StageRecipe
-from agevlm.training.run import open_source
+from agevlm.training.run import join_processor, open_source
 from agevlm.training.shapes import Shapes
 
 TEXT_LEN = 128  # tokens of a row
@@ -64,7 +67,7 @@ def reckon(recipe: Recipe, shapes: Shapes, text_len: int | None = None) -> Recko
 
     Where language model and data are at hand, some batches of each stage are drawn and measured.
     """
-    used = sorted({name for stage in recipe.stages for name, weight in stage.data.items() if weight})
+    used = sorted(recipe.used_data)
     processor = _processor(recipe) if text_len is None else None
     texts = {stage.name: _text_shape(recipe, stage, text_len, processor) for stage in recipe.stages}
     images = {name: _num_images(recipe.data[name]) for name in used}
@@ -74,11 +77,15 @@ def reckon(recipe: Recipe, shapes: Shapes, text_len: int | None = None) -> Recko
 
 def _processor(recipe: Recipe) -> Any:
     """What makes tokens of the recipe's texts, or None where it or the data are not at hand."""
-    if any(need.key not in ("model.vision_model", "evaluation.benchmark") for need in missing(recipe)):
+    try:
+        needs = missing(recipe)
+    except ValueError:  # a name that is nothing yet, for which the recipe names a shape
+        return None
+    if any(need.key not in ("model.vision_model", "evaluation.benchmark") for need in needs):
         return None
     if recipe.model.init:
-        return AgeVlmProcessor.from_pretrained(resolve_model(recipe.model.init))
-    return AgeVlmProcessor.from_backbones(resolve_model(recipe.model.language_model), 32)
+        return AgeVlmProcessor.from_pretrained(at_hand(recipe.model.init))
+    return join_processor(recipe.model, str(at_hand(recipe.model.language_model)), 32)
 
 
 def _text_shape(recipe: Recipe, stage: StageRecipe, text_len: int | None, processor: Any) -> TextShape:
@@ -153,24 +160,32 @@ def _num_images(source: Source) -> int | None:
 
 
 def _image_size(recipe: Recipe, shapes: Shapes) -> tuple[int, int]:
-    """(height, width) in pixels: the recipe's, the processor's of the checkpoint, or what its configuration says."""
+    """(height, width) in pixels of the pictures that training takes; ValueError where it takes none of that size.
+
+    What is not known of a vision model that is not at hand is what its configuration says.
+    """
     settings = recipe.model
-    if settings.image_size and not settings.init:
-        return settings.image_size, settings.image_size
-    size: Any = _processor_size(settings.init or settings.vision_model)
-    size = size or getattr(shapes.vision.config, "image_size", 224)
-    return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+    processor = _image_processor(settings.init or settings.vision_model)
+    if processor is None:
+        size = getattr(shapes.vision.config, "image_size", 224)
+        height, width = (size, size) if isinstance(size, int) else size
+        processor = SimpleNamespace(size={"height": int(height), "width": int(width)})
+    if not settings.init:
+        with torch.device("meta"):
+            backbone = build_backbone(shapes.vision.config)
+        fit_pictures(backbone, processor, settings.image_size)
+    return processor.size["height"], processor.size["width"]
 
 
-def _processor_size(model: str) -> int | None:
-    """The side of pictures in a directory's processor, or None where there is none."""
+def _image_processor(model: str) -> Any:
+    """The image processor that comes along with a model, as training takes it over; None where it is not at hand."""
     try:
-        directory = Path(resolve_model(model))
+        source = resolve_model(model)
     except ValueError:
         return None
-    for name, key in (("processor_config.json", "image_processor"), ("preprocessor_config.json", None)):
-        if (directory / name).is_file():
-            content = json.loads((directory / name).read_text(encoding="utf-8"))
-            size = (content.get(key, {}) if key else content).get("size", {})
-            return size.get("height") or size.get("shortest_edge")
-    return None
+    if is_timm(source):
+        return squeezing_processor(source) if is_timm_available() else None
+    place = at_hand(model)
+    names = ("processor_config.json", "preprocessor_config.json")
+    here = place is not None and any((place / name).is_file() for name in names)
+    return squeezing_processor(place) if here else None

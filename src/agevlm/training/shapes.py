@@ -1,7 +1,7 @@
 """Networks without weights: the parts of a recipe by their configurations, joined on the meta device.
 
-A configuration is that of a directory, of a hub id that is in the cache, or one of `known_shapes/`: facts of well-known
-models (widths, depths, heads), no weights. Nothing is downloaded, and nothing is allocated.
+A configuration is that of a directory or a GGUF file, of a hub id that is in the cache, or one of `known_shapes/`:
+facts of well-known models (widths, depths, heads), no weights. Nothing is downloaded, and nothing is allocated.
 """
 
 from __future__ import annotations
@@ -15,15 +15,17 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
-from agevlm.checkpoints import resolve_model
+from agevlm.checkpoints import resolve_language_model
 from agevlm.modeling import register
 from agevlm.modeling.configuration_agevlm import AgeVlmConfig
 from agevlm.modeling.configuration_concat import ConcatVlmConfig
 from agevlm.modeling.joined import JoinedModel
+from agevlm.modeling.language import is_gguf, load_gguf_config
 from agevlm.modeling.loading import reading
 from agevlm.modeling.modeling_agevlm import AgeVlmForConditionalGeneration
 from agevlm.modeling.modeling_concat import ConcatVlmForConditionalGeneration
-from agevlm.modeling.vision import build_backbone
+from agevlm.modeling.vision import backbone_config, build_backbone
+from agevlm.training.needs import at_hand
 from agevlm.training.recipe import ModelRecipe
 
 DIRECTORY = Path(__file__).parent / "known_shapes"
@@ -65,11 +67,13 @@ def find_shape(model: str, shape: str | None) -> Shape:
 
 
 def _local(model: str) -> PreTrainedConfig | None:
-    """The configuration in a directory or in the cache of the hub, or None."""
+    """The configuration in a directory, in a GGUF file, or in the cache of the hub, or None."""
     try:
-        source = resolve_model(model)
+        source, place = resolve_language_model(model), at_hand(model)
     except ValueError:
         return None
+    if is_gguf(source):
+        return load_gguf_config(place) if place is not None else None
     if Path(source).is_dir():
         with reading(source, "configuration"):
             return AutoConfig.from_pretrained(source, trust_remote_code=False)
@@ -108,12 +112,8 @@ class Shapes:
                 raise ValueError(f"{settings.init} is of the type {whole.config.model_type!r}, none of ours")
             language, vision = (getattr(whole.config, f"{name}_config") for name in ("text", "vision"))
             return cls(Shape(language, whole.source), Shape(vision, whole.source), whole.config)
-        vision = find_shape(settings.vision_model, settings.vision_shape)
-        if isinstance(vision.config, AgeVlmConfig | ConcatVlmConfig):
-            vision = Shape(vision.config.vision_config, vision.source)
-        if settings.vision_stages:
-            with reading(vision.source, "feature maps"):
-                vision.config.out_features = list(settings.vision_stages)
+        found = find_shape(settings.vision_model, settings.vision_shape)
+        vision = Shape(backbone_config(found.source, found.config, settings.vision_stages), found.source)
         return cls(find_shape(settings.language_model, settings.language_shape), vision)
 
     @property
