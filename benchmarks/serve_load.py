@@ -6,11 +6,11 @@
 
 16 clients ask 8 questions about each of 20 pictures: every picture has one client, which asks its questions one after
 another and then takes the next picture. All clients begin at once, with 16 new pictures: a burst. A second time, with
-twice the pictures, each begins a sixteenth of a conversation after the one before, so that new pictures come one by one:
-a steady load. Beside it, in turns and in one run: `generate` one by one, and `generate` in batches of 8, both of which see
-the picture with each question. All arms may use the same number of threads; the server
-takes one for a model as small as `tiny`. The weights of `smollm2` are random, in the shape of SmolLM2-135M on a
-ConvNeXt-T at 384 pixels; it writes 16 tokens an answer.
+twice the pictures, each begins a sixteenth of a conversation after the one before, so that new pictures come one by
+one: a steady load. Beside it, in turns and in one run: `generate` one by one, and `generate` in batches of 8, both of
+which see the picture with each question. All arms may use the same number of threads; the server takes one for a model
+as small as `tiny`. The weights of `smollm2` are random, in the shape of SmolLM2-135M on a ConvNeXt-T at 384 pixels; it
+writes 16 tokens an answer.
 
 `--soak N` measures no time: it asks N questions about ever new pictures, more than the server keeps, and watches its
 memory. A status that is not 200 and an answer without an end stop it.
@@ -216,7 +216,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             arms["one"].append(statistics.median(generate(model, processor, files, 1, options.answers)))
             arms["served"].append(asyncio.run(burst.run(files, CLIENTS)))
             more = [file + b"steady" for file in files] + [file + b"more" for file in files]
-            asyncio.run(steady.run(more, CLIENTS, arms["served"][-1] * len(QUESTIONS)))  # of 16 conversations side by side
+            gap_s = arms["served"][-1] * len(QUESTIONS)  # a sixteenth of a conversation, for 16 run side by side
+            asyncio.run(steady.run(more, CLIENTS, gap_s))
             arms["batch"].append(statistics.median(generate(model, processor, files, BATCH, options.answers // 4)))
             asyncio.run(idle.run([file + b"idle" for file in files[: options.idle]], 1))
     finally:
