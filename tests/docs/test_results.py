@@ -106,6 +106,34 @@ def test_what_came_of_photographs() -> None:
     assert said.format(*shares) in " ".join(README.split())
 
 
+ABLATIONS = {
+    "nothing: AGE +, seed 0": "age_plus",
+    "masks for 30 % of the pictures": "masks_known_30",
+    "masks for 10 %": "masks_known_10",
+    "no masks: unguided cross-attention": "cross_attention",
+    "boxes in place of masks": "masks_boxes",
+    "half of the pictures": "pictures_half",
+    "a quarter of the pictures": "pictures_quarter",
+    "weights × 0.3": "weight_03",
+    "weights × 3": "weight_3",
+    "natural questions": "natural",
+    "natural questions, unguided": "cross_attention_natural",
+}
+
+
+def test_what_masks_and_pictures_are_worth() -> None:
+    domains = load("results/photographs-ablations.json")["domains"]
+    page = (ROOT / "docs" / "results" / "photographs.md").read_text(encoding="utf-8")
+
+    def cell(figures: dict[str, Any]) -> str:
+        adversarial, pointing = figures["pope"]["adversarial"]["accuracy"], figures["pointing"]["accuracy"]
+        return f"{adversarial['mean']:.3f} ({pointing['mean']:.3f})"
+
+    assert table(page, "| what is changed | COCO | rooms | clothing |") == {
+        label: [cell(domains[key]["arms"][arm]) for key in PICTURES.values()] for label, arm in ABLATIONS.items()
+    }
+
+
 def test_what_the_page_on_photographs_tells_besides() -> None:
     checks = load("benchmarks/results/photographs-checks.json")
     page = (ROOT / "docs" / "results" / "photographs.md").read_text(encoding="utf-8")
