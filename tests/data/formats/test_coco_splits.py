@@ -175,3 +175,14 @@ def test_one_category_is_learned_from_pictures_without_it_where_they_are_kept(tm
     assert any("6 pictures without any instance (--keep-empty" in line for line in without.notes())
     kept = split_coco(path, path.parent, tmp_path / "kept", CocoOptions(keep_empty=True))
     assert sum(kept.num_pictures.values()) == 12 and kept.always == ()
+
+
+def test_pictures_of_which_none_shows_anything_are_refused_however_they_are_taken(tmp_path: Path) -> None:
+    path = write(tmp_path / "own", {f"{number}.png": noise(number) for number in range(5)})
+    content = json.loads(path.read_text())
+    first = [annotation for annotation in content["annotations"] if annotation["image_id"] == 1]
+    path.write_text(json.dumps({**content, "annotations": first}))
+    (path.parent / "0.png").unlink()
+    for keep_empty, number in ((False, 0), (True, 4)):
+        with pytest.raises(ValueError, match=f"nothing is annotated in its {number} pictures"):
+            split_coco(path, path.parent, tmp_path / "out", CocoOptions(keep_empty=keep_empty))

@@ -70,7 +70,7 @@ def split_coco(instances: str | Path, images: str | Path, out: str | Path, optio
 
     Val and test get `HELD_OUT_RATIO` of the pictures each. Pictures and annotations that cannot be used are left out
     and counted, whatever `options` say; categories in no picture are in no vocabulary. Frequencies of POPE's questions
-    are those of each dataset. ValueErrors: as `read_coco`, and fewer than three pictures with something on them.
+    are those of each dataset. ValueErrors: as `read_coco`, nothing annotated, and fewer than three different pictures.
     """
     options = replace(options or CocoOptions(), skip_broken=True, skip_missing=True)
     annotated, report = read_coco(instances, images, limit=options.limit, skip_missing=True, skip_broken=True)
@@ -78,6 +78,8 @@ def split_coco(instances: str | Path, images: str | Path, out: str | Path, optio
     report.left_out[EMPTY] += len(annotated) - len(told)
     held = Counter(category for picture in told for category in picture.categories)
     vocabulary = tuple(category for category in report.vocabulary if held[category])
+    if not vocabulary:
+        raise ValueError(f"{instances}: nothing is annotated in its {len(told)} pictures that can be used")
     reports = [report]
     parts = _divide(told, options.seed)
     counts = {}
