@@ -219,11 +219,22 @@ def test_equal_time_goes_by_the_costs_of_a_step(content: dict[str, Any], tmp_pat
 def test_another_recipe_does_not_go_into_the_same_directory(done: tuple[ComparisonRecipe, Path]) -> None:
     recipe, out = done
     with pytest.raises(ValueError, match="differs from the recipe given"):
-        compare(recipe.model_copy(update={"num_seeds": 3}), out, console=QUIET)
+        compare(recipe.model_copy(update={"cost_repetitions": 3}), out, console=QUIET)
     longer = {**recipe.common, "dtype": "bfloat16"}
     other = recipe.model_copy(update={"name": "other", "common": longer})
     with pytest.raises(ValueError, match=r"age.0.recipe.yaml is of another recipe"):
         compare(other, out, console=QUIET)
+
+
+def test_seeds_are_added_by_the_same_command(
+    content: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agevlm.comparison.run.run_jobs", lambda *_, **__: None)
+    recipe = ComparisonRecipe.model_validate(content | {"equal_time": None, "costs": [], "foundations": None})
+    compare(recipe, tmp_path, console=QUIET)
+    compare(recipe.model_copy(update={"num_seeds": 4}), tmp_path, console=QUIET)
+    assert (tmp_path / "recipes" / "age-3.yaml").exists()
+    assert yaml.safe_load((tmp_path / f"{recipe.name}.yaml").read_text())["num_seeds"] == 4
 
 
 def test_a_directory_of_other_things_is_left_alone(content: dict[str, Any], tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import yaml
 from filelock import FileLock
+from rich.console import Console
 from tiny_runs import STAGES, assert_same_weights, make_recipe, read_losses, read_weights, run
 
 from agevlm.training.progress import RunProgress
@@ -231,6 +232,30 @@ def test_a_directory_of_something_else_is_left_alone(foundation: Path, tmp_path:
 
 
 # ------------------------------------------------------------------------------------------------ real kills
+
+
+def hold_and_fork(content: dict[str, Any], out: Path, ready: Any) -> None:
+    Run(parse_recipe(content, "recipe"), out, Console(quiet=True)).open(resume=True)
+    if os.fork() == 0:  # as a worker is, that was never told to end
+        ready.set()
+        time.sleep(30)
+        os._exit(0)
+    time.sleep(60)
+
+
+def test_a_worker_left_behind_does_not_keep_the_directory(
+    foundation: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content, context = make_recipe(foundation, "align"), multiprocessing.get_context("forkserver")
+    ready = context.Event()
+    process = context.Process(target=hold_and_fork, args=(content, tmp_path, ready))
+    process.start()
+    assert ready.wait(60)
+    process.kill()
+    process.join()
+    monkeypatch.setattr("agevlm.training.run.LEAVING_S", 0.0)
+    run(content, tmp_path, resume=True)
+    assert (tmp_path / "model" / "config.json").exists()
 
 
 def train_in_a_process(content: dict[str, Any], out: Path) -> None:

@@ -246,16 +246,21 @@ def _training_job(recipe: Recipe, directory: Path, out: Path, name: str) -> Job:
 
 
 def _open(recipe: ComparisonRecipe, out: Path) -> None:
-    """Write the recipe into the directory, or check that the one there is the same. Words may change between."""
+    """Write the recipe into the directory, or check that the one there is the same but for its words and its seeds."""
     content = recipe.model_dump(mode="json", exclude={"note", "claims", "page"})
     known, text = out / f"{recipe.name}.yaml", yaml.safe_dump(content, sort_keys=False)
     if known.exists():
-        if known.read_text(encoding="utf-8") != text:
+        if _but_for_seeds(known.read_text(encoding="utf-8")) != _but_for_seeds(text):
             raise ValueError(f"{known} differs from the recipe given: choose another --out")
+        _write(known, text)
     elif out.exists() and any(out.iterdir()) and not _holds_runs(out):
         raise ValueError(f"{out} is not empty and holds no comparison; choose another --out")
     else:
         _write(known, text)
+
+
+def _but_for_seeds(text: str) -> str:
+    return re.sub(r"(?m)^num_seeds: \d+$", "", text)
 
 
 def _holds_runs(out: Path) -> bool:

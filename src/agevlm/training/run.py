@@ -86,7 +86,7 @@ SNAPSHOTS = "snapshots"
 REPORTS = "tensorboard"
 ADAPTERS = "adapters"
 LOCK = ".lock"  # held by the process that trains
-LEAVING_S = 15.0  # within which the workers of a run that was killed are gone too
+LEAVING_S = 15.0  # within which a run that was killed is gone, be its memory large
 LONGEST_WAIT = timedelta(days=2)  # of the other processes, while the main one computes features
 
 
