@@ -10,6 +10,9 @@ another picture, so that 16 new pictures come in a burst. Beside it, in turns an
 threads; the server takes one for a model as small as `tiny`. The weights of `smollm2` are random, in the shape of
 SmolLM2-135M on a ConvNeXt-T at 384 pixels; it writes 16 tokens an answer.
 
+Last, conversations of six turns: the first token of the last turn where its beginning is new to the server, over that
+where the server has heard the other turns.
+
 `--soak N` measures no time: it asks N questions about ever new pictures, more than the server keeps, and watches its
 memory. A status that is not 200 and an answer without an end stop it.
 """
@@ -36,6 +39,8 @@ from common import load, quiet, write_result
 CLIENTS, BATCH, MAX_TOKENS = 16, 8, 16
 COUNTED = (b"agevlm_requests_total", b"agevlm_answers_total", b"agevlm_memory")
 TEXT = re.compile(rb'"content":"[^"]')
+CHOICES = re.compile(rb'"choices":(\[.+?\])}')
+TURNS = 6
 QUESTIONS = (
     "what is in the picture?", "is there a fish?", "is there a tree?", "is there a car?", "where is the flag?",
     "how many books are there?", "what colour is the cup?", "is there a boat?",
@@ -127,12 +132,15 @@ class Load:
         self.first: list[float] = []
         self.burst: list[bool] = []  # the first question of a client, when all begin
         self.cold: list[bool] = []  # about a new picture, where there is one client
+        self.said = ""  # the last answer
 
-    def request(self, file: bytes, question: str) -> bytes:
-        """A request for a streamed answer."""
+    def request(self, file: bytes, question: str, *later: tuple[str, str]) -> bytes:
+        """A request for a streamed answer; `later` are an answer and the next question for each turn more."""
         url = f"data:image/png;base64,{base64.b64encode(file).decode()}"
         content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": question}]
-        messages = [{"role": "user", "content": content}]
+        messages: list[dict[str, Any]] = [{"role": "user", "content": content}]
+        for answer, asked in later:
+            messages += [{"role": "assistant", "content": answer}, {"role": "user", "content": asked}]
         body = json.dumps({"model": self.model, "messages": messages, "max_tokens": MAX_TOKENS, "stream": True})
         head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: {self.host}\r\nContent-Type: application/json\r\n"
         return f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode()
@@ -150,7 +158,20 @@ class Load:
                 first = time.perf_counter() - began
         assert first, reply
         assert b"data: [DONE]" in reply, reply
+        self.said = "".join(json.loads(piece)[0]["delta"].get("content", "") for piece in CHOICES.findall(reply))
         return first
+
+    async def converse(self, file: bytes, turns: int) -> tuple[float, float]:
+        """Seconds to the first text of the last turn: where all turns were asked in order, and where only it is."""
+        reader, writer = await asyncio.open_connection(self.host, self.port)
+        later: list[tuple[str, str]] = []
+        for turn in range(turns):
+            heard = await self.ask(reader, writer, self.request(file, QUESTIONS[0], *later))
+            later.append((self.said, QUESTIONS[(turn + 1) % len(QUESTIONS)]))
+        other = self.request(file, QUESTIONS[1], *later[: turns - 1])
+        new = await self.ask(reader, writer, other)
+        writer.close()
+        return heard, new
 
     async def run(self, files: list[bytes], clients: int, shared: bool = True) -> float:
         """Each client asks all questions about all pictures, or of pictures that are not shared about its own.
@@ -188,12 +209,12 @@ def served(options: argparse.Namespace, *more: str) -> tuple[subprocess.Popen[st
     return process, process.stdout.readline().strip()
 
 
-def serve(name: str, dtype: str, memory_mb: int) -> None:
+def serve(name: str, dtype: str, memory_mb: int, prefix_mb: int) -> None:
     """Be that server. Nothing is refused for the time it takes: that is what is measured."""
     from agevlm.serve.limits import Limits
     from agevlm.serve.server import Settings, listen, run
 
-    limits = Limits(max_request_s=3600, memory_bytes=1_000_000 * memory_mb)
+    limits = Limits(max_request_s=3600, memory_bytes=1_000_000 * memory_mb, prefix_bytes=1_000_000 * prefix_mb)
     listening = listen("127.0.0.1", 0)
     model = (name, *build(name, dtype))
     print(f"http://127.0.0.1:{listening.getsockname()[1]}", flush=True)
@@ -211,7 +232,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     model, processor = build(options.model, options.dtype)
     side = 96 if options.model == "tiny" else 384
     process, url = served(options)
-    arms: dict[str, list[float]] = {"one": [], "batch": [], "served": []}
+    arms: dict[str, list[Any]] = {"one": [], "batch": [], "served": [], "turns": []}
     loaded, idle = Load(url, options.model), Load(url, options.model)
     try:
         asyncio.run(Load(url, options.model).run(pictures(2, side)[:1], 1))
@@ -222,6 +243,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             arms["served"].append(asyncio.run(loaded.run(files, CLIENTS)))
             arms["batch"].append(statistics.median(generate(model, processor, files, BATCH, options.answers // 4)))
             asyncio.run(idle.run([file + b"idle" for file in files[: options.idle]], 1))
+            arms["turns"] += [asyncio.run(idle.converse(file + b"turns", TURNS)) for file in files[: options.idle]]
     finally:
         process.terminate()
         process.wait(timeout=60)
@@ -231,7 +253,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 def soak(options: argparse.Namespace) -> dict[str, Any]:
     """The memory of a server after each tenth of `soak` requests, and what it counted itself."""
     side = 96 if options.model == "tiny" else 384
-    process, url = served(options, "--memory-mb", "10")
+    process, url = served(options, "--memory-mb", "10", "--prefix-mb", "10")
     drawn, found, number = pictures(20, side), [], max(1, options.soak // 10 // len(QUESTIONS))
     began = time.perf_counter()
     try:
@@ -258,18 +280,20 @@ def soak(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def summary(arms: dict[str, list[float]], loaded: Load, idle: Load) -> dict[str, Any]:
+def summary(arms: dict[str, list[Any]], loaded: Load, idle: Load) -> dict[str, Any]:
     """Figures and bars: what was asked for, what came, whether it holds."""
     burst = [first for first, begins in zip(loaded.first, loaded.burst, strict=True) if begins]
     cold, warm = (
         [first for first, new in zip(idle.first, idle.cold, strict=True) if new is wanted] for wanted in (True, False)
     )
+    turns = arms.pop("turns")
     ratios = {
         "served_over_one_by_one": statistics.median(a / b for a, b in zip(arms["one"], arms["served"], strict=True)),
         "served_over_batches": statistics.median(a / b for a, b in zip(arms["batch"], arms["served"], strict=True)),
         "first_token_p95_loaded_over_idle": p95(loaded.first) / p95(idle.first),
         "first_token_cold_over_warm": statistics.median(cold) / statistics.median(warm),
         "first_token_burst_over_idle": statistics.median(burst) / p95(idle.first),
+        "first_token_new_over_heard": statistics.median(new / heard for heard, new in turns),
     }
     bars = {
         "served_over_one_by_one": ratios["served_over_one_by_one"] >= 4,
@@ -281,6 +305,8 @@ def summary(arms: dict[str, list[float]], loaded: Load, idle: Load) -> dict[str,
         "loaded_p50_s": statistics.median(loaded.first), "loaded_p95_s": p95(loaded.first),
         "burst_p50_s": statistics.median(burst), "burst_worst_s": max(burst), "idle_p95_s": p95(idle.first),
         "warm_p50_s": statistics.median(warm), "cold_p50_s": statistics.median(cold),
+        "heard_p50_s": statistics.median(heard for heard, _ in turns),
+        "new_p50_s": statistics.median(new for _, new in turns),
     }  # fmt: skip
     return {"seconds_an_answer": arms, "ratios": ratios, "bars": bars, "first_token": first}
 
@@ -299,15 +325,18 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--memory-mb", type=int, default=1000, help=argparse.SUPPRESS)
+    parser.add_argument("--prefix-mb", type=int, default=250, help=argparse.SUPPRESS)
     options = parser.parse_args()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     torch.set_num_threads(options.threads)
     if options.serve:
-        serve(options.model, options.dtype, options.memory_mb)
+        serve(options.model, options.dtype, options.memory_mb, options.prefix_mb)
         return
     before = load()
     result = soak(options) if options.soak else measure(options)
-    settings = {name: value for name, value in vars(options).items() if name not in ("out", "serve", "memory_mb")}
+    settings = {
+        name: value for name, value in vars(options).items() if name not in ("out", "serve", "memory_mb", "prefix_mb")
+    }
     model = options.model if options.dtype == "float32" else f"{options.model}_{options.dtype}"
     name = f"serve_soak_{model}" if options.soak else f"serve_load_{model}"
     path = write_result(name, {"settings": settings, **result, "load_before": before}, options.out)

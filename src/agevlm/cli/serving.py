@@ -36,6 +36,10 @@ MaxSeconds = Annotated[float, typer.Option(min=1, help="The longest that a reque
 MemoryMb = Annotated[
     int, typer.Option(min=1, help="What is kept of pictures for further questions.", rich_help_panel=_LIMITS)
 ]
+PrefixMb = Annotated[
+    int,
+    typer.Option(min=1, help="What is kept of text for conversations that begin alike.", rich_help_panel=_LIMITS),
+]
 
 
 def serve(
@@ -54,6 +58,7 @@ def serve(
     max_tokens: MaxTokens = 1024,
     max_seconds: MaxSeconds = 120.0,
     memory_mb: MemoryMb = 1000,
+    prefix_mb: PrefixMb = 250,
     grace: Annotated[float, typer.Option(min=0, help="Seconds that running answers have to finish at the end.")] = 30.0,
     device: Device = "auto",
     dtype: DType = "auto",
@@ -82,6 +87,7 @@ def serve(
         default_tokens=min(max_tokens, Limits.default_tokens),
         max_request_s=max_seconds,
         memory_bytes=1_000_000 * memory_mb,
+        prefix_bytes=1_000_000 * prefix_mb,
     )
     settings = server.Settings(
         host, port, api_key or None, tuple(allow_remote or ()), tuple(allow_host or ()), limits, grace

@@ -17,9 +17,10 @@ from agevlm.serve.texts import TextStream
 
 @dataclass(frozen=True)
 class Begun:
-    """The prompt has been read; it has `num_tokens`."""
+    """The prompt has been read; it has `num_tokens`, of which the first `num_cached` were read before."""
 
     num_tokens: int
+    num_cached: int = 0
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,11 @@ class Ask:
     looks: Chosen | None = None
     deadline: float = field(default_factory=lambda: time.monotonic() + 1e9)
     cancelled: bool = False
+
+    @property
+    def picture_keys(self) -> list[str]:
+        """The hash of each picture, in their order."""
+        return [picture.key for picture in self.conversation.pictures]
 
     @property
     def late(self) -> bool:

@@ -1,13 +1,14 @@
 """Rows of text that are written together: a batch that rows join and leave between any two steps.
 
 A row's prompt is read apart, with the other newcomers, and its keys and values are then laid beside those of the rows
-that run. Rows are padded on the left; what no row needs is cut off when the batch changes. Pictures come as memories:
-a picture that was seen before costs neither vision nor keys.
+that run. Rows are padded on the left, and where some begin with what was read before, between that and the rest; what
+no row needs is cut off when the batch changes. Pictures come as memories: a picture that was seen before costs neither
+vision nor keys.
 
 Knows the network and tensors; no request, no text, no sampling.
 """
 
-# Shapes: R rows, T tokens with padding, M pictures of a row at most, V vocabulary, G key heads, D head width.
+# Shapes: R rows, T tokens with padding, M pictures of a row at most, V vocabulary, L layers, G key heads, D head width.
 
 from __future__ import annotations
 
@@ -22,6 +23,7 @@ from torch.nn import functional as F
 from transformers import DynamicCache
 
 from agevlm.modeling.cross_attention import ImageMemory
+from agevlm.modeling.interleaving import count_images_seen
 
 Memories = Sequence[ImageMemory]  # of the pictures of a row, one picture each
 
@@ -66,6 +68,16 @@ class Rows:
     def __len__(self) -> int:
         return len(self.mask_RT)
 
+    def num_tokens(self, number: int) -> int:
+        """How many tokens of a row were read."""
+        return int(self.mask_RT[number].sum())
+
+    def states(self, number: int, start: int, end: int) -> Tensor:
+        """Keys and values (L, 2, G, end - start, D) of tokens of one row, counted without padding."""
+        places = self.mask_RT[number].nonzero()[start:end, 0]
+        pairs = ((layer.keys[number], layer.values[number]) for layer in self.cache.layers)
+        return torch.stack([torch.stack([states[:, places] for states in pair]) for pair in pairs])
+
     def select(self, numbers: Sequence[int]) -> Rows:
         """The rows with these numbers, in that order, repeats allowed; padding that all of them have is cut off."""
         mask_RT = self.mask_RT[list(numbers)]
@@ -91,7 +103,18 @@ class Rows:
 
 
 def _padded(states_RGTD: Tensor, length: int) -> Tensor:
-    return F.pad(states_RGTD, (0, 0, length - states_RGTD.shape[2], 0))
+    return F.pad(states_RGTD, (0, 0, length - states_RGTD.shape[-2], 0))
+
+
+def _begun(prefixes: Sequence[Tensor | None], length: int) -> DynamicCache:
+    """A cache of rows of which so many tokens were read before, the shorter ones padded on the left."""
+    cache = DynamicCache()
+    if length:
+        nothing = next(prefix for prefix in prefixes if prefix is not None)[..., :0, :]
+        rows = [_padded(nothing if prefix is None else prefix, length) for prefix in prefixes]
+        for place, (keys, values) in enumerate(torch.stack(rows, dim=2).unbind()):
+            cache.update(keys, values, place)
+    return cache
 
 
 class Decoder:
@@ -100,26 +123,50 @@ class Decoder:
     def __init__(self, model: Any, pad_id: int) -> None:
         self.model, self.pad_id = model, pad_id
 
-    def read(self, prompts: Sequence[Sequence[int]], memories: Sequence[Memories]) -> tuple[Rows, Tensor]:
+    def read(
+        self,
+        prompts: Sequence[Sequence[int]],
+        memories: Sequence[Memories],
+        prefixes: Sequence[Tensor | None] = (),
+    ) -> tuple[Rows, Tensor]:
         """Read prompts (token ids) with the memories of their pictures: their rows, and logits (R, V) of what follows.
 
-        A prompt has a placeholder for each of its pictures.
+        A prompt has a placeholder for each of its pictures. `prefixes` are states (L, 2, G, T, D) of the first tokens
+        of each, where they were read before; at least one token must be left.
         """
-        longest = max(map(len, prompts))
         device = self.model.device
-        ids = torch.tensor([[self.pad_id] * (longest - len(row)) + list(row) for row in prompts], device=device)
-        mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in prompts], device=device)
+        known = [0 if prefix is None else prefix.shape[3] for prefix in prefixes or [None] * len(prompts)]
+        rest = [list(prompt[start:]) for prompt, start in zip(prompts, known, strict=True)]
+        longest = max(map(len, rest))
+        ids = torch.tensor([[self.pad_id] * (longest - len(row)) + row for row in rest], device=device)
+        read = max(known)
+        mask = torch.tensor(
+            [
+                [0] * (read - start) + [1] * start + [0] * (longest - len(row)) + [1] * len(row)
+                for start, row in zip(known, rest, strict=True)
+            ],
+            device=device,
+        )
         pictured = Pictured(tuple(memories))
         output = self.model(
             input_ids=ids,
             attention_mask=mask,
-            position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
-            cache=DynamicCache(),
+            position_ids=(mask.cumsum(-1) - 1).clamp(min=0)[:, read:],
+            cache=_begun(prefixes, read),
             use_cache=True,
             logits_to_keep=1,
             **pictured.arguments,
+            **self._seen(pictured, [prompt[:start] for prompt, start in zip(prompts, known, strict=True)], ids),
         )
         return Rows(output.cache, mask, pictured), output.logits[:, -1]
+
+    def _seen(self, pictured: Pictured, before: Sequence[Sequence[int]], ids_RT: Tensor) -> dict[str, Tensor]:
+        """`images_seen` (R, T) of tokens that stand behind others, where there are pictures."""
+        if not pictured.arguments:
+            return {}
+        image = self.model.config.image_token_id
+        seen_R1 = torch.tensor([[list(ids).count(image)] for ids in before], device=ids_RT.device)
+        return {"images_seen": seen_R1 + count_images_seen(ids_RT, image)}
 
     def step(self, rows: Rows, tokens: Sequence[int]) -> tuple[Rows, Tensor]:
         """Let each row say one token more: the rows behind it, and logits (R, V) of what follows.

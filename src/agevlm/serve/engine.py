@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ from agevlm.serve.looking import MAX_READ_TOKENS, words_seen
 from agevlm.serve.memories import Seen
 from agevlm.serve.metrics import Silent
 from agevlm.serve.pictures import Encoded
+from agevlm.serve.prefixes import Prefixes
 from agevlm.serve.whole import write_whole
 from agevlm.vlms import Vlm
 
@@ -56,6 +58,7 @@ class Engine:
         self.memories = self._eyes.memories
         pad = processor.tokenizer.pad_token_id
         self._decoder = Decoder(model, 0 if pad is None else pad) if self.remembers else None
+        self.prefixes = Prefixes(limits.prefix_bytes, self.vlm.image_token_id)
         self._work: queue.SimpleQueue[Ask | _Job | None] = queue.SimpleQueue()
         self._asks: deque[Ask] = deque()
         self._jobs: deque[_Job] = deque()
@@ -201,9 +204,10 @@ class Engine:
 
     def _begin(self, asks: Sequence[Ask]) -> None:
         assert self._decoder is not None
+        prefixes = [self.prefixes.find(ask.ids, ask.picture_keys) for ask in asks]
         try:
             rows, logits = self._decoder.read(
-                [ask.ids for ask in asks], [[one.memory for one in ask.seen] for ask in asks]
+                [ask.ids for ask in asks], [[one.memory for one in ask.seen] for ask in asks], prefixes
             )
         except Exception as error:
             for ask in asks:
@@ -211,11 +215,14 @@ class Engine:
             raise
         numbers, writing = [], []
         for number, ask in enumerate(asks):
-            ask.tell(Begun(len(ask.ids)))
+            prefix = prefixes[number]
+            begun = Begun(len(ask.ids), 0 if prefix is None else prefix.shape[3])
+            self.metrics.read(self.name, begun.num_tokens, begun.num_cached)
+            ask.tell(begun)
             for choice in range(ask.num_choices):
                 numbers.append(number)
                 writing.append(Writing(ask, choice, self.vlm.processor.tokenizer, self.vlm.end_ids))
-        going, tokens = self._take(writing, logits[numbers])
+        going, tokens = self._take(writing, logits[numbers], rows, numbers)
         if going:
             fresh = rows.select([numbers[place] for place in going])
             self._rows = fresh if self._rows is None else self._rows.joined(fresh)
@@ -231,7 +238,7 @@ class Engine:
         assert self._decoder is not None
         assert self._rows is not None
         self._rows, logits = self._decoder.step(self._rows, self._next)
-        going, self._next = self._take(self._writing, logits)
+        going, self._next = self._take(self._writing, logits, self._rows, range(len(self._writing)))
         self.metrics.stepped(self.name, len(self._writing))
         self._keep(going, tokens_too=False)
 
@@ -243,8 +250,13 @@ class Engine:
             self._next = [self._next[place] for place in places]
         self._rows = self._rows.select(places) if places and self._rows is not None else None
 
-    def _take(self, writing: Sequence[Writing], logits_RV: Any) -> tuple[list[int], list[int]]:
-        """Give each row its next token: the places of those that go on, and their tokens."""
+    def _take(
+        self, writing: Sequence[Writing], logits_RV: Any, rows: Rows, numbers: Sequence[int]
+    ) -> tuple[list[int], list[int]]:
+        """Give each its next token: the places of those that go on, and their tokens.
+
+        `numbers` say which row of `rows` each has. What was read for those that are complete is kept.
+        """
         if self.vlm.image_token_id < logits_RV.shape[-1]:
             logits_RV[:, self.vlm.image_token_id] = -float("inf")
         likeliest = logits_RV.argmax(-1).tolist()
@@ -256,6 +268,8 @@ class Engine:
                 tokens.append(token)
             else:
                 self._complete(one)
+                read = [*one.ask.ids, *one.ids][: rows.num_tokens(numbers[place])]
+                self.prefixes.keep(read, one.ask.picture_keys, partial(rows.states, numbers[place]))
         return going, tokens
 
     def _complete(self, writing: Writing) -> None:

@@ -23,6 +23,7 @@ class Limits:
     max_upload_s: float = 30.0  # for the body of a request
     max_stall_s: float = 30.0  # that a client may leave what is sent to it unread
     memory_bytes: int = 1_000_000_000  # of pictures kept for further questions, a model
+    prefix_bytes: int = 250_000_000  # of text kept for conversations that begin alike, a model
 
     def __post_init__(self) -> None:
         for field in fields(self):

@@ -26,6 +26,9 @@ class Lru(Generic[Value]):
     def __len__(self) -> int:
         return len(self._values)
 
+    def __contains__(self, key: str) -> bool:
+        return key in self._values
+
     def get(self, key: str) -> Value | None:
         """The value of a key, now the one used last; None where it is not kept (any more)."""
         with self._lock:

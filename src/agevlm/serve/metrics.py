@@ -14,6 +14,9 @@ class Silent:
     def saw(self, model: str, found: Sequence[Any]) -> None:
         """Pictures were shown; None for those that are not remembered."""
 
+    def read(self, model: str, tokens: int, cached: int) -> None:
+        """A prompt was read, of which so many tokens had been read before."""
+
     def stepped(self, model: str, rows: int) -> None:
         """The decoder made a step for so many rows."""
 
@@ -36,6 +39,9 @@ class Metrics(Silent):
         self._tokens = Counter("tokens", "Tokens written.", ["model"], **named)
         self._steps = Counter("steps", "Steps of the decoder.", ["model"], **named)
         self._rows = Counter("rows", "Rows of all steps; over the steps, the mean batch.", ["model"], **named)
+        self._prompts = Counter(
+            "prompt_tokens", "Tokens of prompts, and whether they were read before.", ["model", "cached"], **named
+        )
         self._pictures = Counter(
             "pictures", "Pictures shown, and whether they were remembered.", ["model", "warm"], **named
         )
@@ -52,6 +58,11 @@ class Metrics(Silent):
         """Pictures were shown; None for those that are not remembered."""
         for one in found:
             self._pictures.labels(model, str(one is not None).lower()).inc()
+
+    def read(self, model: str, tokens: int, cached: int) -> None:
+        """A prompt was read, of which so many tokens had been read before."""
+        self._prompts.labels(model, "true").inc(cached)
+        self._prompts.labels(model, "false").inc(tokens - cached)
 
     def stepped(self, model: str, rows: int) -> None:
         """The decoder made a step for so many rows."""

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from agevlm.serve.asks import Begun
 from agevlm.serve.looking import Scored, SeenWord
 from agevlm.serve.sampling import TokenLogProb
 
@@ -21,11 +22,11 @@ class Head:
     id: str = field(default_factory=lambda: f"chatcmpl-{secrets.token_hex(12)}")
     created: int = field(default_factory=lambda: int(time.time()))
 
-    def completion(self, choices: Sequence[dict[str, Any]], usage: dict[str, int]) -> dict[str, Any]:
+    def completion(self, choices: Sequence[dict[str, Any]], usage: dict[str, Any]) -> dict[str, Any]:
         """A whole completion."""
         return {**self._start("chat.completion"), "choices": list(choices), "usage": usage}
 
-    def chunk(self, choices: Sequence[dict[str, Any]], usage: dict[str, int] | None = None) -> dict[str, Any]:
+    def chunk(self, choices: Sequence[dict[str, Any]], usage: dict[str, Any] | None = None) -> dict[str, Any]:
         """A chunk of a stream."""
         chunk = {**self._start("chat.completion.chunk"), "choices": list(choices)}
         return chunk if usage is None else {**chunk, "usage": usage}
@@ -51,9 +52,14 @@ class Head:
         return {"token": text, "logprob": log_prob, "bytes": list(text.encode("utf-8", "replace"))}
 
 
-def usage(prompt: int, answers: int) -> dict[str, int]:
+def usage(begun: Begun, answers: int) -> dict[str, Any]:
     """Tokens of the prompt, counted once, and of all answers."""
-    return {"prompt_tokens": prompt, "completion_tokens": answers, "total_tokens": prompt + answers}
+    return {
+        "prompt_tokens": begun.num_tokens,
+        "completion_tokens": answers,
+        "total_tokens": begun.num_tokens + answers,
+        "prompt_tokens_details": {"cached_tokens": begun.num_cached},
+    }
 
 
 def words(seen: Sequence[SeenWord]) -> list[dict[str, Any]]:

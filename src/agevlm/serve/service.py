@@ -77,6 +77,7 @@ class Service:
         follow("running", "Answers being written.", name, lambda: engine.num_running)
         follow("waiting", "Requests that have no place yet.", name, lambda: engine.num_waiting)
         follow("memory_bytes", "Bytes kept of pictures.", name, lambda: engine.memories.num_bytes)
+        follow("prefix_bytes", "Bytes kept of text.", name, lambda: engine.prefixes.num_bytes)
         follow("memory_pictures", "Pictures kept.", name, lambda: len(engine.memories))
 
     def engine(self, name: str) -> Engine:
@@ -117,11 +118,11 @@ class Service:
         with engine.place():
             reply = await self._begin(engine, request, arrived)
             choices = [Choice() for _ in range(request.num_choices)]
-            prompt_len = 0
+            begun = Begun(0)
             async with reply:
                 async for event in reply.events():
                     if isinstance(event, Begun):
-                        prompt_len = event.num_tokens
+                        begun = event
                     elif isinstance(event, Piece):
                         choices[event.choice].text += event.text
                         choices[event.choice].log_probs += event.log_probs
@@ -131,7 +132,7 @@ class Service:
         total = sum(len(choice.done.ids) for choice in choices if choice.done)
         return head.completion(
             [self._choice(request, head, number, choice) for number, choice in enumerate(choices)],
-            replies.usage(prompt_len, total),
+            replies.usage(begun, total),
         )
 
     def _choice(self, request: ChatRequest, head: replies.Head, number: int, choice: Choice) -> dict[str, Any]:
@@ -156,29 +157,29 @@ class Service:
             events = reply.events()
             first = await anext(events)
             assert isinstance(first, Begun)
-            chunks = self._chunks(request, events, first.num_tokens, arrived)
+            chunks = self._chunks(request, events, first, arrived)
             return Stream(chunks, held.pop_all())
 
     async def _chunks(
-        self, request: ChatRequest, events: AsyncIterator[Event], prompt_len: int, arrived: float
+        self, request: ChatRequest, events: AsyncIterator[Event], begun: Begun, arrived: float
     ) -> AsyncIterator[bytes]:
         head = replies.Head(request.model, self._tokenizers[request.model])
-        total, begun = 0, False
+        total, said_something = 0, False
         try:
             for number in range(request.num_choices):
                 yield _sse(head.chunk([_delta(number, {"role": "assistant", "content": ""})]))
             async for event in events:
                 if isinstance(event, Piece):
-                    if not begun:
+                    if not said_something:
                         self.metrics.first_token(time.monotonic() - arrived)
-                        begun = True
+                        said_something = True
                     said = head.log_probs(event.log_probs) if request.logprobs else None
                     yield _sse(head.chunk([_delta(event.choice, {"content": event.text}, said)]))
                 elif isinstance(event, Done):
                     total += len(event.ids)
                     yield _sse(head.chunk([_last(event)]))
             if request.stream_options is not None and request.stream_options.include_usage:
-                yield _sse(head.chunk([], replies.usage(prompt_len, total)))
+                yield _sse(head.chunk([], replies.usage(begun, total)))
             yield b"data: [DONE]\n\n"
         except ApiError as error:
             yield _sse(error.body)
