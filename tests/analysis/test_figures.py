@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -129,3 +130,13 @@ def test_thin_and_huge_pictures_make_figures_of_the_usual_size(size: tuple[int, 
     path = save_figure(look_figure(make_look(), Image.new("RGB", size, "red")), tmp_path / "look.png")
     with Image.open(path) as figure:
         assert max(figure.size) < 4000
+
+
+def test_an_overlay_takes_little_memory_beside_its_picture() -> None:
+    picture, attention = Image.new("RGB", (2000, 2000)), np.eye(12, dtype=np.float32)
+    tracemalloc.start()
+    shown = overlay(picture, attention)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert shown.shape == (2000, 2000, 3)
+    assert most < 40 * 2000 * 2000, "bytes a pixel"

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 _MAX_STRETCH = 4.0  # height over width of a panel, and width over height: pictures beyond are squeezed into it
 MAX_PANELS = 11  # word panels in one figure; the header says how many were left out
 
+_STRIP_PIXELS = 500_000  # of a picture worked on at once: 100 bytes a pixel
+
 _PANEL_IN, _GAP_IN, _TITLE_IN = 2.5, 0.16, 0.5
 _MIN_COLUMNS = 2  # a figure with one panel still has room for its header
 
@@ -61,13 +63,19 @@ def overlay(image: Image.Image, attention: NDArray[np.float32]) -> NDArray[np.ui
     """
     from matplotlib import colormaps
 
-    pixels = np.asarray(image.convert("RGB"), dtype=np.float32) / 255
-    strength = to_pixels(attention / _full_strength(attention), (image.height, image.width)).clip(0, 1)[..., None]
-    grey = (pixels @ np.array([0.299, 0.587, 0.114], dtype=np.float32))[..., None]
-    base = 0.35 * pixels + 0.65 * (0.18 + 0.82 * grey)
-    heat = colormaps["inferno"](0.25 + 0.68 * strength[..., 0])[..., :3]
-    alpha = 0.78 * np.minimum(1.0, 1.5 * strength)
-    return np.asarray((255 * (alpha * heat + (1 - alpha) * base)).round().clip(0, 255), dtype=np.uint8)
+    rgb = np.asarray(image.convert("RGB"))
+    strength = to_pixels(attention / _full_strength(attention), (image.height, image.width)).clip(0, 1)
+    shown = np.empty_like(rgb)
+    rows = max(1, _STRIP_PIXELS // image.width)
+    for top in range(0, image.height, rows):
+        strip = slice(top, top + rows)
+        pixels, weight = rgb[strip].astype(np.float32) / 255, strength[strip, :, None]
+        grey = (pixels @ np.array([0.299, 0.587, 0.114], dtype=np.float32))[..., None]
+        base = 0.35 * pixels + 0.65 * (0.18 + 0.82 * grey)
+        heat = colormaps["inferno"](0.25 + 0.68 * weight[..., 0])[..., :3]
+        alpha = 0.78 * np.minimum(1.0, 1.5 * weight)
+        shown[strip] = (255 * (alpha * heat + (1 - alpha) * base)).round().clip(0, 255)
+    return shown
 
 
 def peak(attention: NDArray[np.float32], size: tuple[int, int]) -> tuple[float, float]:
