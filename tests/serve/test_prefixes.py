@@ -8,7 +8,7 @@ import pytest
 import torch
 from tiny_served import asked, scene
 
-from agevlm.serve.decoding import Decoder, Rows
+from agevlm.serve.decoding import Decoder, Pictured, Rows
 from agevlm.serve.prefixes import BLOCK, Prefixes
 from agevlm.vlms import Vlm
 
@@ -92,6 +92,17 @@ def test_rows_with_a_beginning_are_the_rows_read_whole(tiny: tuple[str, Any, Any
 
     for one, other in zip(on(rest, logits_rest), on(whole, logits), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("pictures", [[[0], [1]], [[0], []], [[0, 1], [1]]])
+def test_what_tells_of_pictures_is_where_they_are(tiny: tuple[str, Any, Any], pictures: list[list[int]]) -> None:
+    """On another device than the processor's memory, for which the meta device stands."""
+    memories = [kept.to("meta") for kept in read_alone(Vlm(*tiny[1:]), ["why?"] * 2, [[0], [1]])[1][0] * 2]
+    pictured = Pictured(tuple([memories[number] for number in row] for row in pictures))
+    told = {**pictured.arguments, **pictured.seen_by_next(torch.device("meta"))}
+    assert {name: value.device.type for name, value in told.items() if hasattr(value, "device")} == {
+        name: "meta" for name in told if name != "rows_per_image"
+    }
 
 
 def test_a_conversation_that_goes_on_reads_its_new_turn_alone(client: Any, served: tuple[str, list[Any]]) -> None:

@@ -44,7 +44,8 @@ class Pictured:
         number = {id(memory): place for place, memory in enumerate(self._distinct)}
         most = max(map(len, self.memories))
         index = [[number[id(memory)] for memory in row] + [-1] * (most - len(row)) for row in self.memories]
-        return {"image_memory": ImageMemory.cat(self._distinct), "image_index": torch.tensor(index)}
+        memory = ImageMemory.cat(self._distinct)
+        return {"image_memory": memory, "image_index": torch.tensor(index, device=memory.device)}
 
     @cached_property
     def _distinct(self) -> list[ImageMemory]:
