@@ -37,7 +37,9 @@ def test_look_takes_a_name_or_a_loaded_model_and_draws(checkpoint: Path, tmp_pat
     named = agevlm.look(checkpoint, picture, "is there a boat ?", out=tmp_path / "look.png", device="cpu")
     assert (tmp_path / "look.png").read_bytes().startswith(b"\x89PNG")
     loaded = agevlm.load_model(checkpoint, device="cpu")
-    again = agevlm.look(loaded, make_picture(), "is there a boat ?", layers=[0])
+    again = agevlm.look(
+        loaded, make_picture(), "is there a boat ?", layers=[loaded[0].config.cross_attention_layers[0]]
+    )
     assert named.answer == again.answer
     assert named.words[0].word == again.words[0].word == "boat"
     whole = named.words[0].mass + (named.words[0].null_mass or 0)

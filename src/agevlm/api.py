@@ -43,8 +43,10 @@ def look(
     those of `load_model`, for a model that is named. `options` are those of `agevlm.analysis.attention.look`:
     `layers`, `heads`, `vocabulary`, `max_new_tokens`, `before`.
 
-    The result has `answer` and `words`; each word its `map` (h, w), which sums with its `null_mass` to 1. Where the
-    attention of a model cannot be read, maps are made by occlusion, and `note` says so.
+    The result has `answer` and `words`; each word its `map` (h, w), which sums with its `null_mass` to 1. Where some
+    image tokens stand for no pixels (ends of rows of LLaVA-NeXT and OneVision, padding and class tokens of Llama 3.2
+    Vision), the sum is less by what lies on them. Where the attention of a model cannot be read, maps are made by
+    occlusion, and `note` says so.
     Raises ValueError for a model, a picture or a question that cannot be used.
     """
     from agevlm.analysis import attention, figures

@@ -16,6 +16,8 @@ from tiny_models import make_model, make_picture, make_processor
 from agevlm.analysis.attention import look, object_words, save_maps, to_pixels, words_and_learned
 from agevlm.data.chat import render_conversation
 from agevlm.data.schema import Message
+from agevlm.vlms import Vlm, attention_maps
+from tests.vlms import tiny_families
 
 from .fakes import hot_map, make_image, make_look
 
@@ -215,13 +217,34 @@ def test_layers_and_heads_can_be_chosen() -> None:
         options = {"vocabulary": ["boat"], "max_new_tokens": 1, **options}
         return look(model, processor, make_picture(), question, **options).words[0].map
 
-    num_layers = len(model.config.cross_attention_layers)
-    each = [one(layers=[layer]) for layer in range(num_layers)]
+    looking = list(model.config.cross_attention_layers)  # numbered in the whole stack, as a diagnosis does
+    each = [one(layers=[layer]) for layer in looking]
     np.testing.assert_allclose(np.mean(each, axis=0), one(), rtol=1e-4)
     assert not np.allclose(one(heads=[0]), one(heads=[1]))
-    for wrong in ({"layers": [num_layers]}, {"heads": [-1]}):
-        with pytest.raises(ValueError, match="numbered from 0"):
-            one(**wrong)
+    assert 0 not in looking
+    names = ", ".join(map(str, looking))
+    with pytest.raises(ValueError, match=rf"there is no layer \[0\] that looks at pictures: choose from {names}$"):
+        one(layers=[0, looking[0]])
+    with pytest.raises(ValueError, match="numbered from 0"):
+        one(heads=[-1])
+    other, processor = tiny_families.made("llava")
+    with pytest.raises(ValueError, match=r"there is no layer \[3\] that looks at pictures: choose from 0 to 2$"):
+        look(other, processor, make_picture(), question, layers=[3])
+
+
+def test_a_layer_has_the_number_that_a_diagnosis_gives_it() -> None:
+    model, processor = make_model(), make_processor()
+    vlm, picture, question = Vlm(model, processor), make_picture(), "is there a boat ?"
+    inputs = vlm.encode([vlm.prompt(question)], [[picture]])
+    start = inputs.texts[0].index("boat")
+    tokens = inputs.tokens_of(processor.tokenizer, 0, start, start + len("boat"))
+    reading = vlm.read(inputs, positions=[tokens])
+    assert list(reading.rows) == list(vlm.looking)
+    for layer in reading.rows:
+        ((seen,),) = attention_maps(inputs, reading, [tokens], [[tokens]], layers=[layer], of_pictures=True)
+        assert seen is not None
+        (word, *_) = look(model, processor, picture, question, layers=[layer], max_new_tokens=1).words
+        np.testing.assert_allclose(word.map, seen.maps[0], atol=1e-6)
 
 
 def test_a_question_needs_text_and_a_picture_must_be_one(tmp_path: Path) -> None:

@@ -233,6 +233,17 @@ def test_any_family_is_measured(name: str, samples: list[Sample]) -> None:
         np.testing.assert_allclose(one.mismatched, two.mismatched, atol=1e-4)
 
 
+def test_where_a_text_needs_a_picture_the_gain_is_left_out_and_said_so(samples: list[Sample]) -> None:
+    from tests.vlms import tiny_families
+
+    found = similarity(*tiny_families.made("paligemma"), samples[:3])
+    assert set(found.scores) == set(MEASURES) - {CAPTION_GAIN}
+    record = found.record()
+    assert record["left_out"].keys() == {CAPTION_GAIN}
+    assert "takes no text without a picture" in record["left_out"][CAPTION_GAIN]
+    assert record["measures"].keys() == found.scores.keys()
+
+
 def test_without_queries_the_other_measures_remain(
     model: Any, processor: Any, samples: list[Sample], monkeypatch: pytest.MonkeyPatch
 ) -> None:

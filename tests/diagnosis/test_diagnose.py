@@ -7,12 +7,15 @@ import io
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from tiny_models import make_picture
+from transformers import AutoConfig, AutoModelForCausalLM
 from typer.testing import CliRunner
 
 import agevlm
@@ -20,17 +23,19 @@ from agevlm.cli import app
 from agevlm.data.images import MAX_PIXELS, open_image
 from agevlm.data.parquet import Record, write_parquet
 from agevlm.data.schema import ImageSource, Sample
-from agevlm.diagnosis.asking import CONDITIONS, ask, presence_samples
+from agevlm.diagnosis.asking import CONDITIONS, REQUEST, ask, presence_samples
 from agevlm.diagnosis.captions import CaptionReading, CaptionWord, _batch, read_captions
 from agevlm.diagnosis.figures import CalibrationError, _caption_figures, differences_of, figures_of
 from agevlm.diagnosis.heads import HeadReading, read_heads, without_sinks
-from agevlm.diagnosis.lens import lens_of, read_lens
+from agevlm.diagnosis.lens import Lens, lens_of, read_lens
+from agevlm.diagnosis.pictures import _both_maps
 from agevlm.diagnosis.run import _examine
 from agevlm.evaluation import benchmarks
 from agevlm.evaluation.benchmarks import Settings, caption_samples
 from agevlm.evaluation.detection import calibration_error, reliability
 from agevlm.evaluation.localisation import map_entropy
-from agevlm.vlms import Answer, Vlm
+from agevlm.evaluation.questions import questions_of
+from agevlm.vlms import Answer, Inputs, Vlm
 from tests.vlms import tiny_families
 
 SETTINGS = Settings(num_images=3)
@@ -92,6 +97,61 @@ def test_the_lens_needs_image_tokens_in_the_decoder(tiny: Vlm, samples: list[Sam
     assert isinstance(found, dict)
     assert {picture for picture, _ in found} == {sample.id for sample in samples}
     assert all(0 < confidence <= 1 for confidence in found.values())
+
+
+def test_masks_in_one_picture_only_are_too_few_and_said_so(tiny: Vlm, samples: list[Sample]) -> None:
+    bare = [replace(s, conversations=tuple(replace(c, groundings=()) for c in s.conversations)) for s in samples[1:]]
+    found = read_heads(tiny, [samples[0], *bare], None, None)
+    assert isinstance(found, str) and "masks in one picture only" in found
+
+
+def test_a_word_that_is_not_found_again_leaves_the_others_as_they_are(
+    tiny: Vlm, samples: list[Sample], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found_again = Inputs.words_of
+    lost = {next(w.phrase for c in samples[0].conversations for w in c.groundings if w.present)}
+
+    def words_of(inputs: Inputs, tokenizer: Any, row: int, spans: Any) -> list[list[int]]:
+        places = found_again(inputs, tokenizer, row, spans)
+        return [[] if inputs.texts[row][slice(*span)] in lost else of for span, of in zip(spans, places, strict=True)]
+
+    monkeypatch.setattr(Inputs, "words_of", words_of)
+    together, alone = (read_heads(tiny, samples[:2], size, None) for size in (None, 1))
+    assert isinstance(together, HeadReading) and isinstance(alone, HeadReading)
+    assert together.ids == alone.ids and lost.isdisjoint(together.phrases)
+    np.testing.assert_allclose(together.heads["corrected_mass"], alone.heads["corrected_mass"], atol=1e-4)
+    prompts = [prompt for prompt in questions_of(tiny, samples)[1] if len(prompt.words) == 1]
+    prompt = next(prompt for prompt in prompts if prompt.words[0].phrase in lost)
+    assert _both_maps(tiny, together, prompt, samples) == ()
+    lost |= {prompt.words[0].phrase for prompt in prompts}
+    found = read_heads(tiny, samples[:2], 1, None)
+    assert found == "no word for a thing that is there was found again in what the processor makes of the prompts"
+
+
+@pytest.mark.parametrize("name", ["llava", "paligemma", "lfm2_vl"])
+def test_the_lens_is_the_same_whatever_is_asked(name: str, samples: list[Sample]) -> None:
+    vlm = Vlm(*tiny_families.made(name))
+    one, other = ([replace(s, conversations=s.conversations[::step]) for s in samples[:2]] for step in (1, -1))
+    found, turned = read_lens(vlm, one, None), read_lens(vlm, other, None)
+    assert isinstance(found, dict) and isinstance(turned, dict)
+    assert found == pytest.approx(turned, abs=1e-6)
+    lens = lens_of(vlm)
+    assert isinstance(lens, Lens)
+    inputs = vlm.encode([vlm.prompt(REQUEST)], [[make_picture()]])
+    state = vlm.read(inputs, states=[len(vlm.layers)]).states[len(vlm.layers)]
+    torch.testing.assert_close(lens.head(lens.norm(state[:, -1])), vlm.read(inputs).logits[:, -1], atol=1e-4, rtol=1e-3)
+
+
+def test_the_lens_reads_through_the_final_norm_of_lfm2_too() -> None:
+    config = AutoConfig.for_model("lfm2", **tiny_families.TEXT | {"vocab_size": 40}, layer_types=["full_attention"] * 3)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    vlm: Any = SimpleNamespace(note=None, family=None, model=model)
+    lens, kept = lens_of(vlm), []
+    assert isinstance(lens, Lens)
+    model.get_decoder().layers[-1].register_forward_hook(lambda _module, _args, output: kept.append(output))
+    with torch.inference_mode():
+        logits = model(input_ids=torch.arange(3, 9)[None]).logits
+    torch.testing.assert_close(lens.head(lens.norm(kept[0])), logits)
 
 
 def test_the_words_of_a_caption_are_scored_where_the_model_first_says_them(tiny: Vlm, samples: list[Sample]) -> None:
@@ -242,5 +302,5 @@ def test_a_processor_without_a_chat_template_is_one_clear_line(tmp_path: Path) -
     model, processor = tiny_families.made("llava")
     silent = copy.copy(processor)
     silent.chat_template = None
-    with pytest.raises(ValueError, match="the processor of 'llava' has no chat template: write the whole prompt"):
+    with pytest.raises(ValueError, match="the processor of 'llava' has no chat template: "):
         agevlm.diagnose((model, silent), out=tmp_path, num_images=2)

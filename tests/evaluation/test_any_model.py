@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,23 @@ def test_a_picture_of_one_pixel_is_asked_about(name: str, samples: list[Sample])
     assert len(found.predictions) == len(bare)
 
 
+def test_a_picture_that_a_model_does_not_take_is_named_with_its_question(samples: list[Sample]) -> None:
+    import io
+
+    from PIL import Image
+
+    model, processor = tiny_families.made("qwen2_vl")
+    file = io.BytesIO()
+    Image.new("RGB", (1, 300), (200, 0, 0)).save(file, "PNG")
+    (first, *others), source = presence(samples), ImageSource("thin", 300, 1, data=file.getvalue())
+    bare = tuple(replace(c, groundings=()) for c in first.conversations)
+    asked = [*others, replace(first, images=(source,), conversations=bare)]
+    question = re.escape(repr(bare[0].messages[0].content))
+    said = rf"^sample {first.id}, {question}: absolute aspect ratio must .* \(pictures of 1×300 pixels\)$"
+    with pytest.raises(ValueError, match=said):
+        evaluate(model, processor, asked)
+
+
 def test_an_answer_without_yes_or_no_is_counted(samples: list[Sample]) -> None:
     model, processor = tiny_families.made("llava")
     found = evaluate(model, processor, presence(samples))
@@ -114,7 +132,7 @@ def test_a_processor_without_a_chat_template_is_one_clear_line(samples: list[Sam
     model, processor = tiny_families.made("llava")
     silent = copy.copy(processor)
     silent.chat_template = None
-    with pytest.raises(ValueError, match="the processor of 'llava' has no chat template: write the whole prompt"):
+    with pytest.raises(ValueError, match="the processor of 'llava' has no chat template: put one into the model's"):
         evaluate(model, silent, presence(samples))
 
 

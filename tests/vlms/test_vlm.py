@@ -26,6 +26,7 @@ from agevlm.evaluation.questions import Prompt
 from agevlm.vlms import AttentionUnreadableError, Vlm, attention_maps, maps_of, occlusion_map
 from agevlm.vlms.attention import _READER, RowReader, attend, rows_of
 from agevlm.vlms.families import FAMILIES, family_of
+from agevlm.vlms.inputs import _places
 
 from . import tiny_families as tiny
 from .tiny_families import MAKERS, made
@@ -192,8 +193,10 @@ def test_kept_pictures_are_the_pictures(name: str, monkeypatch: pytest.MonkeyPat
     pictures = [make_picture(0, (96, 60)), make_picture(1, (60, 60))]
     texts = [vlm.prompt(QUESTION), vlm.prompt("no boat"), vlm.prompt("red fish ?"), vlm.prompt(QUESTION, 2)]
     shown = [[0], [1], [0], [1, 0]]
+    if vlm.family is not None and vlm.family.same_num_pictures:
+        texts, shown = [vlm.prompt(QUESTION, 2), vlm.prompt("no boat", 2)], [[0, 1], [1, 0]]
     plain = vlm.encode(texts, [[pictures[i] for i in row] for row in shown])
-    positions = [[plain.text_len - 1]] * 4
+    positions = [[plain.text_len - 1]] * len(texts)
     expected, kept = vlm.read(plain, positions=positions), vlm.keep(pictures)
     if name != "internvl":
         monkeypatch.setattr(vlm.model, "encode_images", None)  # it has done that
@@ -205,7 +208,8 @@ def test_kept_pictures_are_the_pictures(name: str, monkeypatch: pytest.MonkeyPat
     assert [[p.size for p in row] for row in inputs.pictures] == [[p.size for p in row] for row in plain.pictures]
     monkeypatch.undo()
     assert vlm.answers(inputs, 3) == vlm.answers(plain, 3)
-    alike, three = (vlm.encode(texts[:3], [[of[i]] for (i,) in shown[:3]]) for of in (pictures, kept))
+    texts, shown = [vlm.prompt(QUESTION), vlm.prompt("no boat"), vlm.prompt("red fish ?")], [[0], [1], [0]]
+    alike, three = (vlm.encode(texts, [[of[i]] for (i,) in shown]) for of in (pictures, kept))
     positions = [[three.text_len - 1]] * 3
     answers, asked = vlm.ask(three, positions=positions, max_new_tokens=2)
     assert answers == vlm.answers(alike, 2)
@@ -358,7 +362,7 @@ def test_bad_input_is_one_clear_line() -> None:
         vlm.answer_ids("fish", "")
     template, vlm.processor.chat_template = vlm.processor.chat_template, None
     try:
-        with pytest.raises(ValueError, match="no chat template: write the whole prompt"):
+        with pytest.raises(ValueError, match=r"no chat template: put one .* chat_template.jinja; .* the whole prompt"):
             vlm.prompt(QUESTION)
     finally:
         vlm.processor.chat_template = template
@@ -405,3 +409,123 @@ def test_every_type_is_in_the_table_once_and_says_little() -> None:
     assert len(types) == len(set(types))
     longest = max(len(inspect.getsource(family.views).splitlines()) for family in FAMILIES)
     assert longest < 60
+
+
+def test_words_of_equal_tokens_in_a_row_are_found_again() -> None:
+    for name in ("llava", "idefics3", "paligemma", "qwen2_vl"):
+        vlm = Vlm(*made(name))
+        text = f"{vlm.processor.image_token} is there a wug wug wug or a fish fish ?"  # three unknown words: one token
+        if name == "qwen2_vl":
+            text = f"<|vision_start|>{text.replace(' is', '<|vision_end|> is', 1)}"
+        inputs = vlm.encode([text], [[make_picture(0, (96, 60))]])
+        ids = inputs.tensors["input_ids"][0].tolist()
+        spans = [(text.index(word), text.index(word) + len(word)) for word in ("wug wug wug", "fish fish")]
+        wug, fish = inputs.words_of(vlm.processor.tokenizer, 0, spans)
+        assert len(wug) == 3 and len(fish) == 2
+        assert [ids[place] for place in wug + fish] == vlm.processor.tokenizer.convert_tokens_to_ids(
+            ["<unk>"] * 3 + ["fish"] * 2
+        )
+
+
+def test_text_tokens_are_laid_beside_a_row_with_repeated_ones() -> None:
+    image, one, word = 9, 1, 5
+    assert _places([image, one, one, word], [2, image, image, image, one, one, word, 3]) == {0: 1, 1: 4, 2: 5, 3: 6}
+    assert _places([image, image, word, one], [image] * 6 + [7, 7, word, one, 3]) == {0: 0, 1: 1, 2: 8, 3: 9}
+
+
+def test_log_probs_of_a_model_that_gives_logits_of_all_tokens() -> None:
+    model, processor = made("llava")
+    plain, all_tokens = Vlm(model, processor), Vlm(*tiny.llava())
+    forward = all_tokens.model.forward
+    all_tokens.model.forward = lambda *args, logits_to_keep=0, **kwargs: forward(*args, **kwargs)
+    for vlm in (plain, all_tokens):
+        inputs = vlm.encode([vlm.prompt(QUESTION), vlm.prompt("no boat")], [[make_picture()], [make_picture(1)]])
+        assert vlm.read(inputs, num_logits=2).logits.shape[1] == 2
+        (one, two) = vlm.log_probs(inputs, ["yes it is", "no"])
+        if vlm is plain:
+            expected = (one, two)
+    torch.testing.assert_close((one, two), expected)
+
+
+def test_positions_are_left_to_a_model_that_makes_them_itself() -> None:
+    vlm = Vlm(*tiny.llava())
+    forward, given = vlm.model.forward, []
+    vlm.model.forward = lambda *args, **kwargs: given.append("position_ids" in kwargs) or forward(*args, **kwargs)
+    inputs = vlm.encode([vlm.prompt(QUESTION)], [[make_picture()]])
+    vlm.read(inputs)
+    vlm.model.get_rope_index = lambda: None  # as that of Qwen2.5-Omni's thinker
+    vlm.read(inputs)
+    assert given == [True, False]
+
+
+def test_rows_of_different_numbers_of_pictures_are_refused_where_they_change_each_other() -> None:
+    for name in ("agevlm_concat", "mllama", "agevlm", "llava"):
+        vlm = Vlm(*made(name))
+        texts = [vlm.prompt(QUESTION, 2), vlm.prompt(QUESTION, 1)]
+        pictures = [[make_picture(0, (96, 60)), make_picture(1)], [make_picture(2)]]
+        if name in ("agevlm_concat", "mllama"):
+            with pytest.raises(ValueError, match=rf"'{name}' take rows of equally many pictures .* have 2, 1: encode"):
+                vlm.encode(texts, pictures)
+        else:
+            both = vlm.read(vlm.encode(texts, pictures)).logits
+            alone = [vlm.read(vlm.encode([text], [row])).logits[0] for text, row in zip(texts, pictures, strict=True)]
+            torch.testing.assert_close(both, torch.stack(alone), atol=1e-4, rtol=1e-4)
+
+
+def test_greedy_answers_do_not_depend_on_generation_settings() -> None:
+    vlm = Vlm(*tiny.llava())
+    inputs = vlm.encode([vlm.prompt(QUESTION)], [[make_picture()]])
+    ids: list[int] = []
+    for _ in range(6):
+        logits = vlm.read(inputs.answered([ids], vlm.family) if ids else inputs).logits[0, -1].clone()
+        logits[vlm.image_token_id] = -torch.inf
+        ids.append(int(logits.argmax()))
+    settings = {
+        "do_sample": True,
+        "num_beams": 2,
+        "repetition_penalty": 5.0,
+        "no_repeat_ngram_size": 1,
+        "num_return_sequences": 2,
+        "stop_strings": ["fish"],
+        "begin_suppress_tokens": ids[:1],
+        "min_new_tokens": 20,
+        "guidance_scale": 3.0,
+    }
+    for name, value in settings.items():
+        setattr(vlm.model.generation_config, name, value)
+        assert list(vlm.answers(inputs, 6)[0].ids) == ids[: ids.index(2) if 2 in ids else 6], name
+
+
+def test_what_a_model_does_not_take_names_the_pictures() -> None:
+    vlm = Vlm(*tiny.llava())
+    inputs = vlm.encode([vlm.prompt(QUESTION)], [[make_picture(0, (1, 3))]])
+
+    def refusing(*args: Any, **kwargs: Any) -> Any:
+        raise RuntimeError("split_with_sizes expects\nmore")
+
+    vlm.model.model.language_model.forward = refusing
+    said = r"the model does not take this: split_with_sizes expects more \(pictures of 1×3 pixels\)"
+    for asked in (vlm.read, vlm.answers):
+        with pytest.raises(ValueError, match=said):
+            asked(inputs)
+
+    def full(*args: Any, **kwargs: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    vlm.model.model.language_model.forward = full
+    with pytest.raises(torch.OutOfMemoryError):
+        vlm.read(inputs)
+    narrow = Vlm(*made("qwen2_vl"))
+    with pytest.raises(ValueError, match=r"aspect ratio must be smaller than 200.* \(pictures of 2×900 pixels\)"):
+        narrow.encode([narrow.prompt(QUESTION)], [[make_picture(0, (2, 900))]])
+
+
+def test_log_probs_of_video_llama_3_are_those_of_its_own_pass() -> None:
+    vlm = Vlm(*tiny.video_llama_3())
+    inputs = vlm.encode([vlm.prompt(QUESTION)], [[make_picture(0, (64, 48))]])
+    ids = vlm.answer_ids(inputs.texts[0], "yes it is")
+    (found,) = vlm.log_probs(inputs, [ids])
+    with torch.inference_mode():
+        every = vlm.model(**inputs.answered([ids], None).tensors, use_cache=False).logits[0].float().log_softmax(-1)
+    before = inputs.text_len - 1
+    torch.testing.assert_close(found, torch.stack([every[before + place, token] for place, token in enumerate(ids)]))

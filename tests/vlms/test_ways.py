@@ -288,6 +288,8 @@ def test_what_a_way_cannot_do_is_one_clear_line(monkeypatch: pytest.MonkeyPatch)
     vlm.family = replace(vlm.family, looking=lambda model: ())  # type: ignore[type-var]
     with pytest.raises(ValueError, match=r"the processor of 'paligemma' takes no text alone: answer in another way"):
         WAYS["pai"](paligemma := Vlm(*made("paligemma2")), rows_of(paligemma))
+    with pytest.raises(ValueError, match="takes no text alone"):
+        way_named("pai", paligemma)
     asking = WAYS["mask"](vlm, rows_of(vlm))
     with pytest.raises(ValueError, match=r"cannot be steered: its layers do not .* AttentionInterface"), asking.steer():
         vlm.ask(asking.inputs, max_new_tokens=1)

@@ -265,6 +265,23 @@ def qwen3_vl() -> tuple[Any, Any]:
     return _qwen("qwen3_vl", PATCH, vision, "qwen3_vl_text", transformers.Qwen3VLProcessor)
 
 
+def video_llama_3() -> tuple[Any, Any]:
+    """VideoLLaMA 3, a family that is not in the table: it gives the logits of all tokens, whatever is asked for."""
+    tokenizer = make_words()
+    ids = tokenizer.convert_tokens_to_ids
+    config = transformers.VideoLlama3Config(
+        text_config=text_config(tokenizer, "qwen2").to_dict(),
+        vision_config={**TOWER, "num_hidden_layers": 1},
+        image_token_id=ids("<image>"),
+        video_token_id=ids("<video>"),
+    )
+    pixels = pixels_class("VideoLlama3ImageProcessor")(
+        patch_size=PATCH, merge_size=1, min_pixels=32 * 32, max_pixels=96 * 96
+    )
+    processor = no_videos(transformers.VideoLlama3Processor, pixels, tokenizer)
+    return build(config), with_template(processor)
+
+
 def _paligemma(kind: str, **more: Any) -> tuple[Any, Any]:
     tokenizer = make_words()
     tokenizer.add_tokens([f"<loc{i:0>4}>" for i in range(1024)] + [f"<seg{i:0>3}>" for i in range(128)])

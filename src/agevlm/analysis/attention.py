@@ -177,11 +177,12 @@ def look(
     `before` are the messages that the question goes on from: the picture stands where they show it, else before the
     question. The answer is greedy. A word's map is the attention of its tokens on the picture and, where there is one,
     the null token, scaled to sum 1: the mean over the layers that look at pictures (all, or those with the numbers
-    `layers`, counted from 0 among them) and over `heads` (all, or some). Where attention cannot be read, maps are made
-    by occlusion, and `note` says so. A word that the processor took apart from its text has no map and is left out.
+    `layers`) and over `heads` (all, or some). Layers are numbered from 0 in the stack of all layers, cross-attention
+    included, as a diagnosis numbers them. Where attention cannot be read, maps are made by occlusion, and `note` says
+    so. A word that the processor took apart from its text has no map and is left out.
 
     Raises ValueError for a question without text, or with the model's own placeholder of a picture in it, a picture
-    that cannot be read, and numbers of layers or heads that the model does not have.
+    that cannot be read, and numbers of layers or heads that are not there or do not look.
     """
     question = question.strip()
     if not question:
@@ -229,9 +230,8 @@ def _maps(
     if vlm.note is not None or not words:
         return [], vlm.note
     positions = sorted({token for tokens in words for token in tokens})
-    chosen = [list(vlm.looking)[number] for number in _checked(layers, len(vlm.looking), "layer that looks")]
     try:
-        reading = vlm.read(inputs, positions=[positions], layers=chosen)
+        reading = vlm.read(inputs, positions=[positions], layers=layers_to_read(layers, vlm.looking))
     except AttentionUnreadableError as error:
         return [], str(error)
     (found,) = attention_maps(inputs, reading, [positions], [words], heads=heads, of_pictures=True)
@@ -292,11 +292,19 @@ def _picture(image: str | Path | bytes | Image.Image) -> Image.Image:
     return open_image(image)
 
 
-def _checked(numbers: Sequence[int] | None, num: int, what: str) -> Sequence[int]:
-    wrong = [number for number in numbers or () if not 0 <= number < num]
+def layers_to_read(layers: Sequence[int] | None, looking: Sequence[int]) -> Sequence[int]:
+    """The layers that maps are the mean of, by default all that look. ValueError for one that does not look."""
+    wrong = [number for number in layers or () if number not in looking]
     if wrong:
-        raise ValueError(f"there is no {what} {wrong}: the model has {num}, numbered from 0")
-    return numbers or range(num)
+        raise ValueError(f"there is no layer {wrong} that looks at pictures: choose from {_listed(looking)}")
+    return layers or looking
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    """Numbers in order, those that follow each other as "3 to 5"."""
+    if len(numbers) > 2 and numbers[-1] - numbers[0] == len(numbers) - 1:
+        return f"{numbers[0]} to {numbers[-1]}"
+    return ", ".join(map(str, numbers))
 
 
 def decode_with_offsets(tokenizer: Any, ids: Sequence[int]) -> tuple[str, list[tuple[int, int]]]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,12 +54,13 @@ _Place = tuple[str, int | None]  # a measure and its layer
 class Similarity:
     """The pairs, and for each measure its scores, one for each layer that has it, first to last.
 
-    `headline_layer` is the last layer that looks at images.
+    `headline_layer` is the last layer that looks at images; `left_out` says of a missing measure why.
     """
 
     pairs: Pairs
     scores: Mapping[str, tuple[Scores, ...]]
     headline_layer: int
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
     def headline(self, measure: str) -> Scores:
         """The scores of a measure in the headline layer, or its only ones."""
@@ -73,6 +74,7 @@ class Similarity:
             "num_maybe_true": self.pairs.num_maybe_true,
             "num_left_out": self.pairs.num_left_out,
             "headline_layer": self.headline_layer,
+            **({"left_out": dict(self.left_out)} if self.left_out else {}),
             "measures": {name: self._measure(name) for name in self.scores},
         }
 
@@ -97,7 +99,7 @@ def similarity(
     model's chat template; a caption's tokens are its own and the end token. Where a model can encode a picture once for
     its own caption and the other, it does. `batch_size` counts pictures in a forward pass and changes no figure. The
     model is left in the mode in which it came. Measures of queries and keys are missing where a decoder's cannot be
-    read. ValueErrors: see `pair_captions`.
+    read, the gain where a processor takes no text without a picture. ValueErrors: see `pair_captions`.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size is the number of pictures read at once, got {batch_size}")
@@ -121,6 +123,7 @@ class _Reader:
         self.read_at = np.argsort(pairs.others)  # the mismatched caption of each picture
         self.found: dict[_Place, NDArray[np.float64]] = {}  # (P, 2): caption i with its own picture, with another
         self.alone_P = np.full(len(pairs), np.nan)  # likelihood of captions without a picture
+        self.left_out = _no_gain(vlm, self.captions[0])
         self.looking: set[int] = set()
 
     def read(self, numbers: Sequence[int]) -> None:
@@ -149,19 +152,21 @@ class _Reader:
                     measured |= query_key_similarity(layer, words_RT[None, rows].to(device))
                 for name, scores in measured.items():
                     self._keep((name, layer.layer), texts, scores[0].tolist())
-        self.alone_P[list(numbers)] = self._read_alone(numbers)
+        if not self.left_out:
+            self.alone_P[list(numbers)] = self._read_alone(numbers)
 
     def similarity(self) -> Similarity:
         """What was found, once every picture has been read."""
-        gain_P2 = self.found[CAPTION_LIKELIHOOD, None] - self.alone_P[:, None]
-        scores: dict[str, tuple[Scores, ...]] = {
-            name: () for name in MEASURES if name == CAPTION_GAIN or any(name == place[0] for place in self.found)
-        }
-        for (name, layer), values_P2 in (*self.found.items(), ((CAPTION_GAIN, None), gain_P2)):
+        found = dict(self.found)
+        if not self.left_out:
+            found[CAPTION_GAIN, None] = found[CAPTION_LIKELIHOOD, None] - self.alone_P[:, None]
+        measured = {name for name, _ in found}
+        scores: dict[str, tuple[Scores, ...]] = {name: () for name in MEASURES if name in measured}
+        for (name, layer), values_P2 in found.items():
             matching, mismatched = values_P2.round(DECIMALS).T
             scores[name] += (Scores(matching, mismatched, layer),)
         looking = self.looking or set(self.vlm.looking)
-        return Similarity(self.pairs, scores, max(looking))
+        return Similarity(self.pairs, scores, max(looking), self.left_out)
 
     def _keep(self, place: _Place, texts: tuple[int, int], scores: Sequence[float]) -> None:
         kept = self.found.setdefault(place, np.full((len(self.pairs), 2), np.nan))
@@ -187,6 +192,16 @@ class _Caption:
         self.ids = ids if end is None else [*ids, end]
         spans = [tokens_of_span(offsets, word.start, word.end) for word in object_words(caption)]
         self.words = sorted({token for tokens in spans for token in tokens})
+
+
+def _no_gain(vlm: Vlm, caption: _Caption) -> dict[str, str]:
+    """Why the gain cannot be measured; nothing where it can."""
+    try:
+        vlm.encode([caption.text_alone], [[]])
+    except ValueError:
+        processor = type(vlm.processor).__name__
+        return {CAPTION_GAIN: f"{processor} takes no text without a picture, so a caption cannot be read without one"}
+    return {}
 
 
 def _mean_log_prob(logits_LV: Tensor, ids: Sequence[int]) -> float:

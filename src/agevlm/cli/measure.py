@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from agevlm.cli.options import AllowOutside, Device, DType, Model, OutDir, Seed
 from agevlm.cli.show import bars, print_metrics, print_official, print_similarity, quiet_transformers
 
-Numbers = Annotated[list[int] | None, typer.Option(min=0, help="Average only these, counted from 0; may be repeated.")]
+Layers = Annotated[
+    list[int] | None,
+    typer.Option(min=0, help="Average only these, numbered among all layers, as diagnose does; may be repeated."),
+]
+Heads = Annotated[list[int] | None, typer.Option(min=0, help="Average only these, counted from 0; may be repeated.")]
 
 
 class Split(StrEnum):
@@ -51,8 +55,8 @@ def look(
         Path | None, typer.Option(help="Draw the attention of each object word to this file (.png).")
     ] = None,
     maps: Annotated[Path | None, typer.Option(help="Write the maps as arrays to this file (.npz).")] = None,
-    layer: Numbers = None,
-    head: Numbers = None,
+    layer: Layers = None,
+    head: Heads = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest answer, in tokens.")] = 64,
     device: Device = "auto",
     dtype: DType = "auto",
@@ -142,19 +146,17 @@ def evaluate(
     """
     from agevlm.api import evaluate as measure
 
-    common = {"num_images": num_images, "device": device, "dtype": dtype}
-    of_one_kind = {  # each with its default: only what was asked for must suit
-        "batch_size": (batch_size, None),
+    settings: dict[str, Any] = {"num_images": num_images, "device": device, "dtype": dtype}
+    settings |= {"answering": answering.value} | ({} if batch_size is None else {"batch_size": batch_size})
+    by_name = {"protocol": (protocol, None), "images": (images, None)}
+    of_dataset = {
         "seed": (seed, 0),
         "split": (split.value, Split.TEST),
         "parser": (parser.value, Parser.FIRST_WORD),
-        "answering": (answering.value, Answering.PLAIN),
         "correct_prior": (correct_prior, False),
         "allow_outside": (allow_outside, False),
-        "protocol": (protocol, None),
-        "images": (images, None),
     }
-    settings = common | {name: value for name, (value, default) in of_one_kind.items() if value != default}
+    settings |= _suiting(by_name, of_dataset, data is not None)
     quiet_transformers()
     with bars() as progress:
         metrics = measure(model, benchmark, out=out, data=data, progress=progress, **settings)
@@ -162,6 +164,25 @@ def evaluate(
         print_metrics(out)
     elif metrics is not None:  # the main process of several
         print_official(metrics, out)
+
+
+Given = Mapping[str, tuple[Any, Any]]  # what was given for an option, and its default
+
+
+def _suiting(by_name: Given, of_dataset: Given, has_data: bool) -> dict[str, Any]:
+    """The options that were given, by name; ValueError for one that does not go with --data, or not without it."""
+    own, others = (by_name, of_dataset) if has_data else (of_dataset, by_name)
+    wrong = [_option(name) for name, (value, default) in others.items() if value != default]
+    if wrong:
+        raise ValueError(
+            f"{', '.join(wrong)} {'cannot go' if has_data else 'goes only'} with --data: a benchmark by name takes "
+            f"{', '.join(map(_option, by_name))}; scenes and datasets take {', '.join(map(_option, of_dataset))}"
+        )
+    return {name: value for name, (value, default) in own.items() if value != default}
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def diagnose(

@@ -21,6 +21,7 @@ from agevlm.vlms import Vlm
 Condition = Literal["picture", "blank", "other"]
 CONDITIONS: tuple[Condition, ...] = ("picture", "blank", "other")
 GREY = (127, 127, 127)
+REQUEST = "describe the picture."  # names no thing
 
 Record = dict[str, Any]  # a line of predictions.jsonl
 Progress = Callable[[str, int, int], None]  # what is done, how much of it, of how much

@@ -17,14 +17,13 @@ from agevlm.analysis.attention import decode_with_offsets, object_words
 from agevlm.data.chat import tokens_of_span
 from agevlm.data.images import open_image
 from agevlm.data.schema import Sample
-from agevlm.diagnosis.asking import Progress
+from agevlm.diagnosis.asking import REQUEST, Progress
 from agevlm.diagnosis.lens import Lens, lens_of
 from agevlm.evaluation.localisation import map_entropy
 from agevlm.evaluation.questions import LONG_ANSWER_TOKENS
 from agevlm.vlms import Answer, AttentionUnreadableError, Inputs, Vlm, attention_maps
 from agevlm.vlms import WordMap as Seen
 
-REQUEST = "describe the picture."
 CAPTIONS_AT_ONCE = 16
 
 Span = tuple[int, int, str]  # start, end, and the word as the data have it
@@ -120,7 +119,7 @@ def _batch(
     maps = _maps(vlm, inputs, said, [places for _, places in found])
     for number, (caption, places) in enumerate(found):
         scores: dict[str, dict[str, float]] = defaultdict(dict)
-        read = lens.confidence(vlm, text, pictures[number], list(places)) if isinstance(lens, Lens) and places else {}
+        read = lens.confidence(vlm, pictures[number], list(places)) if isinstance(lens, Lens) and places else {}
         for phrase, tokens in places.items():
             scores[phrase]["p_no"] = 1 - float(log_probs[number][tokens].sum().exp())
             if phrase in read:

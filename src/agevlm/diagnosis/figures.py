@@ -29,12 +29,18 @@ DETECTORS = {
 }
 """Numbers of a word that may tell that it is made up, higher for what is not there."""
 
+MAX_UNPARSED = 0.2
+"""Where a larger share of answers says neither yes nor no, accuracy does not say where they come from."""
+
 _ANSWER_FIGURES = ("accuracy", "false_yes_ratio", "yes_ratio", "unparsed_ratio", "auroc")
 
 
 @dataclass(frozen=True)
 class Examination:
-    """All that was found of one model; of a part that could not be made, the reason in a sentence."""
+    """All that was found of one model; of a part that could not be made, the reason in a sentence.
+
+    `unasked` says which pictures and questions were left out, and why; None where all were asked.
+    """
 
     name: str
     answers: Answers
@@ -42,6 +48,7 @@ class Examination:
     heads: HeadReading | str
     lens: Mapping[tuple[str, str], float] | str
     captions: CaptionReading | str
+    unasked: str | None = None
 
     @property
     def left_out(self) -> dict[str, str]:
@@ -53,8 +60,12 @@ class Examination:
             "words of its own captions": self.captions,
         }
         missing = {name: part for name, part in parts.items() if isinstance(part, str)}
+        if isinstance(self.similarity, Similarity):
+            missing |= {name.replace("_", " "): reason for name, reason in self.similarity.left_out.items()}
         if self.answers.note:
             missing["attention of words"] = self.answers.note
+        if self.unasked:
+            missing["some pictures and questions"] = self.unasked
         return missing
 
 
@@ -144,8 +155,6 @@ def _similarity_figures(found: Similarity) -> Iterator[tuple[str, Figure]]:
 def _head_figures(heads: HeadReading) -> Iterator[tuple[str, Figure]]:
     """Of the pictures that heads were not ranked on."""
     told = ~heads.is_ranking
-    if not told.any():
-        return
     ids, images = (
         [value for value, is_told in zip(of, told, strict=True) if is_told] for of in (heads.ids, heads.images)
     )
@@ -207,11 +216,29 @@ def verdict(exam: Examination, found: Mapping[str, Estimate]) -> list[str]:
 
 def _on_the_prior(split: str, found: Mapping[str, Estimate]) -> str:
     seen, other = (found[f"answers.{condition}.{split}.accuracy"].mean for condition in ("picture", "other"))
-    gap = seen - other
-    how = "answers from the picture" if gap >= 0.25 else "answers in part from the picture" if gap >= 0.1 else None
+    unparsed = [found[f"answers.{condition}.{split}.unparsed_ratio"].mean for condition in ("picture", "other")]
+    if (share := sum(unparsed) / 2) > MAX_UNPARSED:
+        return f"{share:.0%} of its answers say neither yes nor no, {_on_p_yes(split, found)}."
+    how = _by_gap(seen - other, "answers from the picture", "answers in part from the picture")
     how = how or "answers from the question alone"
     with_it = f"{seen:.0%} of the {split} questions are right with it, {other:.0%} with another picture in its place"
     return f"It {how}: {with_it}."
+
+
+def _on_p_yes(split: str, found: Mapping[str, Estimate]) -> str:
+    """Whether P(yes) tells from the picture what is there, of a model whose answers do not say."""
+    names = [f"answers.{condition}.{split}.auroc" for condition in ("picture", "other")]
+    if not all(name in found for name in names):
+        return "and whether its P(yes) comes from the picture is not measured"
+    seen, other = (found[name].mean for name in names)
+    how = _by_gap(seen - other, "tells from the picture what is there", "tells in part from the picture what is there")
+    how = how or "does not tell from the picture what is there"
+    return f"and its P(yes) {how}: AUROC {seen:.2f} with it, {other:.2f} with another picture in its place"
+
+
+def _by_gap(gap: float, clear: str, in_part: str) -> str | None:
+    """What the gap between the true picture and another one says; None where it says nothing."""
+    return clear if gap >= 0.25 else in_part if gap >= 0.1 else None
 
 
 def _on_looking(exam: Examination, found: Mapping[str, Estimate]) -> str:
@@ -220,12 +247,20 @@ def _on_looking(exam: Examination, found: Mapping[str, Estimate]) -> str:
     names = ("looking.best_head.mass", "looking.mean.mass", "looking.chance.mass")
     best, mean, chance = (found[name].mean for name in names)
     place, head = exam.heads.ranked()[0]
-    how = "looks at what it is asked about" if best >= 5 * chance else "hardly looks at what it is asked about"
-    how = "does not look at what it is asked about" if best < 2 * chance else how
+    how = "looks at what it is asked about" if _above(best, chance, 5) else "hardly looks at what it is asked about"
+    how = how if _above(best, chance, 2) else "does not look at what it is asked about"
     return (
         f"It {how}: {best:.0%} of the attention of its best head (layer {exam.heads.layers[place]}, head {head}) lies "
         f"in the mask, {mean:.0%} of the mean of all heads, and {chance:.0%} would by chance."
     )
+
+
+def _above(share: float, chance: float, times: float) -> bool:
+    """Whether the odds of a share are so many times those of chance.
+
+    For small shares that is the ratio of the two; of a large thing a share below 1 can reach it too.
+    """
+    return share * (1 - chance) >= times * chance * (1 - share) and share > chance
 
 
 def _on_made_up(found: Mapping[str, Estimate]) -> str:

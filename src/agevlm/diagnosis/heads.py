@@ -120,6 +120,8 @@ def _maps(
     for start in range(0, len(rows), size):
         batch = rows[start : start + size]
         inputs, reading, positions = read_words(vlm, batch, [kept[p.sample] for p in batch])
+        if reading is None:
+            continue
         layers = tuple(sorted(reading.rows))
         for row, prompt in enumerate(batch):
             if positions[row]:
@@ -129,17 +131,21 @@ def _maps(
         yield list(prompts), np.stack(maps), np.stack(on_picture), layers
 
 
-def read_words(vlm: Vlm, prompts: Sequence[Prompt], kept: Sequence[Kept]) -> tuple[Inputs, Reading, list[list[int]]]:
-    """One pass with the attention rows of the only word of each prompt, and where its tokens are."""
+def read_words(
+    vlm: Vlm, prompts: Sequence[Prompt], kept: Sequence[Kept]
+) -> tuple[Inputs, Reading | None, list[list[int]]]:
+    """One pass with the attention rows of the only word of each prompt, and where its tokens are.
+
+    A word that is not found again in what the processor makes of its prompt has no tokens; where none is found there
+    is no pass.
+    """
     inputs = vlm.encode([prompt.text for prompt in prompts], [[picture] for picture in kept])
     tokenizer = vlm.processor.tokenizer
     positions = [
         inputs.tokens_of(tokenizer, row, prompt.words[0].start, prompt.words[0].end)
         for row, prompt in enumerate(prompts)
     ]
-    if not any(positions):
-        raise AttentionUnreadableError("no word of the prompts is found again in what the processor makes of them")
-    return inputs, vlm.read(inputs, positions=positions), positions
+    return inputs, vlm.read(inputs, positions=positions) if any(positions) else None, positions
 
 
 def _row_maps(inputs: Inputs, reading: Reading, row: int, num_tokens: int) -> tuple[Floats, Floats]:
@@ -220,6 +226,11 @@ def _collected(layers: tuple[int, ...], words: Sequence[dict[str, Any]]) -> Head
     if not words:
         return "no word for a thing that is there was found again in what the processor makes of the prompts"
     prompts = [word["prompt"] for word in words]
+    if len({prompt.sample_id for prompt in prompts}) < 2:
+        return (
+            "things that are there have masks in one picture only, and two are needed: heads are ranked on one half "
+            "of the pictures and measured on the other"
+        )
     ids: list[str] = []
     for prompt in prompts:
         named = f"{prompt.sample_id}/{prompt.words[0].phrase}"

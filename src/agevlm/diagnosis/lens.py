@@ -1,9 +1,9 @@
 """The logit lens on image tokens: how surely some token of the picture says a word before anybody asked.
 
 The hidden states of the image tokens, in some layers, go through the final norm and the head of the decoder; the
-confidence of a word is the highest probability of its first token, over tokens and layers. After Jiang et al., 2024
-(arXiv 2410.02762), who use it to tell which words of a caption are made up. Image tokens stand before the question and
-are causal, so that one pass serves all words of a picture.
+confidence of a word is the highest probability of the first token of its name, over image tokens and layers. After
+Jiang et al., 2024 (arXiv 2410.02762), who use it to tell which words of a caption are made up. One pass serves all
+words of a picture: its prompt names none, since the image tokens of some families (PaliGemma) see the question too.
 """
 
 # Shapes: n image tokens of a picture, W model width, V vocabulary.
@@ -20,11 +20,12 @@ import torch
 
 from agevlm.data.images import open_image
 from agevlm.data.schema import Sample
-from agevlm.diagnosis.asking import Progress
+from agevlm.diagnosis.asking import REQUEST, Progress
 from agevlm.evaluation.questions import Prompt, questions_of
 from agevlm.vlms import Vlm
 
 MAX_LAYERS = 6  # spread evenly over the upper half; each costs image tokens × vocabulary
+_NORMS = ("norm", "embedding_norm")  # what decoders call their final norm; the second is LFM2's
 
 
 @dataclass(frozen=True)
@@ -35,9 +36,9 @@ class Lens:
     head: Any
 
     @torch.inference_mode()
-    def confidence(self, vlm: Vlm, text: str, picture: Any, phrases: Sequence[str]) -> dict[str, float]:
-        """How surely some image token says each word, in a prompt with one picture."""
-        inputs = vlm.encode([text], [[picture]])
+    def confidence(self, vlm: Vlm, picture: Any, phrases: Sequence[str]) -> dict[str, float]:
+        """How surely some image token of a picture says each word, before anything is asked about one."""
+        inputs = vlm.encode([vlm.prompt(REQUEST)], [[picture]])
         top = len(vlm.layers)
         layers = sorted({int(number) for number in np.linspace(max(1, top // 2), top, MAX_LAYERS).round()})
         states = vlm.read(inputs, states=layers).states
@@ -57,7 +58,8 @@ def lens_of(vlm: Vlm) -> Lens | str:
         return vlm.note
     if vlm.family is not None and vlm.family.cross:
         return "its image tokens do not pass the decoder, so there is nothing to read through its head"
-    norm, head = getattr(vlm.model.get_decoder(), "norm", None), vlm.model.get_output_embeddings()
+    decoder, head = vlm.model.get_decoder(), vlm.model.get_output_embeddings()
+    norm = next((getattr(decoder, name) for name in _NORMS if hasattr(decoder, name)), None)
     if norm is None or head is None:
         return f"{type(vlm.model).__name__} has no final norm and head that are found here"
     return Lens(norm, head)
@@ -76,7 +78,7 @@ def read_lens(vlm: Vlm, samples: Sequence[Sample], progress: Progress | None) ->
     for done, (number, prompts) in enumerate(by_sample.items()):
         picture = open_image(samples[number].images[0])
         phrases = list(dict.fromkeys(prompt.words[0].phrase for prompt in prompts))
-        said = lens.confidence(vlm, prompts[0].text, picture, phrases)
+        said = lens.confidence(vlm, picture, phrases)
         found |= {(samples[number].id, phrase): value for phrase, value in said.items()}
         if progress:
             progress("lens", done + 1, len(by_sample))

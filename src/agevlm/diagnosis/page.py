@@ -144,14 +144,16 @@ def _looking(models: Sequence[Diagnosed]) -> Data | None:
         "of that in the mask": heads.heads["mass"],
         "of that on sinks": heads.sunk,
     }
-    by_layer = {name: (heads.layers, values.mean((0, 2)).tolist()) for name, values in lines.items()}
-    grid = heads.heads["corrected_mass"].mean(0)
+    told = ~heads.is_ranking
+    by_layer = {name: (heads.layers, values[told].mean((0, 2)).tolist()) for name, values in lines.items()}
+    grid = heads.heads["corrected_mass"][told].mean(0)
     best = heads.ranked()[0]
+    label = "mass in the mask, without sinks"
     return {
-        "num_words": int((~heads.is_ranking).sum()),
+        "num_words": int(told.sum()),
         "headers": headers,
         "rows": rows,
-        "grid": chart(lambda t: drawings.head_grid(grid, heads.layers, best, "mass in mask", t), "Heads by layer"),
+        "grid": chart(lambda t: drawings.head_grid(grid, heads.layers, best, label, t), "Heads by layer"),
         "layers": chart(lambda t: drawings.layer_lines(by_layer, "mean over heads", t), "Attention by layer"),
         "ranking": _ranking(heads),
     }

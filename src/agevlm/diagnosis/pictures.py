@@ -89,6 +89,8 @@ def _both_maps(vlm: Vlm, heads: HeadReading, prompt: Prompt, samples: Sequence[S
     if len(prompt.words) != 1:
         return ()
     inputs, reading, positions = read_words(vlm, [prompt], [kept])
+    if reading is None:
+        return ()
     words = [[positions[0]]]
     place, head = heads.ranked()[0]
     layer = heads.layers[place]

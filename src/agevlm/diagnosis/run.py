@@ -13,8 +13,9 @@ import numpy as np
 from agevlm.analysis.similarity import DEFAULT_BATCH_SIZE, Similarity, similarity
 from agevlm.checkpoints import load_vlm
 from agevlm.data.schema import Sample
-from agevlm.diagnosis.asking import CONDITIONS, Progress, ask, presence_samples
-from agevlm.diagnosis.captions import REQUEST, CaptionReading, read_captions
+from agevlm.diagnosis.askable import askable, unasked
+from agevlm.diagnosis.asking import CONDITIONS, REQUEST, Progress, ask, presence_samples
+from agevlm.diagnosis.captions import CaptionReading, read_captions
 from agevlm.diagnosis.figures import Examination, differences_of, estimates_of, figures_of, reliability_of
 from agevlm.diagnosis.heads import HeadReading, read_heads
 from agevlm.diagnosis.lens import read_lens
@@ -54,25 +55,32 @@ def diagnose(
     Any vision-language model of transformers. `data` is "scenes", drawn fresh, or the directory of a dataset with
     POPE's questions; captions and masks in it serve further parts, and what cannot be made is left out and said so.
     `against` is a second model, asked the same. `settings.num_images` None is 100 pictures, or all of a smaller
-    dataset. Raises ValueError for a model or data that cannot be used.
+    dataset. Pictures and questions that one of the models cannot take are left out for both. Raises ValueError for a
+    model or data that cannot be used.
     """
     settings = settings or Settings()
     settings = replace(settings, num_images=settings.num_images or DEFAULT_NUM_IMAGES)
     named = model if not isinstance(model, tuple) else "tiny"
-    samples = presence_samples(test_samples(named, data, settings))
-    captions = caption_samples(named, data, settings)
+    asked = presence_samples(test_samples(named, data, settings))
+    captions: Sequence[Sample] = caption_samples(named, data, settings)
     Path(out).mkdir(parents=True, exist_ok=True)  # where nothing can be written, say so before the work
-    models = [_load(one, settings) for one in (model, against) if one is not None]
-    exams = [_examine(vlm, name, samples, captions, settings, progress) for vlm, name in models]
+    given = [one for one in (model, against) if one is not None]
+    models = list(zip([_load(one, settings) for one in given], names_of(given), strict=True))
+    samples, why = askable([vlm for vlm, _ in models], asked)
+    captions = [sample for sample in captions if sample.id not in why] if why else captions
+    told = unasked(why, asked)
+    exams = [replace(_examine(vlm, name, samples, captions, settings, progress), unasked=told) for vlm, name in models]
     figures = [figures_of(exam) for exam in exams]
     diagnosed = [Diagnosed(exam, estimates_of(of)) for exam, of in zip(exams, figures, strict=True)]
     differences = differences_of(*figures) if against is not None else {}
     cases = cases_of([(vlm, exam) for (vlm, _), exam in zip(models, exams, strict=True)], samples)
-    facts = {"data": str(data), "pictures": str(len(samples)), "seed": str(settings.seed), "split": settings.split}
+    facts = dict(zip(("model", "against"), map(_full_name, given), strict=False))
+    facts |= {"data": str(data), "pictures": str(len(samples)), "seed": str(settings.seed), "split": settings.split}
     made = provenance(**facts, architectures=[type(vlm.model).__name__ for vlm, _ in models])
     record = {
         **_record(diagnosed[0]),
         **({"against": _record(diagnosed[1]), "differences": _short(differences)} if against is not None else {}),
+        "unasked": why,
         "cases": [case.records[0]["id"] for case in cases],
         "provenance": made,
     }
@@ -81,10 +89,24 @@ def diagnose(
     return Diagnosis(diagnosed[0].verdict, record, _write(Path(out), html, record, exams, cases))
 
 
-def _load(model: Model, settings: Settings) -> tuple[Vlm, str]:
-    if isinstance(model, tuple):
-        return Vlm(*model), type(model[0]).__name__
-    return Vlm(*load_vlm(model, settings.device, settings.dtype)), Path(str(model)).name
+def _load(model: Model, settings: Settings) -> Vlm:
+    return Vlm(*model) if isinstance(model, tuple) else Vlm(*load_vlm(model, settings.device, settings.dtype))
+
+
+def _full_name(model: Model) -> str:
+    return type(model[0]).__name__ if isinstance(model, tuple) else str(model)
+
+
+def names_of(models: Sequence[Model]) -> list[str]:
+    """What models are called: the shortest ends of their names and directories that tell them apart."""
+    paths = [Path(_full_name(model)) for model in models]
+    paths = [path.resolve() if path.is_dir() else path for path in paths]
+    names: list[str] = []
+    for length in range(1, max(len(path.parts) for path in paths) + 1):
+        names = [Path(*path.parts[-length:]).as_posix() for path in paths]
+        if len(set(names)) == len(names):
+            return names
+    return [name if number == 1 else f"{name} ({number})" for number, name in enumerate(names, start=1)]
 
 
 def _examine(
@@ -119,8 +141,6 @@ def _match(vlm: Vlm, captions: Sequence[Sample], settings: Settings, progress: P
     """The similarity of matching and mismatched pairs, or why there is none."""
     if vlm.note is not None:
         return vlm.note
-    if getattr(vlm.processor, "chat_template", None) is None:
-        return "the processor has no chat template, so a caption cannot be asked for without a picture"
     size = min(settings.batch_size or DEFAULT_BATCH_SIZE, DEFAULT_BATCH_SIZE)
     try:
         return similarity(

@@ -72,9 +72,27 @@ class Asker:
         """
         replies: dict[int, Reply] = {}
         for batch in self._batches(prompts):
-            answers = self._ask_batch([prompts[i] for i in batch], [pictures[i] for i in batch])
+            answers = self._ask_named([prompts[i] for i in batch], [pictures[i] for i in batch])
             replies.update(zip(batch, answers, strict=True))
         return [replies[number] for number in range(len(prompts))]
+
+    def _ask_named(self, prompts: Sequence[Prompt], pictures: Sequence[Sequence[Kept]]) -> list[Reply]:
+        """As `_ask_batch`; a prompt that the model does not take is named by its sample and its question."""
+        from agevlm.vlms import AttentionUnreadableError
+
+        try:
+            return self._ask_batch(prompts, pictures)
+        except AttentionUnreadableError:
+            raise
+        except ValueError as error:
+            if len(prompts) > 1:
+                return [
+                    reply
+                    for prompt, shown in zip(prompts, pictures, strict=True)
+                    for reply in self._ask_named([prompt], [shown])
+                ]
+            question = prompts[0].messages[-1].content if prompts[0].messages else prompts[0].text
+            raise ValueError(f"sample {prompts[0].sample_id}, {question!r}: {error}") from error
 
     def _batches(self, prompts: Sequence[Prompt]) -> Iterator[list[int]]:
         """Numbers of prompts that go together: same number of pictures and answer length, similar prompt length."""

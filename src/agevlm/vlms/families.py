@@ -73,6 +73,9 @@ class Family:
     null_token: Callable[[Any], bool] = lambda model: False  # whether one more key stands behind those of each picture
     answer_values: Mapping[str, int] = field(default_factory=dict)  # of tensors along the text, over an answer
     remember: Callable[[Any, Any, list[Any]], Any] | None = None  # pictures encoded once, as the argument image_memory
+    same_num_pictures: bool = (
+        False  # whether a batch is what its rows are alone only with equally many pictures in each
+    )
     special_tokens: bool = True  # whether the tokenizer adds its own to a text without any
     plain_prompt: str | None = None  # of a family without a chat template, with {images} and {question}
 
@@ -291,6 +294,7 @@ FAMILIES: tuple[Family, ...] = (
         ("mllama",),
         _mllama,
         cross=True,
+        same_num_pictures=True,  # transformers lets text of a row with fewer look at the fillers
         looking=lambda model: model.config.text_config.cross_attention_layers,
         image_states="model.multi_modal_projector",
     ),
@@ -306,7 +310,14 @@ FAMILIES: tuple[Family, ...] = (
         remember=_remember,
         special_tokens=False,
     ),
-    Family(("agevlm_concat",), _ours, front=True, remember=_remember_in_front, special_tokens=False),
+    Family(
+        ("agevlm_concat",),
+        _ours,
+        front=True,
+        remember=_remember_in_front,
+        same_num_pictures=True,  # the text of each row begins behind the front of the row with the most
+        special_tokens=False,
+    ),
 )
 
 

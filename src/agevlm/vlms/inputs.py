@@ -7,7 +7,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
 from typing import Any
@@ -22,6 +23,10 @@ from agevlm.vlms.views import SeenPicture, Size, View, num_tokens
 
 # Tensors with a column for each token of the text; an answer repeats the last one, unless the family says otherwise.
 _ALONG_TEXT = ("attention_mask", "token_type_ids", "mm_token_type_ids", "cross_attention_mask", "images_seen")
+
+
+_NAMED_SIZES = 3
+_OF_THE_DEVICE = ("memory", "CUDA", "CUBLAS", "CUDNN", "cuDNN", "HIP", "MPS")  # words of torch's other errors
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,11 @@ class Inputs:
         """Whether what stands in front of the text is in the cache before an answer begins."""
         memory = self.tensors.get("image_memory")
         return getattr(memory, "prefilled", None) is not None and all(len(row) == 1 for row in self.pictures)
+
+    @property
+    def sizes(self) -> list[Size]:
+        """The sizes (height, width) of all pictures."""
+        return [picture.size for row in self.pictures for picture in row]
 
     def position_ids(self) -> Tensor:
         """(R, T): the place of each token in its row, not counting padding on the left."""
@@ -93,13 +103,33 @@ class Inputs:
 
 
 def _places(text_ids: list[int], row_ids: list[int]) -> dict[int, int]:
-    """Which token of a row each token of its text has become, as far as they can be laid beside each other."""
+    """Which token of a row each token of its text has become, as far as they can be laid beside each other.
+
+    A run of equal tokens counts as no longer than the longest that the text has of them, so that the many image tokens
+    of a picture stand for its placeholder.
+    """
     start = len(row_ids) - len(text_ids)
     if start >= 0 and row_ids[start:] == text_ids:
         return dict(enumerate(range(start, len(row_ids))))
-    places = [p for p in range(len(row_ids)) if p == 0 or row_ids[p] != row_ids[p - 1]]  # runs fold to one
+    longest = _longest_runs(text_ids)
+    places = [p for p, length in enumerate(_run_lengths(row_ids)) if length <= max(longest.get(row_ids[p], 0), 1)]
     blocks = SequenceMatcher(None, text_ids, [row_ids[p] for p in places], autojunk=False)
     return {b.a + i: places[b.b + i] for b in blocks.get_matching_blocks() for i in range(b.size)}
+
+
+def _run_lengths(ids: Sequence[int]) -> list[int]:
+    """Of each token how many equal ones stand in a row up to it."""
+    lengths: list[int] = []
+    for place, token in enumerate(ids):
+        lengths.append(lengths[-1] + 1 if place and ids[place - 1] == token else 1)
+    return lengths
+
+
+def _longest_runs(ids: Sequence[int]) -> dict[int, int]:
+    longest: dict[int, int] = {}
+    for token, length in zip(ids, _run_lengths(ids), strict=True):
+        longest[token] = max(longest.get(token, 0), length)
+    return longest
 
 
 @dataclass(frozen=True)
@@ -120,13 +150,20 @@ def encode(
 ) -> Inputs:
     """Run the processor over rows of text, each with a placeholder for each of its pictures (PIL, upright RGB).
 
-    Pictures may be `Kept`, all of one call. Raises ValueError where the rows are longer than the decoder's context, and
-    where the facts about the family give another number of image tokens than the processor.
+    Pictures may be `Kept`, all of one call. Raises ValueError where the rows are longer than the decoder's context,
+    where the facts about the family give another number of image tokens than the processor, for pictures that the
+    processor does not take, and for rows of different numbers of pictures where a batch of them is not what each alone
+    is.
     """
     if not texts or len(texts) != len(pictures):
         raise ValueError(f"{len(texts)} texts and {len(pictures)} lists of pictures: give each text a list")
     kept = [[item if isinstance(item, Kept) else Kept(item) for item in row] for row in pictures]
     shown = [[item.picture for item in row] for row in kept]
+    if family is not None and family.same_num_pictures and len(set(map(len, shown))) > 1:
+        raise ValueError(
+            f"models of the type {model.config.model_type!r} take rows of equally many pictures in a batch, and these "
+            f"have {', '.join(str(len(row)) for row in shown)}: encode those of each number by themselves"
+        )
     bos = processor.tokenizer.bos_token
     adds = (family is None or family.special_tokens) and not (bos and all(text.startswith(bos) for text in texts))
     options = {"return_tensors": "pt", "padding": True, "padding_side": "left", "add_special_tokens": adds}
@@ -134,7 +171,8 @@ def encode(
     if any(item.memory is not memory for row in kept for item in row):
         raise ValueError("pictures of several calls of `keep` cannot stand in one `encode`: keep them together")
     if memory is None:
-        coded = processor(text=list(texts), images=shown if any(shown) else None, **options)
+        with naming_pictures([(picture.height, picture.width) for row in shown for picture in row], (ValueError,)):
+            coded = processor(text=list(texts), images=shown if any(shown) else None, **options)
     else:
         memory, index = _selected(memory, [[item.number for item in row] for row in kept])
         coded = {**processor.tokenizer(list(texts), **options), "image_index": index}
@@ -148,6 +186,27 @@ def encode(
             "show fewer or smaller pictures, or ask for less"
         )
     return _lay_out(model, processor, family, tuple(texts), tensors, shown)
+
+
+@contextmanager
+def naming_pictures(sizes: Sequence[Size], also: tuple[type[Exception], ...] = ()) -> Iterator[None]:
+    """What torch refuses to do with an input, and `also` errors of these kinds, are ValueErrors with its picture sizes.
+
+    What it says of memory and of the device is not about the input, and stays what it is.
+    """
+    wrong: tuple[type[Exception], ...] = (RuntimeError, *also)
+    try:
+        yield
+    except wrong as error:
+        reason = " ".join(str(error).split())
+        if isinstance(error, RuntimeError):
+            if type(error) is not RuntimeError or any(word in reason for word in _OF_THE_DEVICE):
+                raise
+            reason = f"the model does not take this: {reason:.300}"
+        smallest = [f"{width}×{height}" for height, width in sorted(set(sizes), key=lambda size: (min(size), size))]
+        more = ", …" if len(smallest) > _NAMED_SIZES else ""
+        shown = f" (pictures of {', '.join(smallest[:_NAMED_SIZES])}{more} pixels)" if sizes else ""
+        raise ValueError(f"{reason}{shown}") from error
 
 
 def _selected(memory: Any, numbers: list[list[int]]) -> tuple[Any, Tensor]:

@@ -20,10 +20,32 @@ from agevlm.data.literals import as_text
 from agevlm.data.schema import Message
 from agevlm.vlms.attention import AttentionUnreadableError, RowReader, reading
 from agevlm.vlms.families import family_of, known_types
-from agevlm.vlms.inputs import Inputs, Kept, encode, image_token_id
+from agevlm.vlms.inputs import Inputs, Kept, encode, image_token_id, naming_pictures
 
 YES = ("yes", "Yes", " yes", " Yes", "YES")
 NO = ("no", "No", " no", " No", "NO")
+# What else a checkpoint's generation settings may change, back at what changes nothing.
+_GREEDY: dict[str, Any] = {
+    "do_sample": False,
+    "num_beams": 1,
+    "num_return_sequences": 1,
+    "repetition_penalty": 1.0,
+    "encoder_repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "encoder_no_repeat_ngram_size": 0,
+    "exponential_decay_length_penalty": None,
+    "sequence_bias": None,
+    "begin_suppress_tokens": None,
+    "forced_bos_token_id": None,
+    "forced_eos_token_id": None,
+    "min_length": 0,
+    "min_new_tokens": None,
+    "guidance_scale": None,
+    "watermarking_config": None,
+    "stop_strings": None,
+    "prompt_lookup_num_tokens": None,
+    "use_cache": True,
+}
 _TAIL_LEN = 32  # characters of a prompt that say how an answer behind it is tokenised
 
 
@@ -129,8 +151,9 @@ class Vlm:
         plain = self.family.plain_prompt if self.family is not None else None
         if plain is None or len(messages) != 1:
             raise ValueError(
-                f"the processor of {self.model.config.model_type!r} has no chat template: write the whole prompt "
-                f"yourself, with {self.processor.image_token!r} for each picture"
+                f"the processor of {self.model.config.model_type!r} has no chat template: put one into the model's "
+                "directory as chat_template.jinja; in Python, set processor.chat_template, or write the whole prompt "
+                f"yourself for Vlm.encode, with {self.processor.image_token!r} for each picture"
             )
         images = self.processor.image_token * messages[0].num_images
         start = plain.format(images=images, question="\0").index("\0")
@@ -178,17 +201,17 @@ class Vlm:
     ) -> tuple[list[Answer], Reading]:
         """The greedy answer of each row, and what its first pass gave: rows as in `read`, logits of the first token.
 
+        Greedy: always the likeliest token. Penalties and the like of the checkpoint's generation settings are off.
         `change` gets the tokens so far and the logits (R, V) of the next, and gives those to choose from.
         """
         tokenizer = self.processor.tokenizer
         num_front = 0 if inputs.front_is_cached else inputs.num_front
         chosen = self._chosen(layers, positions is not None)
-        with self._reading(inputs, chosen, positions, num_front) as reader:
+        with naming_pictures(inputs.sizes), self._reading(inputs, chosen, positions, num_front) as reader:
             written = self.model.generate(
                 **inputs.tensors,
                 max_new_tokens=max_new_tokens,
-                do_sample=False,
-                num_beams=1,
+                **_GREEDY,
                 suppress_tokens=self._suppressed or None,
                 pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0,
                 disable_compile=True,
@@ -295,13 +318,19 @@ class Vlm:
             split = stack.enter_context(self._projecting(looking)) if projections and not self._cross else None
             image = stack.enter_context(self._image_states())
             arguments = dict(inputs.tensors)
-            if not hasattr(getattr(self.model, "model", None), "get_rope_index"):
+            if not any(hasattr(part, "get_rope_index") for part in (self.model, getattr(self.model, "model", None))):
                 arguments["position_ids"] = inputs.position_ids()
+            stack.enter_context(naming_pictures(inputs.sizes))
             output = self.model(**arguments, use_cache=False, logits_to_keep=num_logits)
         self._check_read(reader, positions)
         queries, keys = split if split is not None else (reader.queries, reader.keys)
         return Reading(
-            output.logits, reader.weights if positions is not None else {}, kept, queries, keys, image.get("image")
+            output.logits[:, -num_logits:],  # some models give those of all tokens
+            reader.weights if positions is not None else {},
+            kept,
+            queries,
+            keys,
+            image.get("image"),
         )
 
     def _chosen(self, layers: Sequence[int] | None, wanted: bool) -> Sequence[int]:

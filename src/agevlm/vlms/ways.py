@@ -79,15 +79,7 @@ def attentive(vlm: Vlm, rows: Sequence[Row]) -> Asking:
     """
     inputs = _encoded(vlm, rows)
     unseen = [[replace(message, num_images=0) for message in row.messages] for row in rows]
-    blind = [replace(row, text=vlm.chat(of).text, pictures=()) for row, of in zip(rows, unseen, strict=True)]
-    try:
-        against = _encoded(vlm, blind)
-    except ValueError as error:
-        kind = vlm.model.config.model_type
-        raise ValueError(
-            f"pai asks without the picture too, and the processor of {kind!r} takes no text alone: answer in another "
-            f"way ({error})"
-        ) from error
+    against = _text_alone(vlm, [vlm.chat(of).text for of in unseen])
     layers = list(vlm.looking)
     layers = layers[round(PAI_START_RATIO * len(layers)) :]
     return Asking(
@@ -153,7 +145,21 @@ def way_named(name: str, vlm: Vlm) -> Way:
         raise ValueError(f"there is no way to answer {name!r}: choose one of {', '.join(WAYS)}")
     if name in STEERING:
         check_steerable(vlm)
+    if name == "pai":
+        _text_alone(vlm, [vlm.prompt("?", 0)])
     return WAYS[name]
+
+
+def _text_alone(vlm: Vlm, texts: Sequence[str]) -> Inputs:
+    """Texts without pictures; ValueError for a processor that takes none."""
+    try:
+        return vlm.encode(texts, [()] * len(texts))
+    except ValueError as error:
+        kind = vlm.model.config.model_type
+        raise ValueError(
+            f"pai asks without the picture too, and the processor of {kind!r} takes no text alone: answer in another "
+            f"way ({error})"
+        ) from error
 
 
 def _encoded(vlm: Vlm, rows: Sequence[Row]) -> Inputs:

@@ -35,9 +35,10 @@ def test_yes_and_no(answer: str, official: str, exact: str | None, one_of_two: s
 
 
 def test_popes_guess_is_told_apart() -> None:
-    assert [answers.says_neither(text) for text in ("A fish.", "", "yes", "No!", "It is not")] == [True, True] + [
-        False
-    ] * 3
+    guesses = ("A fish.", "", "NO", "No\nthere is none", "no!", "No;", "*No*", "It is there. Yes.", "eyes")
+    assert [text for text in guesses if not answers.guessed_yes(text)] == []
+    said = ("yes", "Yes!", "*Yes*", "no", "No.", "It is not", "No, there is none", "no yes")
+    assert [text for text in said if answers.guessed_yes(text)] == []
 
 
 @pytest.mark.parametrize(

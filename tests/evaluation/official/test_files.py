@@ -103,3 +103,64 @@ def test_annotations_that_are_not_cocos_are_named(tmp_path: Path) -> None:
     (tmp_path / "other.json").write_text(json.dumps({"annotations": [{"category_id": 3, "image_id": 1}], "more": 1}))
     with pytest.raises(ValueError, match=r"other.json has annotations, but not in COCO's form \(KeyError: 3\)"):
         questions("chair", tmp_path)
+
+
+def found_pictures(name: str, directory: Path, images: Path | None = None) -> dict[str, str]:
+    """The file of each question that has one, below its directory, by the question's id."""
+    reading = BENCHMARKS[name].read(open_source(directory, images))
+    return {
+        q.id: "/".join(Path(q.picture.read()).parts[-3:])  # type: ignore[arg-type]
+        for q in reading.questions
+        if q.picture is not None and q.picture.read is not None
+    }
+
+
+def test_a_missing_picture_is_not_replaced_by_another_of_its_name(tmp_path: Path) -> None:
+    hallusion = made.hallusionbench(folder(tmp_path / "hallusion"))
+    whole = found_pictures("hallusionbench", hallusion)
+    lost = next(path for path in sorted((hallusion / "hallusion_bench").rglob("*.png")))
+    other = lost.parents[2] / "VX" / "map" / lost.name
+    gone = "/".join(lost.parts[-3:])
+    other.parent.mkdir(parents=True)
+    lost.rename(other)
+    rows = json.loads((hallusion / "HallusionBench.json").read_text())
+    again = next(row for row in rows if row["filename"] and row["filename"].endswith(gone))
+    rows.append(again | {"category": "VX", "subcategory": "map", "filename": f"./hallusion_bench/VX/map/{lost.name}"})
+    (hallusion / "HallusionBench.json").write_text(json.dumps(rows))
+    found = found_pictures("hallusionbench", hallusion)
+    added = {key: path for key, path in found.items() if key not in whole}
+    assert set(added.values()) == {f"VX/map/{lost.name}"}
+    assert {key: path for key, path in found.items() if key in whole} == {
+        key: path for key, path in whole.items() if path != gone
+    }
+
+    lines = made.cv_bench_lines(folder(tmp_path / "lines"))
+    (lines / "img" / "2D" / "0.png").unlink()
+    (lines / "img" / "thumbnails").mkdir()
+    (lines / "img" / "thumbnails" / "0.png").write_bytes(made.png(9))
+    assert len(found_pictures("cv-bench", lines)) == len(made.CV_ROWS) - 1
+
+    pairs = made.mmvp(folder(tmp_path / "pairs"))
+    (pairs / "MMVP Images" / "1.jpg").rename(folder(pairs / "other") / "1.jpg")
+    assert found_pictures("mmvp", pairs).keys() == {"2", "3", "4"}
+
+
+def test_folders_of_pictures_may_have_other_names(tmp_path: Path) -> None:
+    pairs = made.mmvp(folder(tmp_path / "pairs"))
+    (pairs / "MMVP Images").rename(pairs / "pictures")
+    assert set(found_pictures("mmvp", pairs)) == {"1", "2", "3", "4"}
+    (pairs / "pictures").rename(tmp_path / "elsewhere")
+    assert set(found_pictures("mmvp", pairs, tmp_path / "elsewhere")) == {"1", "2", "3", "4"}
+    hallusion = made.hallusionbench(folder(tmp_path / "hallusion"))
+    whole = found_pictures("hallusionbench", hallusion)
+    (hallusion / "hallusion_bench").rename(hallusion / "figures")
+    assert found_pictures("hallusionbench", hallusion) == whole
+
+
+def test_a_name_that_two_pictures_have_is_of_neither(tmp_path: Path) -> None:
+    pope = made.pope(folder(tmp_path / "pope"))
+    copied = folder(pope / "copies")
+    (copied / "1.jpg").write_bytes((pope / "val2014" / "1.jpg").read_bytes())
+    assert len(found_pictures("pope", pope)) == 12  # the same picture twice
+    (copied / "1.jpg").write_bytes(made.png(9))
+    assert set(found_pictures("pope", pope).values()) == {"pope/val2014/2.jpg"}

@@ -351,6 +351,51 @@ def test_what_a_model_does_not_take_is_left_out(
         evaluate_official(ours, "pope", pope, tmp_path / "all", Settings(device="cpu"))
 
 
+def test_a_picture_at_which_a_model_fails_is_left_out(
+    pope: Path, ours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    vlm = Vlm(*tiny_families.llava())
+    generate, broken = vlm.model.generate, [RuntimeError("split_with_sizes expects\nmore")]
+
+    def failing(*, pixel_values: torch.Tensor, **rest: Any) -> Any:
+        if (pixel_values.std((2, 3)) < 1e-4).all(1).any():  # of one colour, as a picture of one pixel is
+            raise broken[0]
+        return generate(pixel_values=pixel_values, **rest)
+
+    monkeypatch.setattr(vlm.model, "generate", failing)
+    monkeypatch.setattr(run, "_load", lambda *args: vlm)
+    Image.new("RGB", (1, 1)).save(pope / "val2014" / "1.jpg")
+    metrics = evaluate_official(ours, "pope", pope, tmp_path / "out", Settings(device="cpu"))
+    assert metrics is not None
+    reason = "the model does not take this: split_with_sizes expects more (pictures of 1×1 pixels)"
+    assert metrics["missing"]["reasons"] == {reason: 6}
+    assert metrics["mean"]["num_questions"] == 6
+    broken[0] = torch.OutOfMemoryError("CUDA out of memory")
+    with pytest.raises(torch.OutOfMemoryError):
+        evaluate_official(ours, "pope", pope, tmp_path / "full", Settings(device="cpu"))
+
+
+def test_a_way_that_a_model_cannot_be_asked_in_stops_before_anything_is_asked(
+    pope: Path, ours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answered_by(monkeypatch, "paligemma2")
+    monkeypatch.setattr(run, "_ask_batch", lambda *args: pytest.fail("something was asked"))
+    with pytest.raises(ValueError, match=r"the processor of 'paligemma' takes no text alone: answer in another way"):
+        evaluate_official(ours, "pope", pope, tmp_path / "out", Settings(device="cpu", answering="pai"))
+
+
+def test_where_nothing_can_be_asked_the_reason_is_that_of_what_was_asked(
+    pope: Path, ours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answered_by(monkeypatch, "qwen2_vl")
+    Image.new("RGB", (2, 900)).save(pope / "val2014" / "1.jpg")
+    (pope / "val2014" / "2.jpg").unlink()
+    with pytest.raises(ValueError, match=r"none of the questions of POPE can be asked \(absolute aspect ratio must be"):
+        evaluate_official(ours, "pope", pope, tmp_path / "out", Settings(device="cpu"))
+
+
 def test_a_model_that_takes_no_text_alone_is_asked_what_has_a_figure(
     ours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -431,6 +476,8 @@ def test_pictures_may_lie_elsewhere_and_a_few_are_enough(ours: Path, pope: Path,
     assert metrics is not None
     assert metrics["provenance"]["num_images"] == 1
     assert metrics["missing"]["num_questions"] == 0
+    assert verdict(metrics).endswith("; 6 of 12 questions; 6 about pictures beyond --num-images")
+    assert "6 questions are about pictures beyond `num_images`" in (tmp_path / "out" / "metrics.md").read_text()
 
 
 def wrong(tmp_path: Path, *arguments: str) -> str:
@@ -450,7 +497,10 @@ def test_bad_input_is_one_line_before_anything_is_loaded(
     assert "no protocol 'theirs': choose one of official, lmms-eval, vlmevalkit" in wrong(
         tmp_path, *data, "--protocol", "theirs"
     )
-    assert "no benchmark 'poep': choose one of pope" in wrong(tmp_path, "--benchmark", "poep", "--data", str(pope))
+    for name in ("poep", "POEP"):
+        assert "Did you mean 'pope'?" in wrong(tmp_path, "--benchmark", name, "--data", str(pope))
+    assert "no protocol 'theirs'" in wrong(tmp_path, "--benchmark", "POPE", "--data", str(pope), "--protocol", "theirs")
+    assert "POPE needs --data: a directory with coco" in wrong(tmp_path, "--benchmark", "POPE")
     assert "pope needs --data: a directory with coco_pope_random.json" in wrong(tmp_path, "--benchmark", "pope")
     missing = wrong(tmp_path, "--benchmark", "pope", "--data", str(tmp_path / "nothing here"))
     assert "expected a directory, a file, or a hub id" in missing
@@ -473,8 +523,13 @@ def test_bad_input_is_one_line_before_anything_is_loaded(
 
 def test_settings_of_the_other_kind_are_refused(pope: Path, tmp_path: Path) -> None:
     data = ("--benchmark", "pope", "--data", str(pope))
-    assert "no setting 'parser': there are protocol, images" in wrong(tmp_path, *data, "--parser", "strict")
-    assert "no setting 'protocol': there are seed" in wrong(tmp_path, "--benchmark", "scenes", "--protocol", "official")
+    kinds = "a benchmark by name takes --protocol, --images; scenes and datasets take --seed, --split, --parser"
+    for option in (("--parser", "strict"), ("--seed", "1"), ("--split", "validation"), ("--correct-prior",)):
+        assert f"{option[0]} cannot go with --data: {kinds}" in wrong(tmp_path, *data, *option)
+    said = wrong(tmp_path, "--benchmark", "scenes", "--protocol", "official")
+    assert f"--protocol goes only with --data: {kinds}" in said
+    with pytest.raises(ValueError, match="evaluate has no setting 'parser': there are protocol, images"):
+        agevlm.evaluate("tiny", "pope", out=tmp_path / "out", data=pope, parser="strict")
 
 
 def test_a_picture_may_stand_in_another_row_of_a_tsv(tmp_path: Path) -> None:

@@ -18,9 +18,9 @@ def pope_yes_no(answer: str) -> str | None:
     return parse_yes_no(answer, "original")
 
 
-def says_neither(answer: str) -> bool:
-    """Whether an answer has none of the words yes, no and not: POPE's rule guesses then."""
-    return not {"yes", "no", "not"} & set(words_of(answer))
+def guessed_yes(answer: str) -> bool:
+    """Whether POPE's rule says yes of an answer whose first sentence does not: it guesses then, also at "NO"."""
+    return pope_yes_no(answer) == "yes" and "yes" not in words_of(answer.split(".")[0])
 
 
 def exact_yes_no(answer: str) -> str | None:

@@ -140,17 +140,42 @@ class Source:
         return Picture(name or text, lambda: found, lambda: _fingerprint(found))
 
     def _find(self, name: str) -> Path | None:
-        """The file that shares most of its last folders with `name`; the first by its path where several do."""
+        """The file that shares most of its last folders with `name`; None where it may be another picture.
+
+        A file in other folders is taken only where no other name of the tables fits it as well, and where no folder
+        with pictures is called as that of `name`. Of several that fit, all must be the same, by `_fingerprint`.
+        """
         wanted = Path(name).parts
-        same_name = self._files.get(wanted[-1], []) if wanted else []
-        return max(same_name, key=lambda path: _shared(path.parts, wanted), default=None)
+        files = self._files.get(wanted[-1], []) if wanted else []
+        most = max((_shared(path.parts, wanted) for path in files), default=0)
+        found = [path for path in files if _shared(path.parts, wanted) == most]
+        if most < len(wanted):
+            others = self._names.get(wanted[-1], set()) - {wanted}
+            if any(_shared(path.parts, other) >= most for path in found for other in others):
+                return None
+            if most == 1 and wanted[-2] in self._folders:
+                return None
+        return found[0] if found and (len(found) == 1 or len(set(map(_fingerprint, found))) == 1) else None
+
+    @cached_property
+    def _names(self) -> dict[str, set[tuple[str, ...]]]:
+        """The names of pictures in all tables, as parts of a path, by the last of them."""
+        found: dict[str, set[tuple[str, ...]]] = defaultdict(set)
+        for cell in (cell for table in self.tables for row in table.rows for cell in row.values()):
+            if isinstance(cell, str) and cell[-5:].lower().endswith(_PICTURES) and (parts := Path(cell).parts):
+                found[parts[-1]].add(parts)
+        return found
+
+    @cached_property
+    def _folders(self) -> set[str]:
+        return {path.parent.name for paths in self._files.values() for path in paths}
 
     @property
     def _files(self) -> dict[str, list[Path]]:
         if self._known is None:
             self._known = defaultdict(list)
             for root in (self.root if self.root.is_dir() else self.root.parent, self.images):
-                for path in sorted(root.rglob("*")) if root is not None else ():
+                for path in sorted(root.absolute().rglob("*")) if root is not None else ():
                     if path.suffix.lower() in _PICTURES:
                         self._known[path.name].append(path)
         return self._known

@@ -86,6 +86,8 @@ def official_table(metrics: Metrics) -> str:
             "These figures are of the rest.",
             "",
         ]
+    if beyond := _num_beyond(metrics):
+        lines += [f"{beyond} questions are about pictures beyond `num_images`, and were not to be asked.", ""]
     if facts["damaged_files"]:
         lines += [f"Left out, for they cannot be read: {'; '.join(facts['damaged_files'])}.", ""]
     for title, columns, rows in tables_of(metrics):
@@ -105,9 +107,17 @@ def verdict(metrics: Metrics) -> str:
     line = f"{facts['benchmark']}, protocol {facts['protocol']}: {'; '.join(quoted)}; {asked} of {wanted} questions"
     if missing["num_questions"]:
         line += f" ({missing['num_questions']} not asked, the first {missing['first']})"
+    if beyond := _num_beyond(metrics):
+        line += f"; {beyond} about pictures beyond --num-images"
     if damaged := facts["damaged_files"]:
         line += f"; {len(damaged)} damaged files left out, the first {damaged[0]}"
     return line
+
+
+def _num_beyond(metrics: Metrics) -> int:
+    """How many questions are about pictures beyond `num_images`."""
+    missing = metrics["missing"]
+    return int(missing["num_questions_in_all"] - missing["num_questions"] - metrics["provenance"]["num_questions"])
 
 
 def tables_of(metrics: Metrics, intervals: bool = True) -> list[tuple[str, list[str], list[tuple[str, list[str]]]]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from agevlm.evaluation.official.answers import exact_yes_no, pope_yes_no, says_neither, vlmevalkit_yes_no
+from agevlm.evaluation.official.answers import exact_yes_no, guessed_yes, pope_yes_no, vlmevalkit_yes_no
 from agevlm.evaluation.official.benchmark import Benchmark, Marked, Protocol, Question, Reading, Sections
 from agevlm.evaluation.official.files import Row, Source, Table
 from agevlm.evaluation.official.measures import (
@@ -132,7 +132,7 @@ _OFFICIAL = Protocol(
     lambda answer, question: pope_yes_no(answer),
     official_figures,
     ("mean.accuracy", "mean.f1"),
-    guessed=says_neither,
+    guessed=guessed_yes,
 )
 
 _LMMS_EVAL = Protocol(

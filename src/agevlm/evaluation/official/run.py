@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -138,8 +139,8 @@ def evaluate_official(
 
 def check_needs_data(benchmark: str) -> None:
     """A benchmark of this room that is asked for without data, and is no directory either, is a ValueError."""
-    if benchmark in BENCHMARKS and not Path(benchmark).is_dir():
-        known = BENCHMARKS[benchmark]
+    if benchmark.lower() in BENCHMARKS and not Path(benchmark).is_dir():
+        known = find_benchmark(benchmark)
         named = f", such as {known.hub[0]}" if known.hub else ""
         raise ValueError(f"{benchmark} needs --data: a directory with {known.data}, or a hub id to fetch{named}")
 
@@ -245,18 +246,28 @@ def _ask_batch(
     vlm: Vlm, asks: Sequence[Ask], kept: Mapping[str, Kept], protocol: Protocol, yes_no: bool, way: Way
 ) -> list[dict[str, Any]]:
     """A record for each. Where the model does not take one (a picture too narrow, a text too long) each goes alone."""
+    from agevlm.vlms import AttentionUnreadableError
+
+    try:
+        return _answers(vlm, asks, kept, protocol, yes_no, way)
+    except AttentionUnreadableError:
+        raise  # no question can be asked in this way
+    except ValueError as error:
+        if len(asks) == 1:
+            return [_left_out(asks[0], error)]
+        return [record for ask in asks for record in _ask_batch(vlm, [ask], kept, protocol, yes_no, way)]
+
+
+def _answers(
+    vlm: Vlm, asks: Sequence[Ask], kept: Mapping[str, Kept], protocol: Protocol, yes_no: bool, way: Way
+) -> list[dict[str, Any]]:
     from agevlm.vlms import WAYS, Row
 
     rows = []
     for ask in asks:
         shown = (kept[ask.question.picture.name],) if ask.question.picture else ()
         rows.append(Row(vlm.prompt(ask.prompt, len(shown)), (Message("user", ask.prompt, len(shown)),), shown))
-    try:
-        asking = (way if rows[0].pictures else WAYS[PLAIN])(vlm, rows)
-    except ValueError as error:
-        if len(asks) == 1:
-            return [_left_out(asks[0], error)]
-        return [record for ask in asks for record in _ask_batch(vlm, [ask], kept, protocol, yes_no, way)]
+    asking = (way if rows[0].pictures else WAYS[PLAIN])(vlm, rows)
     with asking.steer():
         answers, reading = vlm.ask(asking.inputs, max_new_tokens=protocol.max_new_tokens, change=asking.change)
     found: list[dict[str, Any]] = []
@@ -332,7 +343,9 @@ def _finish(
             else:
                 marks.append(protocol.mark(question, record["answer"]))
     if not marks:
-        raise ValueError(f"none of the questions of {benchmark.title} can be asked ({left[0][1]}): see {store.out}")
+        asked = [problem for _, problem in left[len(plan.missing) :]]
+        reason = Counter(asked).most_common(1)[0][0]
+        raise ValueError(f"none of the questions of {benchmark.title} can be asked ({reason}): see {store.out}")
     metrics: Metrics = {
         **records(protocol.figures(marks)),
         "missing": missing_record(left, len(questions)),

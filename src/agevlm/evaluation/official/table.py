@@ -34,9 +34,9 @@ BENCHMARKS: Mapping[str, Benchmark] = MappingProxyType({benchmark.name: benchmar
 
 
 def find_benchmark(name: str) -> Benchmark:
-    """The benchmark called `name`; an unknown one is a ValueError with the nearest name."""
-    if name in BENCHMARKS:
-        return BENCHMARKS[name]
-    near = difflib.get_close_matches(name, BENCHMARKS, n=1)
+    """The benchmark called `name`, in any case; an unknown one is a ValueError with the nearest name."""
+    if name.lower() in BENCHMARKS:
+        return BENCHMARKS[name.lower()]
+    near = difflib.get_close_matches(name.lower(), BENCHMARKS, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     raise ValueError(f"no benchmark {name!r}: choose one of {', '.join(BENCHMARKS)}.{hint}")
