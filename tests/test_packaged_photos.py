@@ -48,6 +48,14 @@ def test_it_answers_in_both_arithmetics(picture: Path, dtype: str) -> None:
     assert seen.words[0].map.shape == (12, 12)
 
 
+@pytest.mark.parametrize("name", ["photos", "tiny"])
+def test_capitals_make_no_other_question(name: str) -> None:
+    tokenizer = load_model(name)[1].tokenizer
+    small, capitals = (tokenizer(text)["input_ids"] for text in ("is there a dog?<image>", "Is there a DOG?<image>"))
+    assert small == capitals
+    assert tokenizer.convert_ids_to_tokens(small)[-1] == "<image>"
+
+
 def test_it_says_which_words_it_never_learned(
     picture: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -201,12 +201,13 @@ def test_a_wrong_setting_of_a_foundation_is_refused() -> None:
 # ------------------------------------------------------------------------------------------------------- tokenizer
 
 
-def test_the_tokenizer_codes_any_text_and_gives_it_back() -> None:
+def test_the_tokenizer_codes_any_text_and_gives_it_back_in_small_letters() -> None:
     tokenizer = build_tokenizer(["is there a fish in the picture?"] * 3, vocab_size=400)
     for text in ("is there a fish in the picture?", "ein Fisch über 3 Häusern: 魚 🐟", " \n\t x"):
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-        assert tokenizer.decode(ids).strip() == text.strip()
-    assert len(tokenizer(" fish", add_special_tokens=False)["input_ids"]) == 1
+        assert tokenizer.decode(ids).strip() == text.strip().lower()
+    for word in (" fish", " Fish", " FISH"):
+        assert len(tokenizer(word, add_special_tokens=False)["input_ids"]) == 1
 
 
 def test_the_tokenizer_is_the_same_for_the_same_texts() -> None:

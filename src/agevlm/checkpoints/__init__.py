@@ -29,6 +29,8 @@ _EFFICIENTNET_LITE = (
 )
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _GGUF = ".gguf"
+_AGAIN = "copy or train the checkpoint again"
+_ON_HUB = "see that the hub can be reached and has a model of this name, or name a directory that exists"
 
 
 def resolve_model(name: str | Path) -> str:
@@ -85,7 +87,7 @@ def check_architecture(directory: str | Path) -> None:
     """Raise ValueError unless `directory` holds a checkpoint of this project's; names what it holds. Reads one file."""
     from agevlm.documents import read_json
 
-    config = read_json(_config_file(directory), "copy or train the checkpoint again")
+    config = read_json(_config_file(directory), _AGAIN)
     found = config.get("model_type") if isinstance(config, dict) else None
     if found not in MODEL_TYPES:
         raise ValueError(
@@ -139,7 +141,7 @@ def load_vlm(name: str | Path, device: str = "auto", dtype: str = "auto") -> tup
     source = resolve_model(name)
     if Path(source).is_dir():
         _config_file(source)
-    with reading(source, "configuration"):
+    with reading(source, "configuration", _AGAIN if Path(source).is_dir() else _ON_HUB):
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
     if type(config) not in AutoModelForImageTextToText._model_mapping:
         raise ValueError(

@@ -1,10 +1,13 @@
-"""The tokenizer of the embedded world: byte-level BPE, so that any text can be asked, with the world's words whole."""
+"""The tokenizer of the embedded world: byte-level BPE, so that any text can be asked, with the world's words whole.
+
+It reads capitals as small letters: what it is trained on has none, and people write "Is there a dog?".
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 BOS, END, PAD, USER, ASSISTANT, SYSTEM = "<|begin|>", "<|end|>", "<|pad|>", "<|user|>", "<|assistant|>", "<|system|>"
@@ -18,6 +21,7 @@ CHAT_TEMPLATE = (
 def build_tokenizer(texts: Iterable[str], vocab_size: int = 1024) -> PreTrainedTokenizerFast:
     """Train a byte-level BPE tokenizer with a chat template on `texts`. Words that occur twice become tokens."""
     tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
