@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -100,7 +101,7 @@ def _full_name(model: Model) -> str:
 def names_of(models: Sequence[Model]) -> list[str]:
     """What models are called: the shortest ends of their names and directories that tell them apart."""
     paths = [Path(_full_name(model)) for model in models]
-    paths = [path.resolve() if path.is_dir() else path for path in paths]
+    paths = [Path(os.path.abspath(path)) if path.is_dir() else path for path in paths]  # links keep their names
     names: list[str] = []
     for length in range(1, max(len(path.parts) for path in paths) + 1):
         names = [Path(*path.parts[-length:]).as_posix() for path in paths]

@@ -37,7 +37,9 @@ import agevlm
 model, processor = agevlm.load_model("path/to/this/directory")
 look = agevlm.look((model, processor), "picture.jpg", "is there a dog in the picture?", out="look.png")
 print(look.answer)
-```"""
+```
+
+Behind `import agevlm` the Auto classes of transformers load it too: `AutoModelForImageTextToText.from_pretrained`."""
 
 
 def write_card(run: Path) -> Path:
