@@ -20,7 +20,7 @@ import yaml
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from agevlm.cli import app, main
+from agevlm.cli import _how_to_go_on, app, main
 from agevlm.cli.errors import explain
 
 
@@ -519,6 +519,16 @@ def test_control_c_is_status_130(agevlm: Run, monkeypatch: pytest.MonkeyPatch, p
     outcome = agevlm("look", "tiny", photograph, "a fish ?")
     assert outcome.status == 130
     assert "Traceback" not in outcome.err
+
+
+def test_the_command_that_goes_on_tells_no_secret() -> None:
+    secrets = ["--api-key", "s3cr3t", "--hub-token=s3cr3t", "--password", "s3cr3t", "--tokens", "144", "a b"]
+    assert _how_to_go_on(["data", "convert", *secrets]) == (
+        ": nothing half-written was left; begin again with: "
+        "agevlm data convert --api-key '***' '--hub-token=***' --password '***' --tokens 144 'a b'"
+    )
+    for conversation in (["serve", "tiny", *secrets], ["chat", "tiny"]):
+        assert _how_to_go_on(conversation) == ""
 
 
 # ---------------------------------------------------------------------------------------------------- the whole way

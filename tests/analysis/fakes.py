@@ -51,7 +51,7 @@ def make_logs() -> list[dict[str, Any]]:
 def make_metrics() -> dict[str, Any]:
     """Figures as the evaluation nests them."""
     scores = {"accuracy": 0.912, "accuracy_interval": [0.89, 0.93], "unparsed_ratio": 0.0, "num_questions": 1600}
-    split = {**scores, "precision": 0.9, "recall": 0.92, "f1": 0.91, "yes_ratio": 0.513}
+    split = {**scores, "precision": 0.9, "recall": 0.92, "f1": 0.91, "yes_ratio": 0.513, "false_yes_ratio": 0.1}
     world = {
         "pope": {name: dict(split) for name in ("random", "popular", "adversarial")},
         "counting": {**scores, "accuracy": 0.704, "mean_absolute_error": 0.4},

@@ -113,6 +113,11 @@ def test_an_empty_vocabulary_finds_nothing(vocabulary: list[str]) -> None:
     assert object_words("a boat", vocabulary) == []
 
 
+def test_spaces_in_a_vocabulary_do_not_matter() -> None:
+    found = object_words("a cup, two cups, a dining table", [" cup ", "Dining  Table"])
+    assert found == [(2, 5, " cup "), (11, 15, " cup "), (19, 31, "Dining  Table")]
+
+
 def test_a_hot_cell_lands_in_its_place_of_a_wide_picture() -> None:
     pixels = to_pixels(hot_map(1, 3), (120, 400))
     assert pixels.shape == (120, 400)

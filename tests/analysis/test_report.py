@@ -15,7 +15,7 @@ import pytest
 
 from agevlm.analysis.gallery import chosen_because
 from agevlm.analysis.gallery_files import load_gallery, save_gallery
-from agevlm.analysis.report import GalleryItem, choose_cases, write_report
+from agevlm.analysis.report import GalleryItem, _caution, _finding, choose_cases, write_report
 
 from .fakes import make_image, make_look, make_metrics, make_predictions, write_run
 
@@ -222,3 +222,88 @@ def test_values_that_are_damaged_are_named_on_the_page(name: str, content: str, 
     (tmp_path / name).write_text(content)
     page = write_report(tmp_path).read_text("utf-8")
     assert "damaged" in page or "cannot be read" in page or "ud83d" in page
+
+
+def written(run: Path, **metrics: object) -> str:
+    """The text of the page of a run with these figures in place of its own."""
+    write_run(run)
+    (run / "metrics.json").write_text(json.dumps({**make_metrics(), **metrics}), encoding="utf-8")
+    return " ".join(Page(write_report(run).read_text(encoding="utf-8")).text.split())
+
+
+@pytest.mark.parametrize(
+    ("yes", "false_yes", "missed", "unparsed", "finding"),
+    [
+        (0.0, 0.0, 1.0, 0.0, "says no to nearly everything"),
+        (0.97, 0.95, 0.01, 0.0, "says yes to nearly everything"),
+        (0.5, 0.08, 0.08, 0.0, "rarely sees what is not there"),
+        (0.56, 0.2, 0.08, 0.0, "at times sees what is not there"),
+        (0.65, 0.4, 0.1, 0.0, "often sees what is not there"),
+        (0.3, 0.05, 0.45, 0.0, "rarely sees what is not there and often misses what is there"),
+        (0.0, 0.0, 1.0, 0.9, "often says neither yes nor no"),
+    ],
+)
+def test_the_verdict_tells_false_yes_from_false_no(
+    yes: float, false_yes: float, missed: float, unparsed: float, finding: str
+) -> None:
+    assert _finding(yes, false_yes, missed, unparsed) == finding
+
+
+@pytest.mark.parametrize(
+    ("interval", "num", "caution"),
+    [
+        ([0.5, 0.5], 28, "On 28 questions that cannot be told from guessing."),
+        ([0.45, 0.7], 1600, "On 1,600 questions that cannot be told from guessing."),
+        ([0.8, 0.95], 28, "These are 28 questions only."),
+        ([0.8, 0.95], 1600, None),
+    ],
+)
+def test_the_verdict_warns_of_guesses_and_of_few_questions(
+    interval: list[float], num: int, caution: str | None
+) -> None:
+    assert _caution({"accuracy_interval": interval, "num_questions": num}) == caution
+
+
+def test_a_model_that_says_no_to_everything_is_said_to_do_so(tmp_path: Path) -> None:
+    nothing = {
+        "accuracy": 0.5,
+        "accuracy_interval": [0.5, 0.5],
+        "yes_ratio": 0.0,
+        "false_yes_ratio": 0.0,
+        "recall": 0.0,
+    }
+    text = written(tmp_path, pope={"adversarial": {**nothing, "num_questions": 28}})
+    assert "It says no to nearly everything: 50.0% of the adversarial questions right, with a yes to 0.0% of" in text
+    assert "to 0.0% of those about what is. On 28 questions that cannot be told from guessing. For 96.6%" in text
+    assert "“rarely” up to 10% of the questions that allow it, “at times” up to 25%" in text
+    assert "0.500 to 0.500" not in text and "±0.000" not in text
+
+
+def test_the_top_of_the_page_shows_what_was_trained_and_asked(tmp_path: Path) -> None:
+    provenance = {"benchmark": "my photographs", "num_questions": 84, "num_images": 14, "not_trained": ["counting"]}
+    perplexity = {"before": 46794.1, "after": 15.03}
+    text = written(tmp_path / "own", provenance=provenance, text_perplexity=perplexity)
+    head, _, rest = text.partition("POPE asks")
+    assert "measured on 84 questions about 14 pictures" in head
+    assert "Colour" in head and "Counting" not in head and "Counting, accuracy, not trained" in rest
+    assert "15.03 from 46,794.10 lower is better" in head
+    assert "+2.9%: lower is better" in written(tmp_path / "scenes")
+
+
+def test_only_scenes_are_called_scenes(tmp_path: Path) -> None:
+    assert "Test scenes" in written(tmp_path / "scenes", provenance={"benchmark": "scenes"})
+    metrics = {name: part for name, part in make_metrics().items() if name != "biased"}
+    run = write_run(tmp_path / "own")
+    (run / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
+    text = Page(write_report(run).read_text(encoding="utf-8")).text
+    assert "Test pictures" in text and "test pictures" in text and "est scenes" not in text
+
+
+def test_the_probe_of_a_run_on_own_data_stands_beside_its_answers(tmp_path: Path) -> None:
+    run = write_run(tmp_path)
+    scores = {"accuracy": 0.617, "accuracy_interval": [0.5, 0.7], "num_questions": 20}
+    probe = {"pope": {"random": scores}, "num_pictures": {"train": 20, "test": 4}}
+    (run / "probe.json").write_text(json.dumps(probe), encoding="utf-8")
+    text = " ".join(Page(write_report(run).read_text(encoding="utf-8")).text.split())
+    assert re.search("random, linear probe ?0.617 ±0.100", text)
+    assert "measured on the 4 validation pictures, not on the test pictures" in text

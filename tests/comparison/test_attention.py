@@ -8,11 +8,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 from tiny_runs import make_foundation, make_recipe, run
 
-from agevlm.comparison.attention import KIND, choose_questions, write_attention
+from agevlm.comparison.attention import KIND, _draw_picture, choose_questions, write_attention
 from agevlm.comparison.page import draw_attention
 
 
@@ -117,3 +119,12 @@ def test_runs_whose_models_were_not_kept_are_passed_over(runs: Path, tmp_path: P
     shutil.rmtree(tmp_path / "age" / "1" / "model")
     (tmp_path / "attention.png").unlink()
     assert draw_attention(both, tmp_path) is None
+
+
+def test_wide_photographs_are_not_squashed() -> None:
+    figure = Figure(figsize=(2, 2), dpi=50)
+    axes = figure.add_axes((0, 0, 1, 1))
+    _draw_picture(axes, np.zeros((100, 200, 3), dtype=np.uint8), None)
+    figure.draw_without_rendering()
+    shown = axes.get_window_extent()
+    assert shown.width == pytest.approx(2 * shown.height) and shown.y0 == pytest.approx(0)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from PIL import Image
 
-from agevlm.comparison.document import Block, Code, Page, Picture, Plot, Section, Table, Text, write_html
+from agevlm.comparison.document import Block, Code, Page, Picture, Plot, Section, Table, Text, figure_png, write_html
 
 
 class Elements(HTMLParser):
@@ -73,3 +76,16 @@ def test_nothing_from_data_is_markup(tmp_path: Path) -> None:
     evil, plain = page("\"'><script>alert(1)</script>{{7*7}}</style>&lt;"), page("words")
     assert evil.elements == plain.elements
     assert evil.text.count("<script>alert(1)</script>") == plain.text.count("words") > 15
+
+
+def test_photographs_keep_their_colours() -> None:
+    figure = Figure(figsize=(1, 1), dpi=64)
+    axes = figure.add_axes((0, 0, 1, 1))
+    green, red = np.mgrid[0:64, 0:64] * 4
+    axes.imshow(np.stack([red, green, (red + green) // 2], axis=-1).astype(np.uint8))
+
+    def num_colours(*, photographs: bool) -> int:
+        image = Image.open(io.BytesIO(figure_png(figure, photographs=photographs))).convert("RGB")
+        return len(image.getcolors(maxcolors=1 << 24) or ())
+
+    assert num_colours(photographs=False) <= 256 < 2000 < num_colours(photographs=True)

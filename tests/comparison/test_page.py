@@ -128,8 +128,21 @@ def test_the_verdict_begins_with_how_often_guided_and_unguided_arms_err() -> Non
     content["described"]["three"] = described
     told = "Unguided arms answer 30 to 40 % of them wrongly, guided ones 10 %.**"
     assert told in build_site(Figures(content)).summary.verdict
+    for arm in content["arms"].values():
+        arm["pope"]["adversarial"]["accuracy"] |= {"low": 0.2, "high": None}
+    unclear = "guided ones 10 %. That is no clear difference: the intervals are 0 to 80 % and 0 to 80 %.**"
+    assert unclear in build_site(Figures(content)).summary.verdict
     del content["arms"]["three"]
     assert "guided ones" not in build_site(Figures(content)).summary.verdict
+
+
+def test_differences_of_shares_end_at_one() -> None:
+    wide = {"mean": 0.4, "low": -1.3, "high": None}
+    figures = {"pope": {"adversarial": {"accuracy": wide}}, "text_perplexity": {"after": wide}}
+    content = {"differences": {"a": {"b": figures}}}
+    assert signed(difference(content, "a", "b")) == "+0.400 (−1.000 to –)"
+    assert signed(difference(content, "b", "a")) == "−0.400 (– to +1.000)"
+    assert signed(difference(content, "a", "b", "text_perplexity.after")) == "+0.400 (−1.300 to –)"
 
 
 # ------------------------------------------------------------------------------------------------- pages behind it

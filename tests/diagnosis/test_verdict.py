@@ -76,6 +76,53 @@ def test_where_few_answers_say_yes_or_no_the_verdict_goes_by_p_yes(found: dict[s
     assert ("question alone" in said) is ("question alone" in sentence)
 
 
+def accuracies(**known: tuple[float, float, float]) -> dict[str, Estimate]:
+    """Accuracies of the conditions with their intervals."""
+    found = answering(0.5, 0.5, (0.0, 0.0))
+    for condition, (mean, low, high) in known.items():
+        found[f"answers.{condition}.random.accuracy"] = Estimate(mean, low, high, (mean,), (0,))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("picture", "other", "blank", "how"),
+    [
+        ((0.528, 0.4, 0.643), (0.417, 0.289, 0.5), (0.5, 0.5, 0.5), "It is not clear whether it answers from the pict"),
+        ((0.528, 0.5, 0.55), (0.417, 0.4, 0.43), (0.5, 0.5, 0.5), "It answers from the question alone: 53%"),
+        ((0.7, 0.65, 0.75), (0.5, 0.45, 0.55), (0.7, 0.65, 0.75), "It answers from the question alone: 70%"),
+        ((0.7, 0.65, 0.75), (0.3, 0.25, 0.35), (0.5, 0.5, 0.5), "It answers in part from the picture: 70%"),
+        ((0.9, 0.5, 1.0), (0.5, 0.3, 0.7), (0.5, 0.5, 0.5), "It is not clear whether it answers from the picture: 90"),
+        ((0.9, 0.85, 0.95), (0.5, 0.4, 0.6), (0.5, 0.5, 0.5), "It answers from the picture: 90%"),
+    ],
+)
+def test_the_picture_must_do_better_than_a_blank_one_and_a_guess_too(
+    picture: tuple[float, float, float], other: tuple[float, float, float], blank: tuple[float, float, float], how: str
+) -> None:
+    said = verdict(exam(), accuracies(picture=picture, other=other, blank=blank))[0]
+    assert said.startswith(how)
+    assert said.endswith(f"{other[0]:.0%} with another picture in its place, {blank[0]:.0%} with a blank one.")
+
+
+@pytest.mark.parametrize(
+    ("scores", "sentence"),
+    [
+        (
+            {"p_no": 0.95, "entropy": 0.5},
+            "Whether a thing is made up shows, most in its probability of no (AUROC 0.95).",
+        ),
+        ({"p_no": 0.8}, "Whether a thing is made up shows in part, most in its probability of no (AUROC 0.80)."),
+        (
+            {"p_no": 0.66},
+            "Nothing tells whether a thing is made up: the best of what is measured is its probability of "
+            "no (AUROC 0.66).",
+        ),
+    ],
+)
+def test_whether_what_is_made_up_shows_is_a_sentence(scores: dict[str, float], sentence: str) -> None:
+    found = answering(0.9, 0.5, (0.0, 0.0)) | known({f"made_up.{name}.auroc": mean for name, mean in scores.items()})
+    assert verdict(exam(), found)[2] == sentence
+
+
 @pytest.mark.parametrize(
     ("best", "chance", "how"),
     [

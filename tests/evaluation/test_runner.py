@@ -163,7 +163,7 @@ def test_model_is_left_as_it_came(model: Any, processor: Any, samples: list[Samp
 
 
 def test_wrong_benchmarks_are_errors(model: Any, processor: Any, samples: list[Sample]) -> None:
-    with pytest.raises(ValueError, match="asks nothing: 1 samples"):
+    with pytest.raises(ValueError, match="asks nothing: 1 samples without questions"):
         evaluate(model, processor, [Sample("x", samples[0].images)])
     twice = replace(samples[1], conversations=samples[0].conversations)
     with pytest.raises(ValueError, match="unique"):

@@ -48,7 +48,7 @@ def test_maps_of_an_answer_that_is_given(served: Any) -> None:
     ("change", "what"),
     [
         ({"word": "zebra"}, "choose from"),
-        ({"layers": [9]}, "the model has 2"),
+        ({"layers": [9]}, "choose from 1, 4"),
         ({"heads": [9]}, "the model has 4"),
         ({"messages": asked(None, QUESTION)}, "no picture"),
     ],

@@ -90,3 +90,23 @@ def test_a_pass_that_fails_is_tried_picture_by_picture(eyes: Any) -> None:
         wanted[2].result(20)
     assert all(len(wanted[number].result(20)) == 1 for number in (0, 1, 3))
     assert passes == [1, 1, 1]
+
+
+def test_those_who_are_gone_are_not_seen_and_take_no_room(eyes: Any) -> None:
+    found, passes, begin, _ = eyes
+    wanted = ask_for(found, passes, [[picture(number)] for number in range(6)])
+    assert wanted[1].cancel()
+    begin.set()
+    assert all(len(wanted[number].result(20)) == 1 for number in (0, 2, 3, 4, 5))
+    assert passes == [1, 4]
+    assert picture(1).key not in found.memories
+
+
+def test_many_pictures_of_one_request_are_seen_in_several_passes(eyes: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    found, passes, begin, _ = eyes
+    begin.set()
+    assert len(found.see([picture(number) for number in range(6)]).result(20)) == 6
+    assert passes == [4, 2]
+    monkeypatch.setattr("agevlm.serve.eyes._MANY_PIXELS", 2 * scene().width * scene().height)
+    assert len(found.see([picture(number) for number in range(6, 9)]).result(20)) == 3
+    assert passes == [4, 2, 2, 1]

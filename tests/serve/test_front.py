@@ -14,6 +14,7 @@ from agevlm.serve.errors import ApiError, StoppingError, TooBusyError
 from agevlm.serve.front import Front, ReplicaDiedError, Request, passed_on
 from agevlm.serve.limits import Limits
 from agevlm.serve.metrics import Metrics
+from agevlm.serve.server import _told_alike, application
 
 SCOPE = {"type": "http", "method": "POST", "path": "/v1/chat/completions", "headers": [(b"content-length", b"7")]}
 START = "http.response.start"
@@ -55,8 +56,8 @@ def replies(*runs: list[dict[str, Any]] | Exception) -> tuple[Any, list[Request]
     return ask, requests
 
 
-def sent(ask: Any, body: bytes = b"{}", limits: Limits | None = None) -> list[dict[str, Any]]:
-    """What a client gets."""
+async def exchanged(app: Any, scope: Any, body: bytes = b"") -> list[dict[str, Any]]:
+    """What an application sends to a client that stays."""
     given: list[dict[str, Any]] = []
     incoming = [{"type": "http.request", "body": body}]
 
@@ -68,8 +69,13 @@ def sent(ask: Any, body: bytes = b"{}", limits: Limits | None = None) -> list[di
     async def send(message: dict[str, Any]) -> None:
         given.append(message)
 
-    asyncio.run(Front(ask, limits or Limits(), Metrics())(dict(SCOPE), receive, send))
+    await app(dict(scope), receive, send)
     return given
+
+
+def sent(ask: Any, limits: Limits | None = None) -> list[dict[str, Any]]:
+    """What a client gets."""
+    return asyncio.run(exchanged(Front(ask, limits or Limits(), Metrics()), SCOPE, b"{}"))
 
 
 def text(messages: list[dict[str, Any]]) -> str:
@@ -138,6 +144,63 @@ def test_a_front_that_stops_takes_nothing_new() -> None:
 
     with pytest.raises(StoppingError):
         asyncio.run(front(dict(SCOPE), receive, None))
+
+
+def got_from(front: Front, path: str, method: str = "GET") -> list[dict[str, Any]]:
+    """What a client gets of a path."""
+    return asyncio.run(exchanged(front, {**SCOPE, "method": method, "path": path}))
+
+
+def test_what_all_replicas_tell_alike_is_asked_once_and_told_while_they_are_full() -> None:
+    asked_for: list[str] = []
+
+    async def ask(request: Request) -> AsyncGenerator[dict[str, Any], None]:
+        path = request.scope["path"]
+        asked_for.append(path)
+        if asked_for.count("/full"):
+            raise TooBusyError(3)
+        first, *rest = whole(404 if path == "/none" else 200)
+        yield {**first, "headers": [*first["headers"], (b"x-replica", b"first")]}
+        for message in rest:
+            yield message
+
+    front = Front(ask, Limits(), Metrics())
+    asyncio.run(front.learn(["/health", "/none", "/v1/models", "/full"]))
+    assert asked_for == ["/health", "/none", "/v1/models", "/full"]
+    for _ in range(2):
+        for path in ("/health", "/v1/models"):
+            first, *rest = got_from(front, path)
+            assert (first["status"], text(rest)) == (200, '{"a":1}')
+            assert b"x-replica" not in dict(first["headers"])
+    assert got_from(front, "/health", "HEAD")[0]["status"] == 200
+    assert len(asked_for) == 4
+    for path, method in (("/none", "GET"), ("/full", "GET"), ("/health", "POST"), ("/v1/chat/completions", "POST")):
+        with pytest.raises(TooBusyError):
+            got_from(front, path, method)
+    front.stop()
+    with pytest.raises(StoppingError):
+        got_from(front, "/health")
+
+
+def test_what_is_served_and_the_page_are_kept(tiny: tuple[str, Any, Any]) -> None:
+    app, (engine,) = application([tiny], Limits(), Metrics())
+    lent = [app]
+
+    async def ask(request: Request) -> AsyncGenerator[dict[str, Any], None]:
+        for message in await exchanged(lent[0], request.scope, request.body):
+            yield message
+
+    front = Front(ask, Limits(), Metrics())
+    paths = _told_alike(["tiny"])
+    asyncio.run(front.learn(paths))
+    lent.clear()
+    engine.close()
+    assert {"/", "/main.js", "/health", "/v1/models", "/v1/models/tiny", "/examples", "/examples/0.png"} < set(paths)
+    for path in paths:
+        first, only = got_from(front, path)
+        assert (first["status"], only["type"]) == (200, "http.response.body")
+    assert json.loads(text(got_from(front, "/v1/models")))["data"][0]["id"] == "tiny"
+    assert json.loads(text(got_from(front, "/health"))) == {"status": "ok", "models": ["tiny"]}
 
 
 def body(**changes: Any) -> bytes:

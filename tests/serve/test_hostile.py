@@ -71,7 +71,7 @@ def test_bodies_by_chance(small: str) -> None:
     whole = {
         "model": "tiny", "messages": asked(scene()), "temperature": 0.5, "top_p": 0.9, "n": 2, "seed": 1,
         "max_tokens": 4,
-        "stop": ["x"], "logprobs": True, "top_logprobs": 2, "stream": False, "attention": {"layers": [0], "heads": [1]},
+        "stop": ["x"], "logprobs": True, "top_logprobs": 2, "stream": False, "attention": {"layers": [1], "heads": [1]},
         "stream_options": {"include_usage": True},
     }  # fmt: skip
     seen = set()

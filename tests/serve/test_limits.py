@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import io
 import json
 import socket
@@ -10,6 +9,7 @@ import threading
 import time
 import zlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -17,6 +17,8 @@ import pytest
 from PIL import Image
 from tiny_served import asked, data_url, endless, scene, wait_until
 
+from agevlm.serve.asks import Writing
+from agevlm.serve.decoding import Rows
 from agevlm.serve.limits import Limits
 from agevlm.serve.server import Settings, in_background, listen
 
@@ -83,7 +85,7 @@ def cut_off() -> str:
         ({"top_p": 0}, "top_p"),
         ({"n": 9}, "n is 9"),
         ({"stop": [""]}, "none empty"),
-        ({"stop": list("abcde")}, "one to 4"),
+        ({"stop": list("abcde")}, "stop: has 5; at most 4 are taken"),
         ({"top_logprobs": 3}, "needs logprobs"),
         ({"frequency_penalty": 1.5}, "frequency_penalty"),
         ({"response_format": {"type": "json_object"}}, "response_format"),
@@ -106,7 +108,7 @@ def cut_off() -> str:
         ({"messages": asked(cut_off())}, "truncated or damaged"),
         ({"messages": asked(scene()) * 3}, "the limit is 2"),
         ({"attention": True, "messages": asked(None)}, "no picture"),
-        ({"attention": {"layers": [7]}}, "the model has 2"),
+        ({"attention": {"layers": [7]}}, "choose from 1, 4"),
         ({"attention": {"layers": []}}, "attention"),
         ({"messages": [{"role": "user", "content": "a \ud800 fish"}]}, "half a surrogate pair"),
         ({"model": "\udfff"}, "half a surrogate pair"),
@@ -134,6 +136,15 @@ def test_a_picture_with_many_bytes(narrow: Any) -> None:
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (500, 500, 3), dtype=np.uint8))
     status, message = refusal(post(narrow, messages=asked(noise)))
     assert (status, "the limit is 400,000" in message) == (413, True)
+
+
+def test_a_body_of_many_values_holds_nobody_up(narrow: Any) -> None:
+    many = b'{"model": "tiny", "messages": [{"role": "user", "content": [' + b"1," * 950_000 + b"1]}]}"
+    with ThreadPoolExecutor(4) as pool:
+        replies = [pool.submit(post, narrow, content=many) for _ in range(4)]
+        while not all(reply.done() for reply in replies):
+            assert httpx.get(f"{narrow[0]}/health", timeout=10).status_code == 200
+    assert [refusal(reply.result())[0] for reply in replies] == [400] * 4
 
 
 @pytest.mark.parametrize("content", [b"{", b"[1", b"\xff\xfe", b"null", b"[]", b'"x"', b'{"model": NaN}'])
@@ -185,32 +196,47 @@ def test_the_key(narrow: Any, key: str | None) -> None:
         ("GET", "/v1/x", 404),
         ("GET", "/examples/99.png", 404),
         ("GET", "/examples/-1.png", 404),
+        ("GET", "/examples/x.png", 400),
+        ("GET", "/" + "x" * 5000, 404),
+        ("GET", "/v1/models/" + "x" * 5000, 404),
     ],
 )
 def test_other_places(narrow: Any, method: str, path: str, status: int) -> None:
     headers = {"Authorization": "Bearer secret"}
-    assert refusal(httpx.request(method, f"{narrow[0]}{path}", headers=headers))[0] == status
+    reply = httpx.request(method, f"{narrow[0]}{path}", headers=headers)
+    assert refusal(reply)[0] == status
+    assert len(reply.content) < 500
 
 
-def test_more_requests_than_may_wait(narrow: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("path", ["/", "/main.js", "/health", "/metrics", "/v1/models", "/examples/0.png"])
+def test_the_head_of_what_can_be_had(narrow: Any, path: str) -> None:
+    headers = {"Authorization": "Bearer secret"}
+    with httpx.Client(headers=headers, base_url=narrow[0], timeout=30) as client:
+        head, whole = client.head(path), client.get(path)
+        assert (head.status_code, head.content) == (200, b"")
+        assert head.headers["content-type"] == whole.headers["content-type"]
+        assert client.head("/nothing").status_code == 404
+        assert client.head(CHAT).status_code == 405
+
+
+@pytest.mark.parametrize(("choices", "taken"), [(1, 4), (2, 3)])
+def test_those_who_find_a_place_are_taken_and_so_many_wait(
+    narrow: Any, monkeypatch: pytest.MonkeyPatch, choices: int, taken: int
+) -> None:
+    """Two answers at once, and two requests that wait: a request of two choices takes both places."""
     engine = narrow[1][0]
     step, go = engine._decoder.step, threading.Event()
     monkeypatch.setattr(engine._decoder, "step", lambda *args: (go.wait(60), step(*args))[1])
-    question = asked(scene(), "what is in the picture?")
-
-    async def flood() -> list[httpx.Response]:
-        async with httpx.AsyncClient(timeout=60) as client:
-            headers = {"Authorization": "Bearer secret"}
-            body = {"model": "tiny", "messages": question}
-            url = f"{narrow[0]}{CHAT}"
-            sent = [asyncio.ensure_future(client.post(url, headers=headers, json=body)) for _ in range(9)]
-            await asyncio.wait(sent, timeout=50, return_when=asyncio.FIRST_COMPLETED)  # a refusal: no answer ends
-            go.set()
-            return list(await asyncio.gather(*sent))
-
-    replies = asyncio.run(flood())
+    body = {"messages": asked(scene(), "what is in the picture?"), "n": choices}
+    with ThreadPoolExecutor(8) as pool:
+        sent = [pool.submit(post, narrow, **body) for _ in range(8)]
+        wait_until(lambda: sum(one.done() for one in sent) == 8 - taken, 50)
+        wait_until(lambda: engine.num_running > 0, 20)
+        assert engine.num_running // choices + engine.num_waiting == taken
+        go.set()
+        replies = [one.result() for one in sent]
     refused = [reply for reply in replies if reply.status_code == 429]
-    assert 1 <= len(refused) <= 7
+    assert len(refused) == 8 - taken
     assert all(reply.status_code in (200, 429) for reply in replies)
     assert all(reply.headers["Retry-After"] == "1" for reply in refused)
     assert len({reply.json()["choices"][0]["message"]["content"] for reply in replies if reply.status_code == 200}) == 1
@@ -235,6 +261,58 @@ def test_an_extension_that_takes_too_long(
         monkeypatch.setattr(slow[1][0], "call", lambda run: call(lambda: (time.sleep(0.5), run())[1]))
         status, message = refusal(post(slow, path, messages=asked(scene(), "is there a fish?"), **asked_for))
         assert (status, "longer than the 0.3 seconds" in message) == (504, True)
+
+
+@pytest.mark.parametrize(
+    ("path", "asked_for"),
+    [(CHAT, {}), (CHAT, {"stream": True}), ("/v1/looks", {}), ("/v1/answers", {"answers": ["x"]})],
+)
+def test_pictures_that_take_too_long_to_see(
+    tiny: tuple[str, Any, Any], monkeypatch: pytest.MonkeyPatch, path: str, asked_for: dict[str, Any]
+) -> None:
+    with in_background([tiny], Settings(port=0, limits=Limits(max_request_s=0.3))) as slow:
+        eyes, go, passes = slow[1][0]._eyes, threading.Event(), []
+        look_at = eyes._look_at
+        monkeypatch.setattr(eyes, "_look_at", lambda pictures: (passes.append(1), go.wait(60), look_at(pictures))[2])
+        for index in range(2):  # the second waits behind the first
+            status, message = refusal(post(slow, path, messages=asked(scene(index)), **asked_for))
+            assert (status, "longer than the 0.3 seconds" in message) == (504, True)
+        go.set()
+        eyes._thread.submit(int).result(60)
+        assert len(passes) == 1
+
+
+@pytest.mark.parametrize(("path", "stream"), [(CHAT, False), (CHAT, True), ("/v1/looks", False)])
+def test_an_engine_that_says_nothing_keeps_nobody(
+    tiny: tuple[str, Any, Any], monkeypatch: pytest.MonkeyPatch, path: str, stream: bool
+) -> None:
+    with in_background([tiny], Settings(port=0, limits=Limits(max_request_s=0.5))) as silent:
+        monkeypatch.setattr(silent[1][0], "submit", lambda ask: None)
+        options = {"stream": True} if stream else {}
+        status, message = refusal(post(silent, path, **options))
+        assert (status, "longer than the 0.5 seconds" in message) == (504, True)
+
+
+def test_overlays_are_drawn_one_at_a_time_and_in_time(
+    tiny: tuple[str, Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawing, most = [], []
+
+    def slow(picture: Any, attention: Any) -> bytes:
+        drawing.append(1)
+        most.append(len(drawing))
+        time.sleep(0.4)
+        drawing.pop()
+        return b"drawn"
+
+    monkeypatch.setattr("agevlm.serve.service.overlay_png", slow)
+    body = {"messages": asked(scene()), "answer": "no"}
+    with in_background([tiny]) as served, ThreadPoolExecutor(3) as pool:
+        replies = [pool.submit(post, served, "/v1/looks", **body) for _ in range(3)]
+        assert [reply.result().content for reply in replies] == [b"drawn"] * 3
+    assert most == [1, 1, 1]
+    with in_background([tiny], Settings(port=0, limits=Limits(max_request_s=0.3))) as served:
+        assert refusal(post(served, "/v1/looks", **body))[0] == 504
 
 
 @pytest.mark.parametrize("words", [600, 20_000])
@@ -300,6 +378,45 @@ def test_a_step_that_fails_is_one_error_and_the_next_request_is_answered(
         assert post(served, key=None, messages=question).status_code == 200
 
 
+@pytest.mark.parametrize("place", ["find", "take", "select"])
+def test_a_first_step_that_fails_is_told_and_those_who_write_go_on(monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+    """Whatever fails when a newcomer joins, it gets an answer, and the rows that run keep on."""
+    with in_background([endless()], Settings(port=0, limits=Limits(max_tokens=60))) as (url, (engine,)):
+        step, joined = engine._decoder.step, threading.Event()
+        monkeypatch.setattr(
+            engine._decoder, "step", lambda *args: (joined.wait(60) if engine.num_running else 0, step(*args))[1]
+        )
+        body = {"model": "endless", "messages": asked(None), "max_tokens": 60}
+        with httpx.stream("POST", f"{url}{CHAT}", json={**body, "stream": True}, timeout=60) as reply:
+            pieces = reply.iter_text()
+            text = next(pieces)
+            wait_until(lambda: engine.num_running == 1, 20)
+            break_once(monkeypatch, engine, place)
+            with ThreadPoolExecutor(1) as pool:
+                second = pool.submit(httpx.post, f"{url}{CHAT}", json={**body, "max_tokens": 2}, timeout=60)
+                wait_until(lambda: engine.num_waiting == 1, 20)
+                joined.set()
+                assert refusal(second.result())[0] == 500
+            text += "".join(pieces)
+        assert text.endswith("data: [DONE]\n\n")
+        assert "error" not in text
+        assert httpx.post(f"{url}{CHAT}", json={**body, "max_tokens": 2}, timeout=60).status_code == 200
+
+
+def break_once(monkeypatch: pytest.MonkeyPatch, engine: Any, place: str) -> None:
+    """Let one part of a newcomer's first step fail, once."""
+    owner, name = {
+        "find": (engine.prefixes, "find"), "take": (Writing, "__init__"), "select": (Rows, "select")
+    }[place]  # fmt: skip
+    whole = getattr(owner, name)
+
+    def broken(*args: Any) -> Any:
+        monkeypatch.setattr(owner, name, whole)
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr(owner, name, broken)
+
+
 def test_pictures_of_any_kind_and_shape(narrow: Any) -> None:
     buffer = io.BytesIO()
     scene().save(buffer, "GIF")
@@ -308,6 +425,13 @@ def test_pictures_of_any_kind_and_shape(narrow: Any) -> None:
     for size in ((1, 1), (1, 900), (900, 2)):
         assert post(narrow, messages=asked(scene().resize(size))).status_code == 200, size
     assert post(narrow, messages=asked(data_url(scene().convert("RGBA")))).status_code == 200
+
+
+def test_data_urls_as_other_programs_write_them(narrow: Any) -> None:
+    head, _, data = data_url(scene()).partition(",")
+    lines = "\r\n".join(data[start : start + 76] for start in range(0, len(data), 76))
+    for url in (f"{head},{lines}", f"{head},{data}\n", f"DATA:IMAGE/PNG;BASE64,{data}"):
+        assert post(narrow, messages=asked(url)).status_code == 200, url[:30]
 
 
 def test_the_page_loads_nothing_from_elsewhere(narrow: Any) -> None:

@@ -12,6 +12,9 @@ import pytest
 from tiny_served import asked, scene
 
 import agevlm
+from agevlm.serve.replies import Head
+from agevlm.serve.sampling import TokenLogProb
+from agevlm.vlms import Vlm
 
 LONG = "what is in the picture?"
 
@@ -74,8 +77,6 @@ def test_the_least_top_p_is_greedy(client: Any) -> None:
 
 
 def test_log_probabilities_are_the_models_own(client: Any, tiny: tuple[str, Any, Any]) -> None:
-    from agevlm.vlms import Vlm
-
     reply = said(client, logprobs=True, top_logprobs=3).choices[0]
     vlm = Vlm(*tiny[1:])
     text = vlm.prompt(LONG)
@@ -115,8 +116,9 @@ def test_attention_is_that_of_look(client: Any, tiny: tuple[str, Any, Any]) -> N
         assert told["made_up"] == pytest.approx(word.null_mass, abs=1e-4)
         text = {"question": LONG, "answer": choice.message.content}[told["where"]]
         assert text[told["start"] : told["end"]] == expected.written(word)
-    chosen = agevlm.look(tiny[1:], scene(), LONG, layers=[1], heads=[0])
-    one = said(client, extra_body={"attention": {"layers": [1], "heads": [0]}}, stream=True)
+    second = list(Vlm(*tiny[1:]).looking)[1]
+    chosen = agevlm.look(tiny[1:], scene(), LONG, layers=[second], heads=[0])
+    one = said(client, extra_body={"attention": {"layers": [second], "heads": [0]}}, stream=True)
     *_, last = [chunk.choices[0] for chunk in one if chunk.choices]
     assert np.allclose(last.attention[0]["maps"][0], chosen.words[0].map, atol=1e-4)
 
@@ -159,3 +161,30 @@ def test_several_choices_count_the_prompt_once(client: Any) -> None:
     assert {choice.message.content for choice in three.choices} == {one.choices[0].message.content}
     assert [choice.index for choice in three.choices] == [0, 1, 2]
     assert math.isclose(three.usage.total_tokens, three.usage.prompt_tokens + three.usage.completion_tokens)
+
+
+def test_a_reply_has_the_name_that_the_client_shows(client: Any) -> None:
+    assert said(client)._request_id.startswith("req_")
+    assert said(client, extra_headers={"X-Request-Id": "mine-1"})._request_id == "mine-1"
+    with pytest.raises(openai.BadRequestError) as caught:
+        said(client, top_p=7, extra_headers={"X-Request-Id": "mine-2"})
+    assert caught.value.request_id == "mine-2"
+
+
+def test_fields_that_change_no_answer_are_taken(client: Any) -> None:
+    plain = said(client).choices[0].message.content
+    asks_for_nothing = {
+        "prompt_cache_key": "a", "safety_identifier": "b", "modalities": ["text"], "user": "c", "metadata": {"d": "e"}
+    }  # fmt: skip
+    assert said(client, extra_body=asks_for_nothing).choices[0].message.content == plain
+    with pytest.raises(openai.BadRequestError, match="modalities"):
+        said(client, modalities=["text", "audio"])
+
+
+def test_half_a_character_has_its_own_bytes(tiny: tuple[str, Any, Any]) -> None:
+    tokenizer = tiny[2].tokenizer
+    text = "a 🐟 naïve"
+    tokens = tokenizer(text, add_special_tokens=False)["input_ids"]
+    told = Head("tiny", tokenizer).log_probs([TokenLogProb(token, -1.0) for token in tokens])["content"]
+    assert any("\ufffd" in one["token"] for one in told)
+    assert bytes(byte for one in told for byte in one["bytes"]).decode().strip() == text

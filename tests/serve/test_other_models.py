@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
 import pytest
 from tiny_models import make_picture
-from tiny_served import asked
+from tiny_served import asked, wait_until
 from vlms.tiny_families import made
 
 from agevlm.serve.server import in_background
@@ -59,3 +61,17 @@ def test_a_conversation_that_is_too_long(other: Any) -> None:
     reply = ask(other, messages=asked(make_picture(), "fish " * 5000))
     assert reply.status_code == 400
     assert "context" in reply.json()["error"]["message"]
+
+
+def test_one_answer_runs_and_the_others_wait(other: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    url, engine, _ = other
+    generate, go = engine.vlm.model.generate, threading.Event()
+    monkeypatch.setattr(engine.vlm.model, "generate", lambda **kwargs: (go.wait(60), generate(**kwargs))[1])
+    with ThreadPoolExecutor(2) as pool:
+        sent = [pool.submit(ask, other) for _ in range(2)]
+        wait_until(lambda: (engine.num_running, engine.num_waiting) == (1, 1), 30)
+        shown = httpx.get(f"{url}/metrics").text
+        go.set()
+        assert [reply.result().status_code for reply in sent] == [200, 200]
+    assert f'agevlm_running{{model="{engine.name}"}} 1.0' in shown
+    wait_until(lambda: (engine.num_running, engine.num_waiting) == (0, 0), 10)

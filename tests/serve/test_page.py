@@ -212,7 +212,7 @@ def test_layer_and_head_change_the_map(page: Any) -> None:
     ask(page, "where is the tree?")
     before = page.evaluate("document.querySelector('.stage canvas').toDataURL()")
     with page.expect_response("**/v1/looks"):
-        page.select_option("#layer", "0")
+        page.select_option("#layer", "1")
     with page.expect_response("**/v1/looks"):
         page.select_option("#head", "2")
     page.wait_for_timeout(1500)
@@ -380,7 +380,7 @@ def test_a_server_that_is_gone_is_told(page: Any) -> None:
     for part, act in (
         ("**/*.css", lambda: page.click("#share")),
         ("**/examples/*.png", lambda: page.locator(".examples button").nth(2).click()),
-        ("**/v1/looks", lambda: page.select_option("#layer", "0")),
+        ("**/v1/looks", lambda: page.select_option("#layer", "1")),
     ):
         page.route(part, lambda route: route.abort())
         act()
@@ -438,11 +438,11 @@ def test_another_layer_is_that_of_every_turn(page: Any) -> None:
     ask(page, "where is the tree?")
     ask(page, "is there a fish?")
     with page.expect_response("**/v1/looks"):
-        page.select_option("#layer", "0")
+        page.select_option("#layer", "1")
     old = page.locator(".turn").first.locator("button.word").first
     with page.expect_request("**/v1/looks") as asked:
         old.hover()
-    assert asked.value.post_data_json["layers"] == [0]
+    assert asked.value.post_data_json["layers"] == [1]
     assert asked.value.post_data_json["messages"][0]["content"][1]["text"] == "where is the tree?"
     page.wait_for_selector(f"figcaption:has-text('“{old.inner_text().split()[0]}”')")
     sent: list[str] = []

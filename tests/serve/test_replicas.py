@@ -10,15 +10,20 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 from tiny_served import asked, data_url, scene
 
-from agevlm.serve.replicas import Replicas
+from agevlm.serve.errors import TooBusyError
+from agevlm.serve.front import Request
+from agevlm.serve.limits import Limits
+from agevlm.serve.replicas import Replicas, _fitting, _options, asker
 
-pytestmark = pytest.mark.slow
 with_ray = pytest.mark.skipif(
     find_spec("ray") is None or find_spec("grpc") is None, reason="Ray Serve is not installed: pip install 'ray[serve]'"
 )
@@ -35,7 +40,7 @@ def replicated() -> Iterator[str]:
     assert found
     yield found.group()
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=60) == 128 + signal.SIGTERM
+    assert process.wait(timeout=60) == 0
 
 
 def replicas() -> list[int]:
@@ -57,6 +62,7 @@ async def ask(client: httpx.AsyncClient, number: int, question: str, stream: boo
     return "".join(choice["delta"].get("content", "") for choice in choices), reply.headers["x-replica"]
 
 
+@pytest.mark.slow
 @with_ray
 def test_each_picture_has_one_replica_and_one_killed_under_load_loses_nothing(replicated: str) -> None:
     async def load() -> None:
@@ -86,3 +92,92 @@ def test_a_number_of_replicas_that_is_none(text: str) -> None:
 def test_numbers_of_replicas() -> None:
     assert (Replicas.parse("2", ["tiny"]).least, Replicas.parse("2", ["tiny"]).most) == (2, 2)
     assert (Replicas.parse("1:4", ["tiny"]).least, Replicas.parse("1:4", ["tiny"]).most) == (1, 4)
+
+
+class Refused:
+    """The reply to a request that Ray refuses: it tells so to whoever reads it, and to whoever cancels it."""
+
+    def __aiter__(self) -> Refused:
+        return self
+
+    async def __anext__(self) -> Any:
+        self.cancel()
+
+    def cancel(self) -> None:
+        from ray.serve.exceptions import BackPressureError
+
+        raise BackPressureError(7, 7)
+
+
+class Full:
+    """A handle of replicas that are all full."""
+
+    def options(self, **_: Any) -> Full:
+        return self
+
+    def remote(self, _: Request) -> Refused:
+        return Refused()
+
+
+@with_ray
+def test_replicas_that_are_full_are_told_as_a_server_that_is() -> None:
+    async def ask_all() -> None:
+        async for _ in asker(Full())(Request({}, b"")):
+            pass
+
+    with pytest.raises(TooBusyError, match="7 requests are waiting") as error:
+        asyncio.run(ask_all())
+    assert (error.value.status, error.value.headers) == (429, {"Retry-After": "1"})
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
+    """What Ray says that it has: two cores."""
+    resources = {"CPU": 2.0}
+    monkeypatch.setattr("ray.cluster_resources", lambda: resources)
+    return resources
+
+
+@with_ray
+def test_more_replicas_than_there_is_room_for(cluster: dict[str, float], caplog: pytest.LogCaptureFixture) -> None:
+    two, three, up_to_three = (Replicas.parse(text, ["tiny"]) for text in ("2", "3", "1:3"))
+    assert _fitting(two) == two
+    with pytest.raises(ValueError, match=r"^no room for 3 replicas: each takes a core, and there are 2; choose fewer"):
+        _fitting(three)
+    assert not caplog.messages
+    assert _fitting(up_to_three) == replace(up_to_three, most=2)
+    (said,) = caplog.messages
+    assert said == "no room for 3 replicas: each takes a core, and there are 2; no more than 2 are started"
+    cluster["GPU"] = 1.0
+    with pytest.raises(ValueError, match="each takes a GPU, and there is 1;"):
+        _fitting(two)
+    assert _fitting(replace(two, device="cpu")) == replace(two, device="cpu")
+
+
+@with_ray
+def test_ray_is_told_how_to_scale_as_it_is_documented(cluster: dict[str, float]) -> None:
+    from ray.serve.config import AutoscalingConfig
+
+    limits = Limits(max_running=8, max_waiting=16)
+    options = _options(Replicas.parse("1:2", ["tiny"]), limits, 30)
+    scaling = AutoscalingConfig(**options["autoscaling_config"])
+    assert "num_replicas" not in options
+    assert (scaling.min_replicas, scaling.max_replicas, scaling.target_ongoing_requests) == (1, 2, 4)
+    assert (scaling.upscale_delay_s, scaling.downscale_delay_s) == (30, 600)
+    assert (options["max_ongoing_requests"], options["max_queued_requests"]) == (8, 16)
+    assert options["ray_actor_options"] == {"num_cpus": 1, "num_gpus": 0}
+    cluster["GPU"] = 2.0
+    fixed = _options(Replicas.parse("2", ["tiny"]), limits, 30)
+    assert (fixed["num_replicas"], fixed["ray_actor_options"]) == (2, {"num_cpus": 1, "num_gpus": 1})
+    assert "autoscaling_config" not in fixed
+
+
+@pytest.mark.slow
+@with_ray
+def test_replicas_of_a_model_that_cannot_be_loaded_are_not_started(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    command = [sys.executable, "-m", "agevlm.cli", "serve", str(tmp_path), "--port", "0", "--replicas", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=100)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(f"error: {tmp_path} is a model of the type 'llama'")
+    assert done.stderr.count("\n") == 1

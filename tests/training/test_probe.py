@@ -213,10 +213,26 @@ def test_the_command_prints_the_ceiling(
         main()
     assert not stopped.value.code
     printed = capsys.readouterr().out
-    assert "adversarial" in printed
+    assert "adversarial" in printed and "95 %" in printed
+    low, high = json.loads(out.read_text())["pope"]["random"]["accuracy_interval"]
+    assert f"{low:.3f}–{high:.3f}" in printed and "to learn from too" not in printed
     assert "a grid of 4 × 4 allows 1.000" in printed
     assert json.loads(out.read_text())["settings"]["stages"] == ["stem", "stage1"]
     assert len(list((tmp_path / "cache").glob("features-*"))) == 1
+
+
+def test_the_command_says_that_test_pictures_were_learned_from(
+    tmp_path: Path, vision: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train, again = save(tmp_path / "train", 20, 0), save(tmp_path / "again", 20, 0)
+    options = ["--vision-model", vision, "--test", str(again), "--out", str(tmp_path / "probe.json")]
+    monkeypatch.setattr(sys, "argv", ["agevlm", "probe", str(train), *options])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert not stopped.value.code
+    told = "20 test pictures are among those to learn from too: these figures are too good"
+    assert told in capsys.readouterr().out
+    assert told in json.loads((tmp_path / "probe.json").read_text())["notes"]
 
 
 def test_training_reads_the_features_that_the_probe_kept(foundation: Path, tmp_path: Path) -> None:

@@ -44,6 +44,13 @@ _SKILLS = (
     ("null_token.mass_absent", "Null token, words for absent things"),
     ("null_token.auroc", "Null token tells absent from present, AUROC"),
 )
+_RARELY, _OFTEN = 0.1, 0.25  # up to the first share of questions "rarely", beyond the second "often"
+_ONE_ANSWER = 0.1  # a smaller share of one answer: it says nearly always the other
+_FEW_QUESTIONS = 200
+_RULE = (
+    f"The verdict goes by the adversarial split. A mistake is made “rarely” up to {_RARELY:.0%} of the questions that "
+    f"allow it, “at times” up to {_OFTEN:.0%}, “often” beyond. “Nearly everything” is more than {1 - _ONE_ANSWER:.0%}."
+)
 Data = dict[str, Any]  # what a part of the template is given
 
 
@@ -52,9 +59,9 @@ def write_report(
 ) -> Path:
     """Write the report of a run to `out` (`run_dir`/report.html) and return where it is.
 
-    Reads recipe.yaml, log.jsonl, stages.json, metrics.json, predictions.jsonl and environment.json; a file that is
-    missing or damaged is named on the page. The gallery is `gallery`, or else what `save_gallery` left in the run.
-    A directory that does not exist, or holds none of them, is a ValueError.
+    Reads recipe.yaml, log.jsonl, stages.json, metrics.json, predictions.jsonl, environment.json and probe.json; a
+    file that is missing or damaged is named on the page. The gallery is `gallery`, or else what `save_gallery` left in
+    the run. A directory that does not exist, or holds none of them, is a ValueError.
     """
     run_dir = Path(run_dir)
     if not run_dir.is_dir():
@@ -87,7 +94,7 @@ def _page(run: Run, items: Sequence[GalleryItem]) -> str:
     sections = [
         (name, title, _part(run, title, build))
         for name, title, build in (
-            ("hallucination", "Does it see what is not there?", lambda: _pope(run.metrics)),
+            ("hallucination", "Does it see what is not there?", lambda: _pope(run.metrics, run.probe)),
             ("skills", "What else it can do, and where it looks", lambda: _skills(run.metrics)),
             ("training", "How it was trained", lambda: _training(run)),
             ("gallery", "Right and wrong, picture by picture", lambda: _gallery(run, items)),
@@ -102,6 +109,7 @@ def _page(run: Run, items: Sequence[GalleryItem]) -> str:
     return render(
         "report.html.jinja",
         heading=run.name,
+        rule=_RULE,
         **head,
         missing=run.missing,
         sections=[{"name": name, "title": title, "content": content} for name, title, content in sections if content],
@@ -111,6 +119,9 @@ def _page(run: Run, items: Sequence[GalleryItem]) -> str:
 def _facts(run: Run) -> list[str]:
     minutes = sum(_number(stage, "seconds") or 0 for stage in run.stages) / 60
     facts = [f"{len(run.stages)} stages, {minutes:.1f} minutes of training"] if run.stages else []
+    images, questions = (_number(run.metrics, f"provenance.num_{what}") for what in ("images", "questions"))
+    if images and questions:
+        facts.append(f"measured on {_count(questions)} questions about {_count(images)} {_shown(run.metrics)}")
     for name, path in (("seed", "seed"), ("git", "git.commit"), ("git", "git"), ("written", "time")):
         value = _at(run.environment, path, _at(run.metrics, f"provenance.{path}"))
         if isinstance(value, str | int):
@@ -124,18 +135,49 @@ def _brief(name: str, value: str) -> str:
 
 
 def _verdict(metrics: Mapping[str, Any]) -> Data | None:
-    """How often it sees what is not there, by the rule at the foot of the page; None without the figures for it."""
-    accuracy, yes = _number(metrics, "pope.adversarial.accuracy"), _number(metrics, "pope.adversarial.yes_ratio")
-    if accuracy is None or yes is None:
+    """What it does with questions about what is there and what is not, by `_RULE`; None without the figures for it."""
+    scores = _section(metrics, "pope.adversarial")
+    accuracy, yes, false_yes, recall = (
+        _number(scores, key) for key in ("accuracy", "yes_ratio", "false_yes_ratio", "recall")
+    )
+    if accuracy is None or yes is None or false_yes is None or recall is None:
         return None
-    even = 0.45 <= yes <= 0.56
-    frequency = "rarely" if accuracy >= 0.9 and even else "at times" if accuracy >= 0.8 else "often"
     pointing = _number(metrics, "pointing.accuracy")
-    peaks = None if pointing is None else f"{pointing:.1%}"
-    return {"frequency": frequency, "accuracy": f"{accuracy:.1%}", "yes": f"{yes:.1%}", "pointing": peaks}
+    return {
+        "finding": _finding(yes, false_yes, 1 - recall, _number(scores, "unparsed_ratio") or 0),
+        "accuracy": f"{accuracy:.1%}",
+        "absent": f"{false_yes:.1%}",
+        "present": f"{recall:.1%}",
+        "caution": _caution(scores),
+        "pointing": None if pointing is None else f"{pointing:.1%}",
+    }
+
+
+def _finding(yes: float, false_yes: float, missed: float, unparsed: float) -> str:
+    if unparsed > _OFTEN:
+        return "often says neither yes nor no"
+    if not _ONE_ANSWER <= yes <= 1 - _ONE_ANSWER:
+        return f"says {'yes' if yes > 0.5 else 'no'} to nearly everything"
+    found = f"{_how_often(false_yes)} sees what is not there"
+    return found if missed <= _RARELY else f"{found} and {_how_often(missed)} misses what is there"
+
+
+def _how_often(ratio: float) -> str:
+    return "rarely" if ratio <= _RARELY else "at times" if ratio <= _OFTEN else "often"
+
+
+def _caution(scores: Mapping[str, Any]) -> str | None:
+    """What is to be known before the verdict is believed: that it may be guessed, or stands on few questions."""
+    num = _number(scores, "num_questions")
+    asked = f"{int(num):,} questions" if num else "these questions"
+    interval = scores.get("accuracy_interval")
+    if isinstance(interval, list) and len(interval) == 2 and interval[0] <= 0.5 <= interval[1]:
+        return f"On {asked} that cannot be told from guessing."
+    return f"These are {asked} only." if num and num < _FEW_QUESTIONS else None
 
 
 def _tiles(metrics: Mapping[str, Any]) -> list[Data]:
+    """Figures of what it was trained for."""
     ratios = (
         ("pope.adversarial", "accuracy", "POPE adversarial"),
         ("pope.random", "accuracy", "POPE random"),
@@ -145,23 +187,32 @@ def _tiles(metrics: Mapping[str, Any]) -> list[Data]:
         ("counting", "accuracy", "Counting"),
         ("relation", "accuracy", "Spatial relation"),
     )
+    strange = _not_trained(metrics)
     tiles = [
         _tile(label, _section(metrics, section), key)
         for section, key, label in ratios
-        if _number(metrics, f"{section}.{key}") is not None
+        if section not in strange and _number(metrics, f"{section}.{key}") is not None
     ]
     before, after = _number(metrics, "text_perplexity.before"), _number(metrics, "text_perplexity.after")
     if after is not None:
-        value = [f"{after:.2f}", *([Piece("small", f" from {before:.2f}")] if before is not None else [])]
-        under = f"{after / before - 1:+.1%}: lower is better" if before else "lower is better"
+        value = [f"{after:,.2f}", *([Piece("small", f" from {before:,.2f}")] if before is not None else [])]
+        under = "lower is better"
+        if before and before / 2 <= after <= before * 2:
+            under = f"{after / before - 1:+.1%}: {under}"
         tiles.append({"label": "Text perplexity", "value": value, "under": under, "bar": "", "first": False})
     return tiles
+
+
+def _not_trained(metrics: Mapping[str, Any]) -> Sequence[str]:
+    """The kinds of question that no stage trained."""
+    found = _section(metrics, "provenance").get("not_trained")
+    return found if isinstance(found, list) else ()
 
 
 def _tile(label: str, scores: Mapping[str, Any], key: str) -> Data:
     value = float(scores[key])
     under = []
-    if key == "accuracy" and _interval(scores):
+    if key == "accuracy" and _has_interval(scores):
         under.append("{:.3f} to {:.3f}".format(*scores["accuracy_interval"]))
     num = scores.get("num_questions", scores.get("num_words"))
     if num:
@@ -175,28 +226,43 @@ def _tile(label: str, scores: Mapping[str, Any], key: str) -> Data:
     }
 
 
-def _pope(metrics: Mapping[str, Any]) -> Data | None:
+def _pope(metrics: Mapping[str, Any], probe: Mapping[str, Any]) -> Data | None:
     pope, biased = _splits(metrics, "pope"), _splits(metrics, "biased.pope")
     if not any(split in pope for split in SPLITS):
         return None
     bars = chart(lambda theme: pope_bars(pope, other=biased, theme=theme), "Accuracy, F1 and yes ratio of the splits")
-    return {"bars": bars, "table": _pope_table(pope), "biased": _pope_table(biased) if biased else None}
+    return {
+        "bars": bars,
+        "caption": f"Test {_shown(metrics)}",
+        "table": _pope_table(pope, _splits(probe, "pope")),
+        "probed": _at(probe, "num_pictures.test") if _splits(probe, "pope") else None,
+        "biased": _pope_table(biased) if biased else None,
+    }
+
+
+def _shown(metrics: Mapping[str, Any]) -> str:
+    """What was asked about."""
+    drawn = _at(metrics, "provenance.benchmark", "scenes" if "biased" in metrics else None) == "scenes"
+    return "scenes" if drawn else "pictures"
 
 
 def _splits(metrics: Mapping[str, Any], path: str) -> dict[str, Mapping[str, Any]]:
     return {name: scores for name, scores in _section(metrics, path).items() if isinstance(scores, Mapping)}
 
 
-def _pope_table(pope: Mapping[str, Mapping[str, Any]]) -> Data:
+def _pope_table(pope: Mapping[str, Mapping[str, Any]], probe: Mapping[str, Mapping[str, Any]] | None = None) -> Data:
     columns = [(key, label) for key, label in _POPE_COLUMNS if any(key in pope.get(split, {}) for split in SPLITS)]
     rows = [[name, *(_cell(pope[name], key) for key, _ in columns)] for name in (*SPLITS, "mean") if name in pope]
+    rows += [
+        [f"{name}, linear probe", *(_cell(scores, key) for key, _ in columns)] for name, scores in (probe or {}).items()
+    ]
     return {"headers": ["split", *(label for _, label in columns)], "rows": rows}
 
 
 def _skills(metrics: Mapping[str, Any]) -> Data | None:
     biased = _section(metrics, "biased")
-    worlds = [("test scenes", metrics), *([("biased scenes", biased)] if biased else [])]
-    strange = _section(metrics, "provenance").get("not_trained", ())
+    worlds = [(f"test {_shown(metrics)}", metrics), *([("biased scenes", biased)] if biased else [])]
+    strange = _not_trained(metrics)
     rows: list[list[Line]] = []
     for path, label in _SKILLS:
         section, _, key = path.rpartition(".")
@@ -286,9 +352,10 @@ def _number(nested: Any, path: str) -> float | None:
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
-def _interval(scores: Mapping[str, Any]) -> bool:
+def _has_interval(scores: Mapping[str, Any]) -> bool:
+    """Whether accuracy has an interval that says something: it has no width where all pictures have one share right."""
     interval = scores.get("accuracy_interval")
-    return isinstance(interval, list) and len(interval) == 2
+    return isinstance(interval, list) and len(interval) == 2 and interval[0] != interval[1]
 
 
 def _cell(scores: Mapping[str, Any], key: str) -> list[str | Piece]:
@@ -297,7 +364,7 @@ def _cell(scores: Mapping[str, Any], key: str) -> list[str | Piece]:
         return [Piece("faint", "–")]
     if key.startswith("num_"):
         return [_count(value)]
-    if key == "accuracy" and _interval(scores):
+    if key == "accuracy" and _has_interval(scores):
         low, high = scores["accuracy_interval"]
         return [f"{value:.3f}", Piece("small", f" ±{(high - low) / 2:.3f}")]
     return [f"{value:.3f}"]

@@ -21,11 +21,15 @@ class Run:
     metrics: dict[str, Any] = field(default_factory=dict)
     predictions: list[dict[str, Any]] = field(default_factory=list)
     environment: dict[str, Any] = field(default_factory=dict)
+    probe: dict[str, Any] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
 
 
 def read_run(run_dir: Path) -> Run:
-    """Read recipe.yaml, log.jsonl, stages.json, metrics.json, predictions.jsonl and environment.json of `run_dir`."""
+    """Read recipe.yaml, log.jsonl, stages.json, metrics.json, predictions.jsonl and environment.json of `run_dir`.
+
+    Of a run on one's own data also probe.json.
+    """
     run = Run(run_dir.resolve().name)
     run.recipe = _read(run, run_dir / "recipe.yaml", "the recipe", str) or ""
     run.logs = _read(run, run_dir / "log.jsonl", "the loss curves", _lines) or []
@@ -33,6 +37,8 @@ def read_run(run_dir: Path) -> Run:
     run.metrics = _read(run, run_dir / "metrics.json", "all figures", partial(_json, kind=dict)) or {}
     run.predictions = _read(run, run_dir / "predictions.jsonl", "why cases were chosen", _lines) or []
     run.environment = _read(run, run_dir / "environment.json", "versions", partial(_json, kind=dict)) or {}
+    if (probe := run_dir / "probe.json").exists():
+        run.probe = _read(run, probe, "the linear probe", partial(_json, kind=dict)) or {}
     return run
 
 

@@ -7,6 +7,7 @@ so that `agevlm --help` answers at once. Exceptions become one line on standard 
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import signal
 import sys
@@ -18,6 +19,8 @@ import typer
 
 from agevlm.cli import backbones, comparison, data, measure, planning, scenes, serving, teachers, training
 from agevlm.cli.errors import explain
+
+_SECRET = re.compile(r"--(.+-)?(key|token|password|secret)")  # an option whose value is for nobody's eyes
 
 app = typer.Typer(
     name="agevlm",
@@ -146,7 +149,7 @@ def main() -> None:
         for number, handler in before.items():
             signal.signal(number, handler)
     if stopped:
-        print(f"stopped by {signal.Signals(stopped[0]).name}: {_how_to_go_on(arguments)}", file=sys.stderr)
+        print(f"stopped by {signal.Signals(stopped[0]).name}{_how_to_go_on(arguments)}", file=sys.stderr)
         sys.exit(128 + stopped[0])
 
 
@@ -161,11 +164,27 @@ def _check_text(arguments: Sequence[str]) -> None:
 
 
 def _how_to_go_on(arguments: Sequence[str]) -> str:
-    """What a command that was stopped has kept, and the command that goes on with it."""
-    command = shlex.join(["agevlm", *arguments])
+    """What a command that was stopped has kept, and the command that goes on with it. Nothing of a conversation."""
+    if arguments[:1] in (["serve"], ["chat"]):
+        return ""
+    command = shlex.join(["agevlm", *_without_secrets(arguments)])
     if arguments[:1] == ["train"]:
         command += "" if "--resume" in arguments else " --resume"
-        return f"what was trained is kept; go on with: {command}"
+        return f": what was trained is kept; go on with: {command}"
     if arguments[:1] == ["ground"] or arguments[:2] == ["compare", "run"]:
-        return f"what was done is kept; go on with: {command}"
-    return f"nothing half-written was left; begin again with: {command}"
+        return f": what was done is kept; go on with: {command}"
+    return f": nothing half-written was left; begin again with: {command}"
+
+
+def _without_secrets(arguments: Sequence[str]) -> list[str]:
+    """The arguments with *** for the values of options that are secret."""
+    shown: list[str] = []
+    for before, argument in zip(["", *arguments], arguments, strict=False):
+        option, is_joined, _ = argument.partition("=")
+        if _SECRET.fullmatch(before):
+            shown.append("***")
+        elif is_joined and _SECRET.fullmatch(option):
+            shown.append(f"{option}=***")
+        else:
+            shown.append(argument)
+    return shown

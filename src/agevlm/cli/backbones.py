@@ -91,6 +91,8 @@ def probe(
     settings = ProbeSettings(vision_model, stages, grid.value, image_size, num_images, seed)
     with bars() as progress:
         record = measure(data, settings, test=test, cache_dir=cache_dir, progress=progress)
+    if test is not None and (shared := len(_digests(test) & set().union(*map(_digests, data)))):
+        record["notes"].append(f"{shared} test pictures are among those to learn from too: these figures are too good")
     _print_probe(record)
     if out is not None:
         with write_beside(out) as beside:
@@ -98,8 +100,19 @@ def probe(
         typer.echo(f"figures: {out}")
 
 
+def _digests(directory: Path) -> set[bytes]:
+    """What tells the files of a dataset's pictures from others."""
+    from hashlib import sha256
+
+    from agevlm.data.images import read_bytes
+    from agevlm.data.parquet import read_parquet
+
+    return {sha256(read_bytes(image)).digest() for record in read_parquet(directory) for image in record.sample.images}
+
+
 _PROBE_FIGURES = {  # a key of a split and its heading
     "accuracy": "probe",
+    "accuracy_interval": "95 %",
     "auroc": "AUROC",
     "prior_accuracy": "frequency alone",
     "prior_auroc": "its AUROC",
@@ -107,8 +120,16 @@ _PROBE_FIGURES = {  # a key of a split and its heading
 }
 
 
+def _interval(figures: dict[str, Any]) -> str:
+    low, high = figures["accuracy_interval"]
+    return f"{low:.3f}–{high:.3f}"
+
+
 def _print_probe(record: dict[str, Any]) -> None:
-    rows = [(split, *(figures[key] for key in _PROBE_FIGURES)) for split, figures in record["pope"].items()]
+    rows = [
+        (split, *(_interval(figures) if key == "accuracy_interval" else figures[key] for key in _PROBE_FIGURES))
+        for split, figures in record["pope"].items()
+    ]
     print_table(("POPE", *_PROBE_FIGURES.values()), rows)
     pointing = record["pointing"]
     if pointing["num_words"]:

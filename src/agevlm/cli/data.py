@@ -30,6 +30,7 @@ def coco(
     keep_empty: Annotated[
         bool, typer.Option("--keep-empty", help="Pictures without any instance show none of the categories.")
     ] = False,
+    boxes: Annotated[bool, typer.Option("--boxes", help="Annotations without a mask have their box for one.")] = False,
     limit: Annotated[int | None, typer.Option(min=1, help="Take only the first so many pictures.")] = None,
     num_per_image: Annotated[int, typer.Option(min=0, help="Captions and questions on each picture.")] = 6,
     pope_per_image: Annotated[int, typer.Option(min=0, help="Categories that POPE asks for on each picture.")] = 3,
@@ -52,6 +53,7 @@ def coco(
         skip_broken=skip_broken,
         allow_outside=allow_outside,
         keep_empty=keep_empty,
+        boxes=boxes,
     )
     check_replaceable(out, *OWN_FILE)
     report, summary = convert_coco(instances, images, out, options)

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from agevlm.cli.options import Device, DType, Model
 from agevlm.cli.show import quiet_transformers
+
+if TYPE_CHECKING:
+    from socket import socket
+
+    from agevlm.serve.replicas import Replicas
+    from agevlm.serve.server import Settings
 
 _LIMITS = "Limits"
 
@@ -68,18 +75,19 @@ def serve(
     The API of OpenAI for chat under /v1, and at / a page to ask about pictures and see the heat map of each word. Needs
     the extra `serve`: pip install 'agevlm[serve]'.
     """
+    if api_key is not None and not api_key.strip():
+        raise ValueError("--api-key is empty: give a key, or leave the option out (is a variable of a script not set?)")
+    if len(set(models)) != len(models):
+        raise ValueError(f"a model is named twice in {' '.join(models)}: name each once")
     quiet_transformers()
     try:
         from agevlm.serve import server
     except ImportError as error:
         raise ValueError(f"serving needs the extra `serve` ({error}): pip install 'agevlm[serve]'") from error
-    from agevlm.checkpoints import load_vlm
     from agevlm.checkpoints.memory import check_memory
     from agevlm.serve.limits import Limits
     from agevlm.serve.replicas import Replicas, check_ray
 
-    if len(set(models)) != len(models):
-        raise ValueError(f"a model is named twice in {' '.join(models)}: name each once")
     limits = Limits(
         max_running=max_running,
         max_waiting=max_waiting,
@@ -89,25 +97,47 @@ def serve(
         memory_bytes=1_000_000 * memory_mb,
         prefix_bytes=1_000_000 * prefix_mb,
     )
-    settings = server.Settings(
-        host, port, api_key or None, tuple(allow_remote or ()), tuple(allow_host or ()), limits, grace
-    )
+    settings = server.Settings(host, port, api_key, tuple(allow_remote or ()), tuple(allow_host or ()), limits, grace)
     several = None if replicas is None else Replicas.parse(replicas, models, device, dtype)
     if several:
         check_ray()
     listening = server.listen(host, port)
     check_memory(models, device)
-    loaded = [] if several else [(name, *load_vlm(name, device, dtype)) for name in models]
-    shown = f"[{host}]" if ":" in host else host
-    at = f"{', '.join(models)} at http://{shown}:{listening.getsockname()[1]} (API under /v1); Ctrl-C ends it"
     if host not in ("127.0.0.1", "localhost", "::1") and api_key is None:
         typer.echo("everybody who reaches this address can use it: set --api-key", err=True)
     if several:
-        typer.echo("Ray starts the replicas; this takes some seconds", err=True)
-        server.run_replicas(several, settings, listening, ready=lambda: typer.echo(at))
+        cut_off = _serve_replicas(several, settings, listening)
     else:
-        typer.echo(at)
-        server.run(loaded, settings, listening)
+        cut_off = _serve_here(models, device, dtype, settings, listening)
+    if cut_off:
+        typer.echo(f"stopped; requests that were cut off: {cut_off}", err=True)
+        raise typer.Exit(1)
+    typer.echo("stopped", err=True)
+
+
+def _serve_here(models: Sequence[str], device: str, dtype: str, settings: Settings, listening: socket) -> int:
+    from agevlm.checkpoints import load_vlm
+    from agevlm.serve import server
+
+    loaded = [(name, *load_vlm(name, device, dtype)) for name in models]
+    typer.echo(_address(models, settings, listening))
+    return server.run(loaded, settings, listening)
+
+
+def _serve_replicas(replicas: Replicas, settings: Settings, listening: socket) -> int:
+    from agevlm.checkpoints import load_vlm
+    from agevlm.serve import server
+
+    for name in replicas.models:
+        load_vlm(name, "cpu", replicas.dtype)  # what is wrong with it is told here and now, not by Ray
+    typer.echo("Ray starts the replicas; this takes some seconds", err=True)
+    at = _address(replicas.models, settings, listening)
+    return server.run_replicas(replicas, settings, listening, ready=lambda: typer.echo(at))
+
+
+def _address(models: Sequence[str], settings: Settings, listening: socket) -> str:
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    return f"{', '.join(models)} at http://{host}:{listening.getsockname()[1]} (API under /v1); Ctrl-C ends it"
 
 
 def chat(

@@ -81,6 +81,8 @@ def print_similarity(record: dict[str, Any]) -> None:
             lines.append((name, f"{layer}{star}", *(scores[key] for key in _PAIR_FIGURES)))
     print_table(("measure", "layer", *_PAIR_FIGURES.values()), lines)
     print(f"pairs: {record['num_pairs']} that match and as many that do not")
+    for name, reason in record.get("left_out", {}).items():
+        print(f"left out: {name}: {reason}")
 
 
 def _groups(metrics: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, dict[str, Any]]]:

@@ -210,7 +210,8 @@ def _word(seen: Look) -> WordMap | None:
 
 def _draw_picture(axes: Any, pixels: NDArray[np.uint8], mask: NDArray[np.bool_] | None) -> None:
     height, width = pixels.shape[:2]
-    axes.imshow(pixels, interpolation="antialiased", aspect="auto")
+    axes.imshow(pixels, interpolation="antialiased", aspect="equal")
+    axes.set_anchor("SW")  # above its caption
     if mask is not None:
         large = np.asarray(Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST), dtype=np.float32)
         for colour, line in (("black", 1.8), ("white", 0.9)):

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from agevlm.analysis.theme import ThemeName
 
 MAX_PICTURE_BYTES = 400_000
+MAX_PHOTOGRAPH_BYTES = 1_000_000  # of a PNG in full colour
 _PALETTES = (256, 128, 96, 64, 32)  # colours of a PNG, the most that fit
 _SET = re.compile(r"\[(?P<link>[^\]]+)\]\((?P<address>[^)\s]+)\)|\*\*(?P<strong>.+?)\*\*|`(?P<code>[^`]+)`")
 
@@ -173,12 +174,18 @@ def _numeric(block: Table, column: int) -> bool:
 def figure_png(figure: Figure, *, photographs: bool = False) -> bytes:
     """A figure on white as a PNG of few colours: as many as fit into `MAX_PICTURE_BYTES`, but at least 32.
 
-    Colours are those of lines, however thin, or with `photographs` those of large areas.
+    Colours are those of lines, however thin, or with `photographs` those of large areas. Photographs keep all of
+    theirs where that fits into `MAX_PHOTOGRAPH_BYTES`.
     """
     method = Image.Quantize.MEDIANCUT if photographs else Image.Quantize.MAXCOVERAGE
     raw = io.BytesIO()
     figure.savefig(raw, format="png", facecolor="white")
     image, data = Image.open(raw).convert("RGB"), b""
+    if photographs:
+        whole = io.BytesIO()
+        image.save(whole, "PNG", optimize=True)
+        if len(whole.getvalue()) <= MAX_PHOTOGRAPH_BYTES:
+            return whole.getvalue()
     for colours in _PALETTES:
         small = io.BytesIO()
         reduced = image.quantize(colours, method=method, kmeans=int(photographs), dither=Image.Dither.NONE)

@@ -65,22 +65,41 @@ def _counted(content: Nested) -> list[str]:
 
 
 def _errs(content: Nested) -> list[str]:
-    """How often unguided and guided arms err, from the least to the most; nothing where one kind was not measured."""
-    unguided, guided = (_span_of_errors(content, guided=guided) for guided in (False, True))
+    """How often unguided and guided arms err, from the least to the most; nothing where one kind was not measured.
+
+    Where an interval of the one kind meets one of the other, the difference is said not to be clear.
+    """
+    unguided, guided = (_errors_of(content, guided=guided) for guided in (False, True))
     if not unguided or not guided:
         return []
-    return [
-        "**POPE’s adversarial questions are half about things that are there, half about absent ones that usually come "
-        f"with them. Unguided arms answer {unguided} of them wrongly, guided ones {guided}.**"
+    told = [
+        "POPE’s adversarial questions are half about things that are there, half about absent ones that usually come "
+        f"with them. Unguided arms answer {_span([error.mean for error in unguided])} of them wrongly, guided ones "
+        f"{_span([error.mean for error in guided])}."
     ]
+    reaches = [_reach(unguided), _reach(guided)]
+    if max(low for low, _ in reaches) <= min(high for _, high in reaches):
+        ends = " and ".join(_span(list(reach)) for reach in reaches)
+        told.append(f"That is no clear difference: the intervals are {ends}.")
+    return [f"**{' '.join(told)}**"]
 
 
-def _span_of_errors(content: Nested, *, guided: bool) -> str:
+def _errors_of(content: Nested, *, guided: bool) -> list[Reading]:
     known = section(content, "described")
     arms = [arm for arm in titles(content) if arm in known and bool(known[arm]["guided"]) == guided]
-    errors = [error.mean for arm in arms if (error := reading(content, f"arms.{arm}.{ERROR}"))]
+    return [error for arm in arms if (error := reading(content, f"arms.{arm}.{ERROR}"))]
+
+
+def _reach(errors: list[Reading]) -> tuple[float, float]:
+    """From the lowest to the highest end of the intervals, as far as an error can be."""
+    lows = [0.0 if error.low is None else error.low for error in errors]
+    highs = [1.0 if error.high is None else error.high for error in errors]
+    return max(min(lows), 0.0), min(max(highs), 1.0)
+
+
+def _span(errors: list[float]) -> str:
     shares = sorted({f"{100 * error:.0f}" for error in errors}, key=float)
-    return f"{' to '.join((shares[0], shares[-1]) if len(shares) > 1 else shares)} %" if shares else ""
+    return f"{' to '.join((shares[0], shares[-1]) if len(shares) > 1 else shares)} %"
 
 
 def _errors(content: Nested) -> list[Block]:

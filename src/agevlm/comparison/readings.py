@@ -10,6 +10,7 @@ NOTHING = "–"
 ADVERSARIAL = "pope.adversarial.accuracy"
 ERROR = "pope.adversarial.error"  # one minus it: whose ratios between arms the file has
 _SECTIONS = ("similarity", "detection")  # of an arm, beside the figures that metrics.json has
+_SHARES = ("accuracy", "_ratio", "auroc", "precision", "recall", "f1", ".mass", ".iou")
 
 Nested = Mapping[str, Any]
 
@@ -33,6 +34,11 @@ class Reading:
         """A difference the other way round."""
         low, high = (None if end is None else -end for end in (self.high, self.low))
         return Reading(-self.mean, low, high, tuple(-value for value in self.values))
+
+    def within(self, lowest: float, highest: float) -> Reading:
+        """The same with the ends of its interval no further than what can be."""
+        low, high = (None if end is None else min(max(end, lowest), highest) for end in (self.low, self.high))
+        return Reading(self.mean, low, high, self.values)
 
     @property
     def clear_of_zero(self) -> bool:
@@ -81,11 +87,14 @@ def figure_of(content: Nested, arm: str, figure: str) -> Reading | None:
 
 
 def difference(content: Nested, arm: str, other: str, figure: str = ADVERSARIAL) -> Reading | None:
-    """A figure of an arm minus that of another, paired; the file has it one way round."""
-    if found := reading(content, f"differences.{arm}.{other}.{figure}"):
-        return found
-    back = reading(content, f"differences.{other}.{arm}.{figure}")
-    return -back if back else None
+    """A figure of an arm minus that of another, paired; the file has it one way round.
+
+    Of shares, which lie between 0 and 1, the interval ends where a difference can.
+    """
+    found = reading(content, f"differences.{arm}.{other}.{figure}")
+    if found is None and (back := reading(content, f"differences.{other}.{arm}.{figure}")):
+        found = -back
+    return found.within(-1, 1) if found and figure.endswith(_SHARES) else found
 
 
 def error_ratio(content: Nested, arm: str, other: str) -> Reading | None:

@@ -61,12 +61,7 @@ class PresenceBalance:
             raise ValueError(f"hard_ratio must lie in [0, 1], got {hard_ratio}")
         held = [set(picture) for picture in _spread(pictures, MAX_PICTURES)]
         asked, never, always = _told_apart(held, vocabulary)
-        if not asked:
-            raise ValueError(
-                f"nothing to balance in {len(held)} pictures: {_listed('in every picture', always)}"
-                f"{'; ' if always and never else ''}{_listed('in none', never)}; give pictures that differ in what "
-                "they show"
-            )
+        _check_asked(len(held), asked, never, always)
         present_PC = np.array([[category in picture for category in asked] for picture in held])
         together_CC = present_PC.astype(float).T @ present_PC
         np.fill_diagonal(together_CC, 0.0)
@@ -97,6 +92,21 @@ class PresenceBalance:
         if uneven.size:
             named = [f"{self.categories[n]} (yes to {self.yes_ratios[n]:.0%})" for n in uneven]
             yield f"not balanced, for want of pictures with and without: {_some(named)}"
+
+
+def check_balance(pictures: Sequence[Collection[str]], vocabulary: Sequence[str]) -> None:
+    """ValueError where the `PresenceBalance` of a dataset would have nothing to tell apart."""
+    held = [set(picture) for picture in _spread(pictures, MAX_PICTURES)]
+    _check_asked(len(held), *_told_apart(held, vocabulary))
+
+
+def _check_asked(num: int, asked: Sequence[str], never: Sequence[str], always: Sequence[str]) -> None:
+    if not asked:
+        raise ValueError(
+            f"nothing to balance in {num} pictures: {_listed('in every picture', always)}"
+            f"{'; ' if always and never else ''}{_listed('in none', never)}; give pictures that differ in what they "
+            "show: --keep-empty takes those without any instance for pictures that show none of the categories"
+        )
 
 
 def asked_categories(pictures: Sequence[Collection[str]], vocabulary: Sequence[str]) -> tuple[str, ...]:

@@ -46,7 +46,7 @@ def presence_samples(samples: Sequence[Sample]) -> list[Sample]:
         raise ValueError(
             f"a diagnosis asks POPE's questions about at least two pictures, and {len(asked)} of {len(samples)} "
             "samples have some: give scenes, or a dataset with conversations of the kinds pope.random, pope.popular "
-            "or pope.adversarial (`agevlm data coco --pope` writes them)"
+            "or pope.adversarial (`agevlm data coco` writes them)"
         )
     return asked
 

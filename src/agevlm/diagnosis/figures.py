@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -32,6 +33,10 @@ DETECTORS = {
 MAX_UNPARSED = 0.2
 """Where a larger share of answers says neither yes nor no, accuracy does not say where they come from."""
 
+IN_PART, CLEARLY = 0.1, 0.25
+"""From these gaps to what is right without the picture on, answers come from it in part, and clearly."""
+
+_GUESS = Estimate(0.5, 0.5, 0.5, (0.5,), (0,))
 _ANSWER_FIGURES = ("accuracy", "false_yes_ratio", "yes_ratio", "unparsed_ratio", "auroc")
 
 
@@ -215,14 +220,23 @@ def verdict(exam: Examination, found: Mapping[str, Estimate]) -> list[str]:
 
 
 def _on_the_prior(split: str, found: Mapping[str, Estimate]) -> str:
-    seen, other = (found[f"answers.{condition}.{split}.accuracy"].mean for condition in ("picture", "other"))
+    """Whether accuracy with the picture is above the best of what is right without it: another one, none, a guess."""
+    known = [found[f"answers.{condition}.{split}.accuracy"] for condition in ("picture", "other")]
     unparsed = [found[f"answers.{condition}.{split}.unparsed_ratio"].mean for condition in ("picture", "other")]
     if (share := sum(unparsed) / 2) > MAX_UNPARSED:
         return f"{share:.0%} of its answers say neither yes nor no, {_on_p_yes(split, found)}."
-    how = _by_gap(seen - other, "answers from the picture", "answers in part from the picture")
-    how = how or "answers from the question alone"
-    with_it = f"{seen:.0%} of the {split} questions are right with it, {other:.0%} with another picture in its place"
-    return f"It {how}: {with_it}."
+    blank = found.get(f"answers.blank.{split}.accuracy")
+    how = _by_gap(
+        known[0],
+        [known[1], *([blank] if blank else [])],
+        "It answers from the picture",
+        "It answers in part from the picture",
+        "It answers from the question alone",
+        "It is not clear whether it answers from the picture",
+    )
+    grey = f", {blank.mean:.0%} with a blank one" if blank else ""
+    with_it = f"{known[0].mean:.0%} of the {split} questions are right with it"
+    return f"{how}: {with_it}, {known[1].mean:.0%} with another picture in its place{grey}."
 
 
 def _on_p_yes(split: str, found: Mapping[str, Estimate]) -> str:
@@ -230,15 +244,31 @@ def _on_p_yes(split: str, found: Mapping[str, Estimate]) -> str:
     names = [f"answers.{condition}.{split}.auroc" for condition in ("picture", "other")]
     if not all(name in found for name in names):
         return "and whether its P(yes) comes from the picture is not measured"
-    seen, other = (found[name].mean for name in names)
-    how = _by_gap(seen - other, "tells from the picture what is there", "tells in part from the picture what is there")
-    how = how or "does not tell from the picture what is there"
-    return f"and its P(yes) {how}: AUROC {seen:.2f} with it, {other:.2f} with another picture in its place"
+    seen, other = (found[name] for name in names)
+    blank = found.get(f"answers.blank.{split}.auroc")
+    how = _by_gap(
+        seen,
+        [other, *([blank] if blank else [])],
+        "its P(yes) tells from the picture what is there",
+        "its P(yes) tells in part from the picture what is there",
+        "its P(yes) does not tell from the picture what is there",
+        "it is not clear whether its P(yes) tells from the picture what is there",
+    )
+    return f"and {how}: AUROC {seen.mean:.2f} with it, {other.mean:.2f} with another picture in its place"
 
 
-def _by_gap(gap: float, clear: str, in_part: str) -> str | None:
-    """What the gap between the true picture and another one says; None where it says nothing."""
-    return clear if gap >= 0.25 else in_part if gap >= 0.1 else None
+def _by_gap(seen: Estimate, without: list[Estimate], clear: str, in_part: str, none: str, unclear: str) -> str:
+    """What the gap between the true picture and the best without it says: of `without`, and one half, as by guessing.
+
+    The interval of the gap is Newcombe's, of the two intervals as if they were of different pictures: rather too wide.
+    """
+    best = max([_GUESS, *without], key=lambda one: one.mean)
+    gap = seen.mean - best.mean
+    low = gap - math.hypot(seen.mean - seen.low, best.high - best.mean)
+    high = gap + math.hypot(seen.high - seen.mean, best.mean - best.low)
+    if low <= 0:
+        return none if high < IN_PART else unclear
+    return clear if gap >= CLEARLY else in_part if gap >= IN_PART else none
 
 
 def _on_looking(exam: Examination, found: Mapping[str, Estimate]) -> str:
@@ -268,8 +298,10 @@ def _on_made_up(found: Mapping[str, Estimate]) -> str:
     if not scores:
         return "Whether what is made up shows is not measured."
     best = max(scores, key=lambda name: scores[name])
-    how = "shows" if scores[best] >= 0.9 else "shows in part" if scores[best] >= 0.7 else "does not show"
-    return f"That a thing is not there {how}, most in its {DETECTORS[best]} (AUROC {scores[best]:.2f})."
+    told = f"its {DETECTORS[best]} (AUROC {scores[best]:.2f})"
+    if scores[best] < 0.7:
+        return f"Nothing tells whether a thing is made up: the best of what is measured is {told}."
+    return f"Whether a thing is made up shows{'' if scores[best] >= 0.9 else ' in part'}, most in {told}."
 
 
 def reliability_of(exam: Examination) -> dict[str, list[Any]]:

@@ -13,7 +13,7 @@ from agevlm.analysis.gallery import RULE
 from agevlm.analysis.html import Line, Piece, chart, render
 from agevlm.analysis.similarity import Similarity
 from agevlm.diagnosis import drawings
-from agevlm.diagnosis.figures import DETECTORS, Examination, reliability_of, splits_of, verdict
+from agevlm.diagnosis.figures import DETECTORS, Examination, distinct, reliability_of, splits_of, verdict
 from agevlm.diagnosis.heads import HeadReading
 from agevlm.evaluation.statistics import Estimate
 
@@ -52,10 +52,18 @@ def page(models: Sequence[Diagnosed], differences: Estimates, cards: Sequence[Da
         heading=models[0].exam.name,
         other=models[1].exam.name if len(models) > 1 else None,
         sentences=models[0].verdict,
+        asked=_asked(models[0]),
         tiles=_tiles(models[0]),
         missing=[f"{part}: {reason}" for part, reason in models[0].exam.left_out.items()],
         sections=[{"name": name, "title": title, "content": content} for name, title, content in sections if content],
     )
+
+
+def _asked(model: Diagnosed) -> str:
+    """How much the figures stand on."""
+    records = distinct(model.exam.answers.records["picture"])
+    num_images = len({record["image"] for record in records})
+    return f"{len(records):,} questions about {num_images:,} pictures"
 
 
 def _tiles(model: Diagnosed) -> list[Data]:

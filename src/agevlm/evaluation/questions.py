@@ -79,7 +79,7 @@ def questions_of(vlm: Vlm, samples: Sequence[Sample]) -> tuple[list[Asked], list
             record = Question(conversation.id, sample.id, conversation.kind, question.content, answer.content)
             asked.append(Asked(record, prompt.key))
     if not asked:
-        raise ValueError(f"the benchmark asks nothing: {len(samples)} samples without a conversation")
+        raise ValueError(f"the benchmark asks nothing: {len(samples)} samples without questions")
     return asked, list(prompts.values())
 
 

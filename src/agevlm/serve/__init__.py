@@ -7,7 +7,7 @@
     app.py ◀── pieces of text, log-probabilities, maps of words ◀──┘
 
 - `limits.py`, `guard.py`, `origins.py`: how much a client may ask for, and who; the ASGI layer that holds it to that
-- `protocol.py`, `errors.py`: what goes over the wire, in OpenAI's form
+- `protocol.py`, `bodies.py`, `errors.py`: what goes over the wire, in OpenAI's form, and how it is read
 - `pictures.py`, `memories.py`: from a data URL to a picture that the model has seen, kept for further questions
 - `conversations.py`: messages to the tokens of a prompt
 - `engine.py`: which request runs when; `decoding.py`: rows of the same step; `sampling.py`: the next token of a row;

@@ -6,23 +6,26 @@ import asyncio
 import contextlib
 import pathlib
 import time
-from collections.abc import Sequence
 from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, Response
+from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from agevlm import __version__
+from agevlm.serve import bodies
 from agevlm.serve.asgi import GoneError, until_gone
-from agevlm.serve.errors import ApiError, bad_request
+from agevlm.serve.errors import REQUEST_ID, ApiError, FailedError, shortened
 from agevlm.serve.examples import NUM_EXAMPLES, example
 from agevlm.serve.protocol import AnswersRequest, ChatRequest, ErrorReply, LookReply, LookRequest
 from agevlm.serve.service import Service, Stream
 
 PAGE = pathlib.Path(__file__).parent / "page"
 _FRESH = {"Cache-Control": "no-cache"}  # asked again each time, sent again only where it has changed
+_FORM = "#/components/schemas/{model}"
 _REFUSALS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorReply} for status in (400, 401, 403, 404, 408, 413, 429, 500, 503, 504)
 }
@@ -30,7 +33,8 @@ _REFUSALS: dict[int | str, dict[str, Any]] = {
 
 def build_app(service: Service) -> FastAPI:
     """The application; `guard.Guard` belongs around it."""
-    app = FastAPI(title="agevlm", version=__version__, docs_url=None, redoc_url=None)
+    named = [Depends(_know_the_request)]
+    app = _App(title="agevlm", version=__version__, docs_url=None, redoc_url=None, dependencies=named)
     _handle_errors(app)
     _add_api(app, service)
     _add_extensions(app, service)
@@ -40,10 +44,46 @@ def build_app(service: Service) -> FastAPI:
     return app
 
 
+class _App(FastAPI):
+    """FastAPI, whose description has the bodies that `bodies.py` reads in place of it."""
+
+    def openapi(self) -> dict[str, Any]:
+        """The description of the API."""
+        found = super().openapi()
+        forms = [(form, "validation") for form in (ChatRequest, LookRequest, AnswersRequest)]
+        _, described = models_json_schema(forms, ref_template=_FORM)  # type: ignore[arg-type]
+        found["components"]["schemas"].update(described["$defs"])
+        return found
+
+
+def _takes(form: type[bodies.Model]) -> dict[str, Any]:
+    """What the description says of a route's body."""
+    content = {"application/json": {"schema": {"$ref": _FORM.format(model=form.__name__)}}}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+async def _body(form: type[bodies.Model], http: Request) -> bodies.Model:
+    """The body of a request, checked."""
+    kind = http.headers.get("content-type", "").partition(";")[0].strip().lower()
+    try:
+        body = await http.body()
+    except ClientDisconnect as error:
+        raise GoneError from error
+    if not body or not (kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json"))):
+        raise bodies.no_object()
+    return await bodies.read(form, body)
+
+
+async def _know_the_request(http: Request) -> None:
+    """From here on the log can name the request."""
+    REQUEST_ID.set(http.headers.get("x-request-id", "unknown"))
+
+
 def _add_api(app: FastAPI, service: Service) -> None:
-    @app.post("/v1/chat/completions", responses=_REFUSALS)
-    async def chat_completions(request: ChatRequest, http: Request) -> Response:
+    @app.post("/v1/chat/completions", responses=_REFUSALS, openapi_extra=_takes(ChatRequest))
+    async def chat_completions(http: Request) -> Response:
         """Continue a conversation about pictures."""
+        request = await _body(ChatRequest, http)
         arrived = time.monotonic()
         if request.stream:
             return EventStream(await until_gone(service.stream(request, arrived), http.receive))
@@ -65,15 +105,18 @@ def _add_extensions(app: FastAPI, service: Service) -> None:
     @app.post(
         "/v1/looks",
         responses={**_REFUSALS, 200: {"model": LookReply, "content": {"image/png": {}}}},
+        openapi_extra=_takes(LookRequest),
     )
-    async def looks(request: LookRequest, http: Request) -> Response:
+    async def looks(http: Request) -> Response:
         """Where the model looks (extension): a PNG of one word, or the maps of all."""
+        request = await _body(LookRequest, http)
         found = await until_gone(service.look(request, time.monotonic()), http.receive)
         return JSONResponse(found) if isinstance(found, dict) else Response(found, media_type="image/png")
 
-    @app.post("/v1/answers", responses=_REFUSALS)
-    async def answers(request: AnswersRequest, http: Request) -> JSONResponse:
+    @app.post("/v1/answers", responses=_REFUSALS, openapi_extra=_takes(AnswersRequest))
+    async def answers(http: Request) -> JSONResponse:
         """How probable each of the given answers is (extension)."""
+        request = await _body(AnswersRequest, http)
         return JSONResponse(await until_gone(service.answers(request, time.monotonic()), http.receive))
 
 
@@ -112,14 +155,14 @@ def _add_examples(app: FastAPI, service: Service) -> None:
 def _add_page(app: FastAPI) -> None:
     files = {path.name: path for path in PAGE.iterdir()}
 
-    @app.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
+    @app.get("/", include_in_schema=False)
     async def page() -> FileResponse:
         return FileResponse(files["index.html"], headers=_FRESH)
 
-    @app.api_route("/{name}", methods=["GET", "HEAD"], include_in_schema=False)
+    @app.get("/{name}", include_in_schema=False)
     async def page_file(name: str) -> FileResponse:
         if name not in files:
-            raise ApiError(404, f"there is nothing at /{name}")
+            raise ApiError(404, f"there is nothing at /{shortened(name)}")
         return FileResponse(files[name], headers=_FRESH)
 
 
@@ -130,11 +173,12 @@ def _handle_errors(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
-        return JSONResponse(_explained(error).body, 400)
+        return JSONResponse(bodies.explained(error.errors()).body, 400)
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> JSONResponse:
-        message = {404: f"there is nothing at {request.url.path}", 405: f"{request.method} is not for this path"}
+        path, method = shortened(request.url.path), request.method
+        message = {404: f"there is nothing at {path}", 405: f"{method} is not for this path"}
         found = ApiError(error.status_code, message.get(error.status_code, str(error.detail)))
         return JSONResponse(found.body, error.status_code, dict(error.headers or {}))
 
@@ -142,42 +186,9 @@ def _handle_errors(app: FastAPI) -> None:
     async def gone(_: Request, __: GoneError) -> Response:
         return Response(status_code=499)
 
-
-def _explained(error: RequestValidationError) -> ApiError:
-    """What is wrong with a body, as one sentence: of a field with several forms, of the form that was meant."""
-    first = max(error.errors(), key=lambda one: len(one["loc"]))
-    place = _place(first["loc"])
-    if first["type"] == "json_invalid":
-        return bad_request(f"the body is not JSON: {first.get('ctx', {}).get('error', first['msg'])}")
-    if not place and first["type"] in ("model_attributes_type", "missing"):
-        return bad_request("the body is no JSON object: send one, with Content-Type: application/json")
-    name = ".".join(place) or None
-    if first["type"] == "extra_forbidden" or (first["type"] == "too_long" and first["ctx"]["max_length"] == 0):
-        return bad_request(f"{name} is not supported here: leave it out", name, "unsupported_parameter")
-    said = _SENTENCES.get(first["type"], "").format_map(first.get("ctx", {})) or first["msg"]
-    return bad_request(f"{name or 'the body'}: {said.removeprefix('Value error, ')}", name)
-
-
-_SENTENCES = {  # pydantic's types of errors → what they mean to somebody who has never heard of it
-    "missing": "is missing",
-    "model_attributes_type": "expected an object",
-    "dict_type": "expected an object",
-    "list_type": "expected a list",
-    "string_type": "expected a text",
-    "union_tag_invalid": "type is {tag!r}; expected one of {expected_tags}",
-    "union_tag_not_found": "its type is missing",
-    "too_long": "has {actual_length}; at most {max_length} are taken",
-    "too_short": "has {actual_length}; at least {min_length} are needed",
-}
-
-
-def _place(location: Sequence[str | int]) -> list[str]:
-    """Where in a body something is, without the names of the forms that it might have."""
-    found: list[str] = []
-    for part in map(str, location):
-        form = "[" in part or part in ("body", "str", "bool", "Attention") or part == (found[-1:] or [""])[0]
-        found += [] if form else [part]
-    return found
+    @app.exception_handler(Exception)
+    async def unforeseen(_: Request, __: Exception) -> JSONResponse:  # it is raised on, and the guard logs it
+        return JSONResponse(FailedError().body, 500)
 
 
 class EventStream(Response):

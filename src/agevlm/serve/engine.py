@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from functools import partial
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -65,7 +66,10 @@ class Engine:
         self._rows: Rows | None = None
         self._writing: list[Writing] = []
         self._next: list[int] = []
-        self._num_open = self._num_waited = 0
+        self._whole: Ask | None = None  # what a model without memories answers
+        self._num_places = limits.max_running if self.remembers else 1
+        self._open: dict[object, int] = {}  # requests in the order they came, and the places each takes
+        self._num_waited = 0
         self._lock = threading.Lock()
         self._idle = threading.Condition(self._lock)
         self._stopping = self._ended = False
@@ -77,12 +81,13 @@ class Engine:
     @property
     def num_running(self) -> int:
         """The answers that are being written."""
-        return len(self._writing)
+        return len(self._writing) + (self._whole is not None)
 
     @property
     def num_waiting(self) -> int:
         """The requests that are taken and have no place yet."""
-        return max(0, self._num_open - len({id(writing.ask) for writing in self._writing}))
+        running = {id(writing.ask) for writing in self._writing}
+        return max(0, len(self._open) - len(running) - (self._whole is not None))
 
     @property
     def stopping(self) -> bool:
@@ -90,19 +95,24 @@ class Engine:
         return self._stopping
 
     @contextmanager
-    def place(self) -> Iterator[None]:
-        """Count as a request while the body runs. TooBusyError (429) or StoppingError (503) where none is taken."""
+    def place(self, num_choices: int = 1) -> Iterator[None]:
+        """Count as a request while the body runs. TooBusyError (429) or StoppingError (503) where none is taken.
+
+        A request takes a place for each choice. Those that came when the places were taken wait for one.
+        """
+        request, num_places = object(), num_choices if self.remembers else 1
         with self._lock:
             if self._stopping:
                 raise StoppingError
-            if self.num_waiting >= self.limits.max_waiting:
-                raise TooBusyError(self.num_waiting)
-            self._num_open += 1
+            taken = accumulate([*self._open.values(), num_places])
+            if sum(number > self._num_places for number in taken) > self.limits.max_waiting:
+                raise TooBusyError(self.limits.max_waiting)
+            self._open[request] = num_places
         try:
             yield
         finally:
             with self._idle:
-                self._num_open -= 1
+                del self._open[request]
                 self._idle.notify_all()
 
     def see(self, pictures: Sequence[Encoded]) -> Future[list[Seen]]:
@@ -127,7 +137,7 @@ class Engine:
         """Take nothing new, let what runs finish for at most `grace_s`, and end. Whether all has finished."""
         with self._idle:
             self._stopping = True
-            finished = self._idle.wait_for(lambda: self._num_open == 0, timeout=grace_s)
+            finished = self._idle.wait_for(lambda: not self._open, timeout=grace_s)
         self._ended = True
         self._work.put(None)
         self._thread.join(timeout=10)
@@ -203,16 +213,18 @@ class Engine:
         return ask.cancelled
 
     def _begin(self, asks: Sequence[Ask]) -> None:
-        assert self._decoder is not None
-        prefixes = [self.prefixes.find(ask.ids, ask.picture_keys) for ask in asks]
+        """Newcomers join the rows that are written. Where that fails, they alone are told: no row has been touched."""
         try:
-            rows, logits = self._decoder.read(
-                [ask.ids for ask in asks], [[one.memory for one in ask.seen] for ask in asks], prefixes
-            )
+            self._join(asks)
         except Exception as error:
             for ask in asks:
                 ask.tell(Failed(error))
-            raise
+
+    def _join(self, asks: Sequence[Ask]) -> None:
+        assert self._decoder is not None
+        prefixes = [self.prefixes.find(ask.ids, ask.picture_keys) for ask in asks]
+        memories = [[one.memory for one in ask.seen] for ask in asks]
+        rows, logits = self._decoder.read([ask.ids for ask in asks], memories, prefixes)
         numbers, writing = [], []
         for number, ask in enumerate(asks):
             prefix = prefixes[number]
@@ -286,6 +298,7 @@ class Engine:
 
     def _write_whole(self, ask: Ask) -> None:
         """An answer of a model without memories: all of it before anything else runs."""
+        self._whole = ask
         try:
             for writing in write_whole(self.vlm, ask, lambda: self._dropped(ask)):
                 self._complete(writing)
@@ -293,7 +306,8 @@ class Engine:
             ask.tell(Failed(ApiError(400, str(error), param="messages")))
         except Exception as error:
             ask.tell(Failed(error))
-            raise
+        finally:
+            self._whole = None
 
     def _give_up(self, error: Exception) -> None:
         for ask in {id(writing.ask): writing.ask for writing in self._writing}.values():

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from contextvars import ContextVar
 from typing import Any
+
+REQUEST_ID: ContextVar[str] = ContextVar("request_id", default="unknown")  # whose errors the log tells of
+_MAX_MESSAGE_LEN = 2000
 
 _KINDS = {
     401: "authentication_error",
@@ -29,8 +33,8 @@ class ApiError(Exception):
     ) -> None:
         super().__init__(message)
         self.status, self.code, self.retry_s = status, code, retry_s
-        self.message = _sayable(message)
-        self.param = None if param is None else _sayable(param)
+        self.message = _sayable(shortened(message, _MAX_MESSAGE_LEN))
+        self.param = None if param is None else _sayable(shortened(param))
 
     @property
     def body(self) -> dict[str, Any]:
@@ -65,9 +69,21 @@ class LateError(ApiError):
         super().__init__(504, f"the answer took longer than the {most_s:g} seconds it may take here")
 
 
+class FailedError(ApiError):
+    """Something went wrong that is not the client's fault."""
+
+    def __init__(self) -> None:
+        super().__init__(500, "the server failed on this request; its log says why")
+
+
 def bad_request(message: str, param: str | None = None, code: str | None = None) -> ApiError:
     """A request that cannot be answered as it stands."""
     return ApiError(400, message, param=param, code=code)
+
+
+def shortened(text: str, most: int = 100) -> str:
+    """The beginning of a client's own words: nobody needs all of them to know which are meant."""
+    return text if len(text) <= most else text[: most - 1] + "…"
 
 
 def _sayable(text: str) -> str:

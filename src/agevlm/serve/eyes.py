@@ -12,6 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import torch
+from PIL.Image import Image
 
 from agevlm.serve.limits import Limits
 from agevlm.serve.memories import Lru, Seen, Shown
@@ -20,6 +21,7 @@ from agevlm.serve.pictures import Encoded, decoded
 from agevlm.vlms import Vlm
 
 _MAX_AT_ONCE = 4  # pictures of one pass of the vision model: the first of them waits for the last
+_MANY_PIXELS = 40_000_000  # decoded for one pass: once it has so many, it takes no further picture
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ class Eyes:
     @torch.inference_mode()
     def _see_some(self) -> None:
         """Serve those who wait longest; nobody waits where an earlier call has seen to them."""
-        served = [wanted for wanted in self._taken() if wanted.future.set_running_or_notify_cancel()]
+        served = self._taken()
         found: dict[str, Seen | Exception] = {}
         new: dict[str, Encoded] = {}
         for picture in (picture for wanted in served for picture in wanted.pictures):
@@ -84,23 +86,30 @@ class Eyes:
                 wanted.future.set_result([one for one in kept if isinstance(one, Seen)])
 
     def _taken(self) -> list[_Wanted]:
+        """The next of those who still wait; whoever was late or went away has cancelled."""
         taken: list[_Wanted] = []
         with self._lock:
             room = _MAX_AT_ONCE
             while self._waiting and (not taken or len(self._waiting[0].pictures) <= room):
-                taken.append(self._waiting.popleft())
-                room -= len(taken[-1].pictures)
+                wanted = self._waiting.popleft()
+                if wanted.future.set_running_or_notify_cancel():
+                    taken.append(wanted)
+                    room -= len(wanted.pictures)
         return taken
 
     def _see_new(self, pictures: dict[str, Encoded]) -> dict[str, Seen | Exception]:
         """What is kept of each picture, or why nothing is; it is remembered."""
         found: dict[str, Seen | Exception] = {}
-        upright = {}
+        upright: dict[str, Image] = {}
         for key, picture in pictures.items():
             try:
                 upright[key] = decoded(picture, self._limits)
             except Exception as error:
                 found[key] = error
+            num_pixels = sum(one.width * one.height for one in upright.values())
+            if len(upright) == _MAX_AT_ONCE or num_pixels >= _MANY_PIXELS:
+                found |= self._see_together(upright)
+                upright = {}
         if upright:
             found |= self._see_together(upright)
         for key, one in found.items():
@@ -108,7 +117,7 @@ class Eyes:
                 self.memories.put(key, one)
         return found
 
-    def _see_together(self, upright: Mapping[str, object]) -> dict[str, Seen | Exception]:
+    def _see_together(self, upright: Mapping[str, Image]) -> dict[str, Seen | Exception]:
         try:
             return dict(zip(upright, self._look_at(list(upright.values())), strict=True))
         except Exception as error:
@@ -117,7 +126,7 @@ class Eyes:
             # what is wrong with one of them is not the others' fault
             return {name: one for key in upright for name, one in self._see_together({key: upright[key]}).items()}
 
-    def _look_at(self, pictures: Sequence[object]) -> list[Seen]:
+    def _look_at(self, pictures: Sequence[Image]) -> list[Seen]:
         if not self._remembers:
             return [Seen(picture) for picture in pictures]
         return [

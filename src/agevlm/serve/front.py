@@ -12,11 +12,12 @@ import contextlib
 import hashlib
 import json
 import secrets
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from agevlm.serve.asgi import GoneError, Message, until_gone
+from agevlm.serve.bodies import MAX_MARKS, num_marks
 from agevlm.serve.errors import ApiError, StoppingError, TooBusyError
 from agevlm.serve.limits import Limits
 from agevlm.serve.metrics import Metrics
@@ -54,6 +55,17 @@ class Front:
     ) -> None:
         self._ask, self.limits, self.metrics = ask, limits, metrics
         self._stopping = False
+        self._kept: dict[str, list[Message]] = {}
+
+    async def learn(self, paths: Iterable[str]) -> None:
+        """Ask for what all replicas tell alike, for good. It is kept, and told also while all of them are full."""
+        for path in paths:
+            reply: list[Message] = []
+            with contextlib.suppress(ApiError):  # then a replica is asked each time
+                await self._try(_got(path), Relay(_into(reply)))
+            if reply and reply[0]["status"] == 200:
+                headers = [header for header in reply[0]["headers"] if header[0] != b"x-replica"]
+                self._kept[path] = [{**reply[0], "headers": headers}, *reply[1:]]
 
     def stop(self) -> None:
         """Take nothing new from now on."""
@@ -69,6 +81,10 @@ class Front:
         body = await _whole(receive)
         if self._stopping:
             raise StoppingError
+        if scope["method"] in ("GET", "HEAD") and path in self._kept:
+            for message in self._kept[path]:
+                await send(message)
+            return
         with contextlib.suppress(GoneError):
             await until_gone(self._answer(passed_on(scope, body), Relay(send)), receive)
 
@@ -167,10 +183,12 @@ def passed_on(scope: Any, body: bytes) -> Request:
     """A request as a replica is asked: with the key of its first picture; a stream that draws gets a seed."""
     kept = ("type", "asgi", "http_version", "method", "scheme", "path", "raw_path", "query_string", "headers")
     plain = {name: scope[name] for name in kept if name in scope} | {"root_path": "", "client": None, "server": None}
+    if num_marks(body) > MAX_MARKS:  # would take seconds to read
+        return Request(plain, body)  # the replica says what is wrong
     try:
         asked = json.loads(body)
     except (ValueError, RecursionError):
-        return Request(plain, body)  # the replica says what is wrong
+        return Request(plain, body)
     if not isinstance(asked, dict):
         return Request(plain, body)
     if asked.get("stream") is True and asked.get("temperature") and asked.get("seed") is None:
@@ -178,6 +196,12 @@ def passed_on(scope: Any, body: bytes) -> Request:
         lengthless = [(name, value) for name, value in plain["headers"] if name != b"content-length"]
         plain["headers"] = [*lengthless, (b"content-length", str(len(body)).encode())]
     return Request(plain, body, _key(asked.get("messages")))
+
+
+def _got(path: str) -> Request:
+    """A request of nobody's for what stands at a path."""
+    scope = {"type": "http", "http_version": "1.1", "method": "GET", "scheme": "http", "path": path}
+    return passed_on(scope | {"raw_path": path.encode(), "query_string": b"", "headers": []}, b"")
 
 
 def _key(messages: Any) -> str:
@@ -209,6 +233,15 @@ async def _whole(receive: Any) -> bytes:
         pieces.append(message.get("body", b""))
         if not message.get("more_body"):
             return b"".join(pieces)
+
+
+def _into(messages: list[Message]) -> Callable[[Message], Awaitable[None]]:
+    """An ASGI `send` that keeps what is sent."""
+
+    async def send(message: Message) -> None:
+        messages.append(message)
+
+    return send
 
 
 async def _send_text(send: Any, text: bytes) -> None:

@@ -1,5 +1,6 @@
 """The layer around the routes that holds clients to the limits: who asks, key, size and time of bodies, stalls.
 
+Each request gets a name, which its reply has as `x-request-id`: the one that the client gave, else a new one.
 Plain ASGI, so that it counts bytes as they come and sees a client go away while its answer is written.
 """
 
@@ -8,14 +9,21 @@ from __future__ import annotations
 import asyncio
 import hmac
 import json
+import logging
+import re
+import secrets
 import time
 from typing import Any
 
 from agevlm.serve.asgi import App, Message
-from agevlm.serve.errors import ApiError
+from agevlm.serve.errors import ApiError, FailedError
 from agevlm.serve.limits import Limits
 from agevlm.serve.metrics import Metrics
 from agevlm.serve.origins import Origins
+
+_log = logging.getLogger("agevlm.serve")
+_ID = b"x-request-id"
+_SAFE_ID = re.compile(rb"[\w.:-]{1,100}", re.ASCII)
 
 # Nothing but what the server itself sends is loaded, run or asked; no other page may frame this one.
 _HEADERS = (
@@ -51,19 +59,28 @@ class Guard:
             return
         call = _Call(self, scope, receive, send)
         try:
-            self._check_origin(scope)
-            self._check_key(scope)
-            self._check_length(scope)
-            await self.app(scope, call.receive, call.send)
+            await self._answer(call)
+        except StalledError:
+            call.status = 499
+        finally:
+            route = getattr(call.scope.get("route"), "path", "other")
+            self.metrics.answered(route, call.status, time.monotonic() - call.began)
+
+    async def _answer(self, call: _Call) -> None:
+        try:
+            self._check_origin(call.scope)
+            self._check_key(call.scope)
+            self._check_length(call.scope)
+            await self.app(call.scope, call.receive, call.send)
             if call.refused is not None:
                 raise call.refused
         except ApiError as error:
             await call.refuse(error)
         except StalledError:
-            call.status = 499
-        finally:
-            route = getattr(scope.get("route"), "path", "other")
-            self.metrics.answered(route, call.status, time.monotonic() - call.began)
+            raise
+        except Exception:
+            _log.exception("request %s failed", call.id.decode())
+            await call.refuse(FailedError())
 
     def _check_origin(self, scope: Any) -> None:
         if self._origins is not None:
@@ -90,7 +107,8 @@ class _Call:
     """One request on its way: bytes counted, times kept."""
 
     def __init__(self, guard: Guard, scope: Any, receive: Any, send: Any) -> None:
-        self._guard, self._scope, self._receive, self._send = guard, scope, receive, send
+        self._guard, self._receive, self._send = guard, receive, send
+        self.id, self.scope = _named(scope)
         self.began = time.monotonic()
         self.status = 499  # a client that went away before anything was sent
         self._num_bytes, self._uploading = 0, True
@@ -127,7 +145,7 @@ class _Call:
     async def _pass_on(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            message = {**message, "headers": [*message.get("headers", ()), *_HEADERS]}
+            message = {**message, "headers": [*message.get("headers", ()), (_ID, self.id), *_HEADERS]}
         limits = self._guard.limits
         left = self.began + limits.max_upload_s + limits.max_request_s + limits.max_stall_s - time.monotonic()
         try:
@@ -138,9 +156,9 @@ class _Call:
             raise StalledError from error
 
     async def refuse(self, error: ApiError) -> None:
-        """Answer with an error, unless an answer has begun. The connection ends where a body is left unread."""
+        """Answer with an error. The connection ends where a body is left unread, or where an answer has begun."""
         if self.status != 499:
-            raise error
+            return  # one that is not complete ends its connection
         body = json.dumps(error.body).encode()
         headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
         headers += [(name.lower().encode(), value.encode()) for name, value in error.headers.items()]
@@ -148,6 +166,15 @@ class _Call:
             headers.append((b"connection", b"close"))
         await self._pass_on({"type": "http.response.start", "status": error.status, "headers": headers})
         await self._pass_on({"type": "http.response.body", "body": body})
+
+
+def _named(scope: Any) -> tuple[bytes, Any]:
+    """The name of a request, and its scope with that name. A HEAD is a GET whose body the server leaves out."""
+    given = dict(scope["headers"]).get(_ID, b"")
+    name = given if _SAFE_ID.fullmatch(given) else f"req_{secrets.token_hex(16)}".encode()
+    headers = [*((key, value) for key, value in scope["headers"] if key != _ID), (_ID, name)]
+    method = {"method": "GET"} if scope.get("method") == "HEAD" else {}
+    return name, {**scope, "headers": headers, **method}
 
 
 def _too_large(limits: Limits) -> ApiError:

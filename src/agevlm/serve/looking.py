@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from agevlm.analysis.attention import Span, Where, decode_with_offsets, words_and_learned
+from agevlm.analysis.attention import Span, Where, decode_with_offsets, layers_to_read, words_and_learned
 from agevlm.data.chat import tokens_of_span
 from agevlm.serve.conversations import Conversation, context_of, too_long
 from agevlm.serve.errors import bad_request
@@ -127,13 +127,12 @@ def _seen(span: Span, where: Where, learned: bool | None, maps: Iterator[Any]) -
 
 def _maps(vlm: Vlm, inputs: Inputs, words: Sequence[Sequence[int]], chosen: Chosen) -> list[Any]:
     """The map of each word (its positions). ApiError 400 where there is none such."""
-    looking = list(vlm.looking)
-    wrong = [number for number in chosen.layers or () if number >= len(looking)]
-    if wrong:
-        raise bad_request(f"there is no layer {wrong} that looks: the model has {len(looking)}, from 0", "layers")
+    try:
+        layers = layers_to_read(chosen.layers, vlm.looking)
+    except ValueError as error:
+        raise bad_request(str(error), "layers") from error
     if not words:
         return []
-    layers = looking if chosen.layers is None else [looking[number] for number in chosen.layers]
     positions = sorted({token for tokens in words for token in tokens})
     try:
         reading = vlm.read(inputs, positions=[positions], layers=layers)

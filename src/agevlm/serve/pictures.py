@@ -15,7 +15,7 @@ from agevlm.serve.limits import Limits
 if TYPE_CHECKING:
     from PIL import Image
 
-_DATA_URL = re.compile(r"data:(?P<type>[\w.+-]+/[\w.+-]+)?(?:;[\w.=+-]+)*?;base64,", re.ASCII)
+_DATA_URL = re.compile(r"data:(?P<type>[\w.+-]+/[\w.+-]+)?(?:;[\w.=+-]+)*?;base64,", re.ASCII | re.IGNORECASE)
 _HEAD_LEN = 200  # characters in which a data URL says what it is
 _KINDS = ((b"\x89PNG\r\n\x1a\n", 0), (b"\xff\xd8\xff", 0), (b"WEBP", 8), (b"GIF8", 0), (b"BM", 0))
 
@@ -42,7 +42,7 @@ def encoded(data: bytes, limits: Limits) -> Encoded:
 
 
 def from_data_url(url: str, limits: Limits) -> Encoded:
-    """The picture in a data URL."""
+    """The picture in a data URL, whose base64 may be broken into lines."""
     head = _DATA_URL.match(url[:_HEAD_LEN])
     if head is None:
         raise bad_request(
@@ -51,10 +51,10 @@ def from_data_url(url: str, limits: Limits) -> Encoded:
             "messages",
             "invalid_image_url",
         )
-    if head["type"] is not None and not head["type"].startswith("image/"):
+    if head["type"] is not None and not head["type"].lower().startswith("image/"):
         raise bad_request(f"the data URL holds {head['type']}, and a picture was expected", "messages")
     try:
-        data = base64.b64decode(url[head.end() :], validate=True)
+        data = base64.b64decode("".join(url[head.end() :].split()), validate=True)
     except (binascii.Error, ValueError) as error:
         raise bad_request(f"the data URL is no base64: {error}", "messages", "invalid_image_url") from error
     return encoded(data, limits)

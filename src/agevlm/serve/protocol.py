@@ -6,18 +6,31 @@ that has no effect here is refused unless it asks for nothing, so that no answer
 
 from __future__ import annotations
 
-import re
+from itertools import islice
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Finish = Literal["stop", "length"]
-_SURROGATE = re.compile("[\ud800-\udfff]")
 MAX_STOPS, MAX_TOP_LOGPROBS = 4, 20
+MAX_MESSAGES, MAX_PARTS, MAX_ANSWERS, MAX_METADATA = 1000, 100, 1000, 16  # `Limits` may allow fewer
+
+# Of each list the first thing that is wrong is told, not all: a list may be long, and an error takes its time.
+Numbers = Annotated[list[Annotated[int, Field(ge=0, lt=1000)]], Field(min_length=1, max_length=256, fail_fast=True)]
 
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_unknown(cls, body: Any) -> Any:
+        """Of many fields that nobody knows the first is left, to be refused."""
+        if not isinstance(body, dict):
+            return body
+        unknown = (name for name in body if name not in cls.model_fields)
+        spare = set(islice(unknown, 1, None))
+        return {name: value for name, value in body.items() if name not in spare} if spare else body
 
 
 class _Loose(BaseModel):
@@ -46,20 +59,23 @@ class ImagePart(_Loose):
 
 
 Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
+Parts = Annotated[list[Part], Field(max_length=MAX_PARTS, fail_fast=True)]
+Stops = Annotated[list[str], Field(max_length=MAX_STOPS, fail_fast=True)]
+Modalities = Annotated[list[Literal["text"]], Field(min_length=1, max_length=8, fail_fast=True)]
 
 
 class ChatMessage(_Loose):
     """One turn. Pictures stand in front of the text of their message; pieces of text are joined by line breaks."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[Part]
+    content: str | Parts
 
 
 class Attention(_Strict):
-    """Which layers that look at pictures, and which heads, a map is the mean of; numbers from 0, all by default."""
+    """Which layers (numbered among all layers) and which heads a map is the mean of; by default all that look."""
 
-    layers: list[Annotated[int, Field(ge=0, lt=1000)]] | None = Field(None, min_length=1, max_length=256)
-    heads: list[Annotated[int, Field(ge=0, lt=1000)]] | None = Field(None, min_length=1, max_length=256)
+    layers: Numbers | None = None
+    heads: Numbers | None = None
 
 
 class StreamOptions(_Loose):
@@ -78,7 +94,7 @@ class Asking(_Strict):
     """What all requests about a conversation have."""
 
     model: str = Field(max_length=500)
-    messages: list[ChatMessage] = Field(min_length=1, max_length=1000)
+    messages: list[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)
 
     @model_validator(mode="before")
     @classmethod
@@ -91,9 +107,17 @@ class Asking(_Strict):
                 left += [*value.keys(), *value.values()]
             elif isinstance(value, list):
                 left += value
-            elif isinstance(value, str) and not value.isascii() and _SURROGATE.search(value):
+            elif isinstance(value, str) and not _is_sayable(value):
                 raise ValueError("a text has half a surrogate pair, which is no character")
         return body
+
+
+def _is_sayable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 class ChatRequest(Asking):
@@ -105,7 +129,7 @@ class ChatRequest(Asking):
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
-    stop: str | list[str] | None = None
+    stop: str | Stops | None = None
     logprobs: bool | None = False
     top_logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
     stream: bool | None = False
@@ -117,13 +141,18 @@ class ChatRequest(Asking):
 
     frequency_penalty: Literal[0] | None = None
     presence_penalty: Literal[0] | None = None
-    logit_bias: dict[str, float] | None = Field(None, max_length=0)
+    logit_bias: dict[str, Any] | None = Field(None, max_length=0)
     tools: list[Any] | None = Field(None, max_length=0)
     tool_choice: Literal["none", "auto"] | None = None
     parallel_tool_calls: bool | None = None
     response_format: TextFormat | None = None
+    modalities: Modalities | None = None
+
+    # What changes no answer here.
     user: str | None = None
-    metadata: dict[str, Any] | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+    metadata: dict[str, Any] | None = Field(None, max_length=MAX_METADATA)
     store: bool | None = None
     service_tier: str | None = None
 
@@ -150,8 +179,8 @@ class LookRequest(Asking):
     word: str | None = Field(
         None, max_length=500, description="Which word the PNG shows; the first with a map by default."
     )
-    layers: list[Annotated[int, Field(ge=0, lt=1000)]] | None = Field(None, min_length=1, max_length=256)
-    heads: list[Annotated[int, Field(ge=0, lt=1000)]] | None = Field(None, min_length=1, max_length=256)
+    layers: Numbers | None = None
+    heads: Numbers | None = None
     max_tokens: int | None = Field(None, ge=1)
     format: Literal["png", "json"] = "png"
 
@@ -183,7 +212,7 @@ class LookReply(BaseModel):
 class AnswersRequest(Asking):
     """`/v1/answers`: how probable each of the given answers is (extension)."""
 
-    answers: list[Annotated[str, Field(min_length=1)]] = Field(min_length=1)
+    answers: list[Annotated[str, Field(min_length=1)]] = Field(min_length=1, max_length=MAX_ANSWERS, fail_fast=True)
 
 
 class ErrorBody(BaseModel):

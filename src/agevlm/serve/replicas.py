@@ -13,8 +13,8 @@ import logging
 import os
 import signal
 from collections.abc import AsyncGenerator, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import Any
 
@@ -25,6 +25,8 @@ from agevlm.serve.limits import Limits
 
 _ROUTER = "ray.serve.experimental.consistent_hash_router.ConsistentHashRouter"
 _NAME = "agevlm"
+_UNITS = {"CPU": "core", "GPU": "GPU"}  # Ray's names for what a replica takes, and ours
+_log = logging.getLogger("agevlm.serve")
 
 
 @dataclass(frozen=True)
@@ -103,20 +105,24 @@ def check_ray() -> None:
 def running(
     replicas: Replicas, limits: Limits, allow_remote: Sequence[str] = (), grace_s: float = 30.0
 ) -> Iterator[Any]:
-    """Replicas on the cluster of the environment variable RAY_ADDRESS, else on this machine: gives `ask` of a front."""
+    """Replicas on the cluster of the environment variable RAY_ADDRESS, else on this machine: gives `ask` of a front.
+
+    ValueError where there is no room for the least of them.
+    """
     import ray
     from ray import serve
 
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is told to anybody
     os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")  # a busy machine takes its time
     os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 starves replicas beside anything else that runs
-    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)  # it would write a line for each request that is refused
     started_here = not ray.is_initialized()
     if started_here:
         on_sigterm = signal.getsignal(signal.SIGTERM)
         ray.init(include_dashboard=False, log_to_driver=False, logging_level="error")
         signal.signal(signal.SIGTERM, on_sigterm)  # Ray sets its own
     try:
+        replicas = _fitting(replicas)
         serve.start(proxy_location="Disabled", logging_config={"log_level": "WARNING"})
         deployment = serve.deployment(Replica).options(name="replica", **_options(replicas, limits, grace_s))
         handle = serve.run(deployment.bind(replicas, limits, tuple(allow_remote)), name=_NAME, route_prefix=None)
@@ -127,11 +133,35 @@ def running(
             ray.shutdown()
 
 
-def _options(replicas: Replicas, limits: Limits, grace_s: float) -> dict[str, Any]:
-    """What Ray is told of a replica."""
+def _taken(replicas: Replicas) -> dict[str, int]:
+    """What a replica takes of the cluster."""
     import ray
 
     on_gpu = replicas.device != "cpu" and ray.cluster_resources().get("GPU", 0) > 0
+    return {"CPU": 1, "GPU": 1} if on_gpu else {"CPU": 1}
+
+
+def _fitting(replicas: Replicas) -> Replicas:
+    """These replicas, at most as many as the cluster has room for. ValueError where the least are more than that.
+
+    Ray itself would wait, without a word, until there is room.
+    """
+    import ray
+
+    there = ray.cluster_resources()
+    room, scarce = min((int(there.get(kind, 0)), _UNITS[kind]) for kind in _taken(replicas))
+    has = f"each takes a {scarce}, and there {'is' if room == 1 else 'are'} {room}"
+    if replicas.least > room:
+        raise ValueError(f"no room for {replicas.least} replicas: {has}; choose fewer with --replicas")
+    if replicas.most > room:
+        _log.warning("no room for %d replicas: %s; no more than %d are started", replicas.most, has, room)
+        return replace(replicas, most=room)
+    return replicas
+
+
+def _options(replicas: Replicas, limits: Limits, grace_s: float) -> dict[str, Any]:
+    """What Ray is told of a replica."""
+    taken = _taken(replicas)
     number: dict[str, Any] = {"num_replicas": replicas.least}
     if replicas.most > replicas.least:
         scaling = {"min_replicas": replicas.least, "max_replicas": replicas.most}
@@ -141,7 +171,7 @@ def _options(replicas: Replicas, limits: Limits, grace_s: float) -> dict[str, An
         "max_ongoing_requests": limits.max_running,
         "max_queued_requests": limits.max_waiting,
         "request_router_config": {"request_router_class": _ROUTER},
-        "ray_actor_options": {"num_cpus": 1, "num_gpus": 1 if on_gpu else 0},
+        "ray_actor_options": {"num_cpus": taken["CPU"], "num_gpus": taken.get("GPU", 0)},
         "graceful_shutdown_timeout_s": grace_s,
     }
 
@@ -163,6 +193,7 @@ def asker(handle: Any) -> Any:
         except (RayError, ReplicaUnavailableError) as error:
             raise ReplicaDiedError from error
         finally:
-            reply.cancel()
+            with suppress(Exception):  # of one that was never taken, Ray raises once more why
+                reply.cancel()
 
     return ask

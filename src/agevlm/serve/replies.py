@@ -6,6 +6,7 @@ import secrets
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 from agevlm.serve.asks import Begun
@@ -49,7 +50,27 @@ class Head:
 
     def _token(self, token: int, log_prob: float) -> dict[str, Any]:
         text = self.tokenizer.decode([token], clean_up_tokenization_spaces=False)
-        return {"token": text, "logprob": log_prob, "bytes": list(text.encode("utf-8", "replace"))}
+        return {"token": text, "logprob": log_prob, "bytes": _bytes(self.tokenizer, token, text)}
+
+
+def _bytes(tokenizer: Any, token: int, text: str) -> list[int]:
+    """The bytes of a token. Half a character has no text: its bytes are the tokenizer's, where that is byte-level."""
+    written = tokenizer.convert_ids_to_tokens(token) if "\ufffd" in text and _is_byte_level(tokenizer) else None
+    if written is not None and all(character in _byte_level() for character in written):
+        return [_byte_level()[character] for character in written]
+    return list(text.encode("utf-8", "replace"))
+
+
+def _is_byte_level(tokenizer: Any) -> bool:
+    return "ByteLevel" in repr(getattr(getattr(tokenizer, "backend_tokenizer", None), "decoder", None))
+
+
+@cache
+def _byte_level() -> dict[str, int]:
+    """Byte-level BPE writes bytes as characters: a printable one as itself, the others from U+0100 on. (GPT-2.)"""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + place): byte for place, byte in enumerate(others)}
 
 
 def usage(begun: Begun, answers: int) -> dict[str, Any]:

@@ -5,7 +5,9 @@ SIGTERM and SIGINT refuse what comes and finish what runs, within a grace; a sec
 
 from __future__ import annotations
 
+import asyncio
 import errno
+import logging
 import socket
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
@@ -14,9 +16,10 @@ from typing import Any
 
 import uvicorn
 
-from agevlm.serve.app import build_app
+from agevlm.serve.app import PAGE, build_app
 from agevlm.serve.asgi import App
 from agevlm.serve.engine import Engine, settle_threads
+from agevlm.serve.examples import NUM_EXAMPLES
 from agevlm.serve.front import Front
 from agevlm.serve.guard import Guard
 from agevlm.serve.limits import Limits
@@ -41,16 +44,25 @@ class Settings:
 
 
 class Server(uvicorn.Server):
-    """uvicorn, which calls `stop` at the first signal: from then on nothing new is taken."""
+    """uvicorn, which calls `stop` at the first signal: from then on nothing new is taken.
+
+    Requests that have not ended when the grace is over, or at a second signal, are cut off: `num_cut_off` counts them.
+    """
 
     def __init__(self, config: uvicorn.Config, stop: Callable[[], None]) -> None:
         super().__init__(config)
-        self._stop = stop
+        self._stop, self.num_cut_off = stop, 0
 
     def handle_exit(self, sig: int, frame: Any) -> None:
-        """The first signal: finish what runs."""
+        """The first signal: finish what runs. A second one: end at once. Unlike uvicorn, raise neither once more."""
         self._stop()
-        super().handle_exit(sig, frame)
+        self.force_exit = self.should_exit
+        self.should_exit = True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Finish what runs, and count what could not be finished."""
+        await super().shutdown(sockets)
+        self.num_cut_off = len(self.server_state.tasks)
 
 
 def listen(host: str, port: int, stall_s: float = Limits.max_stall_s) -> socket.socket:
@@ -101,6 +113,12 @@ def build(models: Sequence[tuple[str, Any, Any]], settings: Settings) -> tuple[S
     return _guarded(app, metrics, settings, stop), engines
 
 
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether a line of uvicorn's log tells more than that a request was cut off at the end: those are counted."""
+    error = record.exc_info[1] if record.exc_info else None
+    return not isinstance(error, asyncio.CancelledError) and "graceful shutdown exceeded" not in str(record.msg)
+
+
 def _guarded(app: App, metrics: Metrics, settings: Settings, stop: Callable[[], None]) -> Server:
     origins = Origins(settings.host, settings.allow_host)
     config = uvicorn.Config(
@@ -112,11 +130,12 @@ def _guarded(app: App, metrics: Metrics, settings: Settings, stop: Callable[[], 
         timeout_keep_alive=15,
         lifespan="off",
     )
+    logging.getLogger("uvicorn.error").addFilter(_is_news)
     return Server(config, stop)
 
 
-def run(models: Sequence[tuple[str, Any, Any]], settings: Settings, listening: socket.socket) -> None:
-    """Serve until a signal; then finish what runs, for at most `grace_s`."""
+def run(models: Sequence[tuple[str, Any, Any]], settings: Settings, listening: socket.socket) -> int:
+    """Serve until a signal; then finish what runs, for at most `grace_s`. How many requests were cut off."""
     settle_threads(models)
     server, engines = build(models, settings)
     try:
@@ -124,17 +143,28 @@ def run(models: Sequence[tuple[str, Any, Any]], settings: Settings, listening: s
     finally:
         for engine in engines:
             engine.close(grace_s=1.0)
+    return server.num_cut_off
 
 
 def run_replicas(
     replicas: Replicas, settings: Settings, listening: socket.socket, ready: Callable[[], None] = lambda: None
-) -> None:
+) -> int:
     """The same with replicas on Ray behind the socket; `ready` is called once they answer."""
     metrics = Metrics()
     with running(replicas, settings.limits, settings.allow_remote, settings.grace_s) as ask:
-        ready()
         front = Front(ask, settings.limits, metrics)
-        _guarded(front, metrics, settings, front.stop).run(sockets=[listening])
+        asyncio.run(front.learn(_told_alike(replicas.models)))
+        ready()
+        server = _guarded(front, metrics, settings, front.stop)
+        server.run(sockets=[listening])
+    return server.num_cut_off
+
+
+def _told_alike(models: Sequence[str]) -> list[str]:
+    """The paths where every replica tells the same: what is served, and the page with its examples."""
+    served = ["/health", "/v1/models", *(f"/v1/models/{name}" for name in models), "/openapi.json"]
+    examples = ["/examples", *(f"/examples/{number}.png" for number in range(NUM_EXAMPLES))]
+    return [*served, *examples, "/", *(f"/{file.name}" for file in PAGE.iterdir())]
 
 
 @contextmanager

@@ -13,6 +13,7 @@ import json
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,7 +23,7 @@ from agevlm.serve import replies
 from agevlm.serve.asks import Ask, Begun, Done, Event, Failed, Piece
 from agevlm.serve.conversations import Conversation, context_of, gather, too_long, written
 from agevlm.serve.engine import Engine
-from agevlm.serve.errors import ApiError, LateError, StoppingError, bad_request
+from agevlm.serve.errors import REQUEST_ID, ApiError, FailedError, LateError, StoppingError, bad_request, shortened
 from agevlm.serve.limits import Limits
 from agevlm.serve.looking import (
     Chosen,
@@ -69,6 +70,7 @@ class Service:
         self._tokenizers = {name: copy.deepcopy(e.vlm.processor.tokenizer) for name, e in self.engines.items()}
         self._longest = {name: max(map(len, tokenizer.get_vocab())) for name, tokenizer in self._tokenizers.items()}
         self._tokenizing = asyncio.Lock()
+        self._drawing = ThreadPoolExecutor(1, thread_name_prefix="draw")  # one at a time: each takes hundreds of MB
         for engine in self.engines.values():
             self._follow(engine)
 
@@ -85,7 +87,10 @@ class Service:
         if name not in self.engines:
             known = ", ".join(self.engines)
             raise ApiError(
-                404, f"there is no model {name!r} here: choose from {known}", param="model", code="model_not_found"
+                404,
+                f"there is no model {shortened(name)!r} here: choose from {known}",
+                param="model",
+                code="model_not_found",
             )
         return self.engines[name]
 
@@ -94,7 +99,7 @@ class Service:
         vlm = self.engines[name].vlm
         about = {
             "context": context_of(vlm),
-            "num_layers": len(list(vlm.looking)) if vlm.note is None else 0,
+            "layers": list(vlm.looking) if vlm.note is None else [],
             "num_heads": _num_heads(vlm),
             "made_up": vlm.family is not None and bool(vlm.family.null_token(vlm.model)),
         }
@@ -114,8 +119,8 @@ class Service:
 
     async def chat(self, request: ChatRequest, arrived: float) -> dict[str, Any]:
         """A whole completion."""
-        engine = self.engine(request.model)
-        with engine.place():
+        engine = self._engine_for(request)
+        with engine.place(request.num_choices):
             reply = await self._begin(engine, request, arrived)
             choices = [Choice() for _ in range(request.num_choices)]
             begun = Begun(0)
@@ -149,9 +154,9 @@ class Service:
 
     async def stream(self, request: ChatRequest, arrived: float) -> Stream:
         """The chunks of a streamed completion, as server-sent events. Errors before the first token are raised."""
-        engine = self.engine(request.model)
+        engine = self._engine_for(request)
         with ExitStack() as held:
-            held.enter_context(engine.place())
+            held.enter_context(engine.place(request.num_choices))
             reply = await self._begin(engine, request, arrived)
             held.callback(reply.cancel)
             events = reply.events()
@@ -185,14 +190,14 @@ class Service:
             yield _sse(error.body)
 
     async def _begin(self, engine: Engine, request: ChatRequest, arrived: float) -> _Reply:
-        """Check what a model alone can tell, see the pictures, and hand the ask over."""
-        self._check(engine, request)
+        """See the pictures, and hand the ask over."""
         looks = self._chosen(request.attention)
-        conversation, ids, max_tokens = await self._prompt(engine, request, request.longest[1])
-        if looks is not None and not conversation.pictures:
-            raise bad_request("attention is asked for, and there is no picture to look at", "attention")
-        seen = await asyncio.wrap_future(engine.see(conversation.pictures))
-        reply = _Reply(request.num_choices)
+        async with self._in_time(arrived):
+            conversation, ids, max_tokens = await self._prompt(engine, request, request.longest[1])
+            if looks is not None and not conversation.pictures:
+                raise bad_request("attention is asked for, and there is no picture to look at", "attention")
+            seen = await asyncio.wrap_future(engine.see(conversation.pictures))
+        reply = _Reply(request.num_choices, self.limits, arrived)
         num_top = (request.top_logprobs or 0) if request.logprobs else None
         reply.ask = Ask(
             conversation,
@@ -205,18 +210,21 @@ class Service:
             _stops(request),
             bool(request.stream),
             looks,
-            arrived + self.limits.max_request_s,
+            reply.deadline,
         )
         engine.submit(reply.ask)
         return reply
 
-    def _check(self, engine: Engine, request: ChatRequest) -> None:
+    def _engine_for(self, request: ChatRequest) -> Engine:
+        """The engine that is asked. ApiError for what no engine here does."""
+        engine = self.engine(request.model)
         most = min(self.limits.max_choices, self.limits.max_running)
         if request.num_choices > most:
             raise bad_request(f"n is {request.n}; the limit here is {most}", "n")
         self._check_tokens(*request.longest)
         if request.top_logprobs is not None and not request.logprobs:
             raise bad_request("top_logprobs needs logprobs to be true", "top_logprobs")
+        return engine
 
     def _check_tokens(self, name: str, number: int | None) -> None:
         if number is not None and number > self.limits.max_tokens:
@@ -247,11 +255,14 @@ class Service:
                     ids = await self._call(engine, engine.vlm.answer_ids, conversation.chat.text, answer)
                 chosen = _numbers(request.layers, request.heads)
                 words = await self._call(engine, words_seen, engine.vlm, conversation, seen, ids, chosen)
-            if request.format == "json":
-                return {"object": "looks", "model": request.model, "answer": answer, "words": replies.words(words)}
-            word = _the_word(words, request.word, request.model, engine.vlm.model.config)
-            picture = await asyncio.to_thread(decoded, conversation.pictures[-1], self.limits)
-            return await asyncio.to_thread(overlay_png, picture, word.maps[-1])
+                if request.format == "json":
+                    return {"object": "looks", "model": request.model, "answer": answer, "words": replies.words(words)}
+                word = _the_word(words, request.word, request.model, engine.vlm.model.config)
+                loop, picture = asyncio.get_running_loop(), conversation.pictures[-1]
+                return await loop.run_in_executor(self._drawing, self._drawn, picture, word)
+
+    def _drawn(self, picture: Encoded, word: SeenWord) -> bytes:
+        return overlay_png(decoded(picture, self.limits), word.maps[-1])
 
     async def _own_answer(
         self,
@@ -262,11 +273,9 @@ class Service:
         max_tokens: int,
         arrived: float,
     ) -> tuple[str, tuple[int, ...]]:
-        reply, text = _Reply(1), ""
+        reply, text = _Reply(1, self.limits, arrived), ""
         ids: tuple[int, ...] = ()
-        reply.ask = Ask(
-            conversation, prompt, seen, reply.tell, max_tokens, deadline=arrived + self.limits.max_request_s
-        )
+        reply.ask = Ask(conversation, prompt, seen, reply.tell, max_tokens, deadline=reply.deadline)
         engine.submit(reply.ask)
         async with reply:
             async for event in reply.events():
@@ -372,8 +381,9 @@ class _Reply:
 
     ask: Ask
 
-    def __init__(self, num_choices: int) -> None:
-        self._left = num_choices
+    def __init__(self, num_choices: int, limits: Limits, arrived: float) -> None:
+        self._left, self._most_s = num_choices, limits.max_request_s
+        self.deadline = arrived + limits.max_request_s
         self._loop = asyncio.get_running_loop()
         self._events: asyncio.Queue[Event] = asyncio.Queue()
 
@@ -385,16 +395,24 @@ class _Reply:
             self.ask.cancelled = True
 
     async def events(self) -> AsyncIterator[Event]:
-        """All events up to the last choice's end; a failure is raised, ours as status 500."""
+        """All events up to the last choice's end; a failure is raised, ours as status 500. LateError past its time."""
         while self._left:
-            event = await self._events.get()
+            event = await self._next()
             if isinstance(event, Failed):
                 if isinstance(event.error, ApiError):
                     raise event.error
-                _log.error("an answer failed", exc_info=event.error)
-                raise ApiError(500, "the model failed on this request; the server's log says why") from event.error
+                _log.error("request %s failed", REQUEST_ID.get(), exc_info=event.error)
+                raise FailedError from event.error
             self._left -= isinstance(event, Done)
             yield event
+
+    async def _next(self) -> Event:
+        """The engine drops what is late by itself; where it hangs, nobody hangs with it."""
+        try:
+            async with asyncio.timeout(self.deadline - time.monotonic()):
+                return await self._events.get()
+        except TimeoutError as error:
+            raise LateError(self._most_s) from error
 
     def cancel(self) -> None:
         """Nobody waits for what may still come."""
@@ -415,7 +433,7 @@ def _num_heads(vlm: Any) -> int:
 
 def _stops(request: ChatRequest) -> list[str]:
     stops = [request.stop] if isinstance(request.stop, str) else list(request.stop or [])
-    if len(stops) > MAX_STOPS or any(not stop or len(stop) > 1000 for stop in stops):
+    if any(not stop or len(stop) > 1000 for stop in stops):
         raise bad_request(f"stop is one to {MAX_STOPS} texts of up to 1000 characters, none empty", "stop")
     return stops
 
@@ -431,7 +449,9 @@ def _the_word(words: Sequence[SeenWord], wanted: str | None, model: str, config:
     found = [word for word in words if wanted is None or word.word == wanted.lower()]
     if not found:
         known = ", ".join(dict.fromkeys(word.word for word in words))
-        raise bad_request(f"there is no word {wanted!r} in question or answer: choose from {known}", "word")
+        raise bad_request(
+            f"there is no word {shortened(wanted or '')!r} in question or answer: choose from {known}", "word"
+        )
     learned = [word for word in found if word.learned is not False]
     if not learned:
         raise bad_request(unlearned_notice(found[0].word, model, config.known_words), "word")

@@ -7,8 +7,11 @@ import os
 import queue
 import shlex
 import shutil
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -17,22 +20,27 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from agevlm.analysis.attention import unlearned_notice
+from agevlm.data.images import open_image
 from agevlm.data.schema import Message
 from agevlm.serve.asks import Ask, Done, Event, Failed, Piece
-from agevlm.serve.conversations import written
+from agevlm.serve.conversations import Conversation, context_of, too_long, written
 from agevlm.serve.engine import Engine
 from agevlm.serve.errors import ApiError
 from agevlm.serve.limits import Limits
 from agevlm.serve.looking import Chosen, SeenWord
-from agevlm.serve.pictures import Encoded, decoded
+from agevlm.serve.pictures import Encoded
 
 MADE_UP = 0.5  # from this share of attention without a place on, a word is marked
 _MAX_COLUMNS = 48
 _HELP = """\
 /look WORD      show where the model looked at a word of the last question or answer
 /picture FILE   talk about another picture
-/quit           end; so does Ctrl-D
-Anything else is a question. Each question stands by itself."""
+/quit           end; so do Ctrl-D and, at the prompt, Ctrl-C
+Anything else is a question. Each question stands by itself. Ctrl-C gives an answer up."""
+
+
+class CtrlCError(KeyboardInterrupt):
+    """Ctrl-C in a conversation."""
 
 
 def half_blocks(pixels: NDArray[np.uint8]) -> str:
@@ -66,15 +74,17 @@ class Talk:
 
     def show(self, path: Path) -> None:
         """Talk about the picture in this file from now on. ValueError where it is none."""
-        if not path.is_file():
-            raise ValueError(f"{path}: there is no such file")
-        encoded = Encoded(path.read_bytes(), hashlib.sha256(path.read_bytes()).hexdigest())
-        self.picture = decoded(encoded, self.engine.limits)
-        self._encoded, self.words = (encoded,), ()
+        try:
+            self.picture = open_image(path, max_pixels=self.engine.limits.max_image_pixels)
+            data = path.read_bytes()
+        except OSError as error:
+            raise ValueError(f"{path}: {error.strerror}") from error
+        self._encoded, self.words = (Encoded(data, hashlib.sha256(data).hexdigest()),), ()
         self._say(f"{path.name}: {self.picture.width} × {self.picture.height} pixels\n")
 
     def ask(self, question: str) -> None:
-        """Answer a question, piece by piece; then say where the model looked."""
+        """Answer a question, piece by piece; then say where the model looked. ApiError where it cannot be answered."""
+        self.words = ()
         for event in self._events(question):
             if isinstance(event, Piece):
                 self._say(event.text)
@@ -102,10 +112,10 @@ class Talk:
     def _events(self, question: str) -> Iterator[Event]:
         vlm, told = self.engine.vlm, queue.SimpleQueue[Event]()
         conversation = written(vlm, (Message("user", question, len(self._encoded)),), self._encoded)
-        ids = vlm.processor.tokenizer(conversation.chat.text, add_special_tokens=False)["input_ids"]
+        ids, max_tokens = self._fitted(conversation)
         seen = self.engine.see(self._encoded).result()
         looks = Chosen() if seen and vlm.note is None else None
-        ask = Ask(conversation, ids, seen, told.put, self.max_tokens, streamed=True, looks=looks)
+        ask = Ask(conversation, ids, seen, told.put, max_tokens, streamed=True, looks=looks)
         self.engine.submit(ask)
         try:
             while True:
@@ -115,6 +125,19 @@ class Talk:
                     return
         finally:
             ask.cancelled = True
+
+    def _fitted(self, conversation: Conversation) -> tuple[list[int], int]:
+        """The tokens of a conversation and the longest answer behind them. Models without memories count alone."""
+        vlm = self.engine.vlm
+        if not self.engine.remembers:
+            return [], self.max_tokens
+        ids: list[int] = vlm.processor.tokenizer(conversation.chat.text, add_special_tokens=False)["input_ids"]
+        context = context_of(vlm)
+        if context is None:
+            return ids, self.max_tokens
+        if len(ids) >= context:
+            raise too_long(f"the conversation has {len(ids)} tokens", context, "messages")
+        return ids, min(self.max_tokens, context - len(ids))
 
     def _summarise(self) -> None:
         """One map, that of the word with the most to see, and a line for each word."""
@@ -172,16 +195,39 @@ def talk(
             here.show(picture)
         without = "No picture yet: /picture FILE takes one. " if picture is None else "Ask about the picture; "
         out.write(f"{without}/help lists the commands.\n")
-        while (line := _next(lines)) is not None:
-            _obey(here, line)
+        with _ctrl_c_told():
+            while (line := _next(lines, out)) is not None:
+                _obey(here, line)
     finally:
         engine.close()
 
 
-def _next(lines: Callable[[str], str]) -> str | None:
+@contextmanager
+def _ctrl_c_told() -> Iterator[None]:
+    """Within, Ctrl-C is an error of its own, so that what else ends the process is not taken for it.
+
+    Outside of the main thread, where Python hears no signals, nothing changes.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def tell(number: int, frame: Any) -> None:
+        raise CtrlCError
+
+    before = signal.signal(signal.SIGINT, tell)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _next(lines: Callable[[str], str], out: TextIO) -> str | None:
+    """The next line; None at the end."""
     try:
         line = lines("> ").strip()
     except (EOFError, KeyboardInterrupt):
+        out.write("\n")  # the shell's prompt has a line of its own
         return None
     return None if line in ("/quit", "/exit") else line
 
@@ -201,6 +247,8 @@ def _obey(here: Talk, line: str) -> None:
             raise ValueError(f"there is no command {command}: /help lists them")
         elif line:
             here.ask(line)
+    except CtrlCError:
+        here.out.write("\n")  # that answer is given up
     except ApiError as error:
         here.out.write(f"error: {error.message}\n")
     except ValueError as error:

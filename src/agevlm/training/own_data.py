@@ -11,13 +11,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from agevlm.data.balance import check_balance
 from agevlm.data.formats.coco import CocoOptions, load_instances
 from agevlm.data.formats.coco_splits import TEST, TRAIN, VAL, split_coco
 from agevlm.data.parquet import read_parquet
@@ -30,7 +32,7 @@ MAX_SIDE = 1024  # pixels: larger photographs are held smaller; half of one, a v
 
 @dataclass(frozen=True)
 class OwnData:
-    """A COCO instances file, and the directory of its pictures (None: where the file lies).
+    """A COCO instances file, and the directory of its pictures (None: where the file lies, or `images` beside it).
 
     `keep_empty`: pictures without any instance show none of the categories. Else they are left out.
     """
@@ -39,9 +41,13 @@ class OwnData:
     images: Path | None = None
     keep_empty: bool = False
 
-    @property
-    def pictures(self) -> Path:
-        return self.images or self.instances.parent
+    def pictures(self, listed: Sequence[Mapping[str, Any]]) -> Path:
+        """The directory of the pictures that the file lists: `images`, as exports have it, where none lies beside."""
+        beside = self.instances.parent
+        if self.images is not None or not (beside / "images").is_dir():
+            return self.images or beside
+        lies_there = any(os.path.isfile(beside / str(entry.get("file_name"))) for entry in listed)
+        return beside if lies_there else beside / "images"
 
 
 def own_data(instances: str | Path | None, images: str | Path | None, keep_empty: bool = False) -> OwnData | None:
@@ -66,7 +72,7 @@ def prepare(
     filled = [f"data.{_source(settings)}.parquet={out / DATA / TRAIN}", f"evaluation.benchmark={out / DATA / TEST}"]
     settings = load_recipe(recipe, [*filled, *overrides], seed)
     _check_vision_model(settings)
-    for note in _split(own, out / DATA, settings.seed):
+    for note in _split(own, out / DATA, settings):
         console.print(note, highlight=False)
     for line in _probed(settings, out, console):
         console.print(line, highlight=False)
@@ -94,12 +100,19 @@ def _check_vision_model(recipe: Recipe) -> None:
         resolve_model(recipe.model.vision_model)
 
 
-def _split(own: OwnData, directory: Path, seed: int) -> list[str]:
+def _check_balance(recipe: Recipe, directory: Path) -> None:
+    """Say before anything trains, and in a dry run, that a stage would have nothing to ask about the pictures."""
+    if any(stage.presence and stage.data.get(_source(recipe)) for stage in recipe.stages):
+        dataset = read_parquet(directory)
+        check_balance([categories or () for categories in dataset.categories()], dataset.vocabulary)
+
+
+def _split(own: OwnData, directory: Path, recipe: Recipe) -> list[str]:
     """Make the datasets, or find them made; a line for each thing to know."""
-    load_instances(own.instances)
+    pictures = own.pictures(load_instances(own.instances)["images"])
     digest = hashlib.sha256(own.instances.read_bytes()).hexdigest()
-    made_of: dict[str, Any] = {"instances": str(own.instances.resolve()), "sha256": digest, "seed": seed}
-    made_of |= {"images": str(own.pictures.resolve()), **({"keep_empty": True} if own.keep_empty else {})}
+    made_of: dict[str, Any] = {"instances": str(own.instances.resolve()), "sha256": digest, "seed": recipe.seed}
+    made_of |= {"images": str(pictures.resolve()), **({"keep_empty": True} if own.keep_empty else {})}
     path = directory / SPLIT
     if path.exists():
         known = json.loads(path.read_text(encoding="utf-8"))
@@ -109,8 +122,9 @@ def _split(own: OwnData, directory: Path, seed: int) -> list[str]:
                 "own; choose another --out"
             )
         return list(known["notes"])
-    options = CocoOptions(seed=seed, max_side=MAX_SIDE, keep_empty=own.keep_empty)
-    split = split_coco(own.instances, own.pictures, directory, options)
+    options = CocoOptions(seed=recipe.seed, max_side=MAX_SIDE, keep_empty=own.keep_empty)
+    split = split_coco(own.instances, pictures, directory, options)
+    _check_balance(recipe, directory / TRAIN)
     notes = list(split.notes())
     _write(path, {"made_of": made_of, "num_pictures": split.num_pictures, "notes": notes})
     return notes

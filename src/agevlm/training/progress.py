@@ -15,11 +15,14 @@ from agevlm.files import write_beside
 from agevlm.training.recipe import Recipe
 from agevlm.training.trainer import read_log
 
+LINE_EVERY_S = 30.0  # where there is no terminal
+FIRST_STEPS = 10  # of a stage, behind which its first line comes
+
 
 class RunProgress:
     """A bar for each part of the run with stage, step, losses and time left, and the log of all steps.
 
-    Where there is no terminal, a line every so many steps stands for the bar.
+    Where there is no terminal, a line every half minute stands for the bar; the first comes after ten steps.
     """
 
     def __init__(self, console: Console, recipe: Recipe, log: Path) -> None:
@@ -34,7 +37,7 @@ class RunProgress:
             TimeRemainingColumn(),
         )
         self.bars = Progress(*columns, console=console, disable=not console.is_terminal)
-        self.start = time.monotonic()
+        self.start = self.told = time.monotonic()
 
     def __enter__(self) -> Self:
         self.bars.start()
@@ -49,8 +52,7 @@ class RunProgress:
 
         def show(done: int, total: int) -> None:
             self.bars.update(task, completed=done, total=total)
-            if not self.console.is_terminal and (done == total or done % 4096 == 0):
-                self.console.print(f"data {name}: {done}/{total} pictures", highlight=False)
+            self._tell(f"data {name}: {done}/{total} pictures", at_once=done == total)
 
         return show
 
@@ -81,8 +83,15 @@ class RunProgress:
         guidance = "–" if record["guidance_loss"] is None else f"{record['guidance_loss']:.3f}"
         losses = f"loss {record['lm_loss']:.3f}  guidance {guidance}{self._left(step)}"
         self.bars.update(self.task, completed=step, losses=losses)
-        if not self.console.is_terminal and (step % 100 == 0 or step == self.stage.steps):
-            self.console.print(f"stage {self.stage.name}: step {step}/{self.stage.steps}  {losses}", highlight=False)
+        at_once = step in (self.first_done + FIRST_STEPS, self.stage.steps)
+        self._tell(f"stage {self.stage.name}: step {step}/{self.stage.steps}  {losses}", at_once)
+
+    def _tell(self, line: str, at_once: bool) -> None:
+        """Print a line where there is no terminal: at once, or if the last one is long ago."""
+        now = time.monotonic()
+        if not self.console.is_terminal and (at_once or now - self.told >= LINE_EVERY_S):
+            self.told = now
+            self.console.print(line, highlight=False)
 
     def _left(self, step: int) -> str:
         """How long all stages still take, if a step of every one takes what one of this stage does."""

@@ -14,7 +14,9 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
+from typer.testing import CliRunner
 
+from agevlm.cli import app
 from agevlm.data.formats.coco import EMPTY, CocoOptions, convert_coco, read_coco
 from agevlm.data.formats.coco_export import write_coco
 from agevlm.data.formats.coco_masks import segmentation_to_rle
@@ -194,7 +196,7 @@ def test_files_that_are_no_coco(folder: Path) -> None:
         ({**good, "images": []}, r'"images" is empty; an empty dataset'),
         ({**good, "annotations": []}, r'"annotations" is empty'),
         ({**good, "images": [good["images"][0]] * 2}, "two images have the id 7"),
-        ({**good, "categories": [good["categories"][0]] * 2}, "two categories share"),
+        ({**good, "categories": [good["categories"][0]] * 2}, "share the id 1: 'person' and 'person'"),
         ({**good, "images": [{"id": 7, "height": 3, "width": 4}]}, 'image 7 has no "file_name"'),
         ({**good, "images": [{**good["images"][0], "height": "30"}]}, "image 7 has the value '30' as \"height\""),
         ({**good, "annotations": [{"id": 5, "image_id": [7]}]}, r'has the value \[7\] as "image_id"'),
@@ -207,10 +209,58 @@ def test_files_that_are_no_coco(folder: Path) -> None:
         read_coco(folder / "nowhere.json", folder / "images")
     with pytest.raises(ValueError, match="no such directory of pictures"):
         read_coco(put(folder, good)[0], folder / "nowhere")
-    with pytest.raises(ValueError, match="none of its 3 pictures can be used: pictures missing on disk: 3"):
+    with pytest.raises(ValueError, match=r"pictures missing on disk: 3, .*; the first is .*7\.png: give --images"):
         read_coco(put(folder, good)[0], folder, skip_missing=True)
     with pytest.raises(ValueError, match="at least 1, got 0"):
         read_coco(*put(folder, good), limit=0)
+
+
+def test_names_of_categories_are_as_questions_say_them_and_ids_of_one_name_are_one(folder: Path) -> None:
+    data = content()
+    data["categories"] += [{"id": 200, "name": " Person "}, {"id": 201, "name": "Dining  Table"}]
+    data["annotations"].append(annotation(105, 9, 200, [SQUARE]))
+    annotated, report = read_coco(*put(folder, data))
+    assert report.vocabulary == ("person", "cat", "dog", "spoon", "dining table")
+    assert annotated[2].categories == ("person",)
+    assert report.mended == {
+        "names of categories put in small letters with single spaces": 2,
+        "categories of a name that another has, taken as one": 1,
+    }
+    convert_coco(*put(folder, data), folder / "out")
+    assert read_parquet(folder / "out").vocabulary == report.vocabulary
+
+
+def test_an_id_may_be_text_here_and_a_number_there(folder: Path) -> None:
+    data = content()
+    expected = read_coco(*put(folder, data))[0]
+    for image in data["images"]:
+        image["id"] = str(image["id"])
+    for entry in data["annotations"]:
+        entry["category_id"] = str(entry["category_id"])
+    assert read_coco(*put(folder, data))[0] == expected
+    data["annotations"][0]["segmentation"] = None  # what is broken is still found in its picture
+    data["annotations"][0]["image_id"] = "7"
+    assert len(read_coco(*put(folder, data), skip_broken=True)[0]) == 2
+
+
+def test_boxes_stand_for_masks_where_that_is_asked_for(folder: Path) -> None:
+    data = content()
+    for entry in data["annotations"]:
+        entry["segmentation"] = []
+    data["annotations"][0]["bbox"] = [30.0, 20.0, 15.0, 5.0]  # leaves the picture
+    data["images"].pop()
+    with pytest.raises(ValueError, match=r"no mask: 4.* where there is no mask, draw one, or let `agevlm data coco"):
+        read_coco(*put(folder, data), skip_broken=True)
+    annotated, report = read_coco(*put(folder, data), boxes=True)
+    dog, crowd = annotated[0].instances
+    assert decode_mask(dog.mask)[20:25, 30:].all() and dog.area == 50 and dog.box == (30, 20, 10, 5)
+    assert crowd.crowd and crowd.area == 250
+    assert report.mended["boxes taken as masks"] == 4
+    path, images = put(folder, data)
+    command = ["data", "coco", "--instances", str(path), "--images", str(images), "--boxes"]
+    done = CliRunner().invoke(app, [*command, "--out", str(folder / "out")])
+    assert "boxes taken as masks" in done.output, done.output
+    assert len(read_parquet(folder / "out")) == 2
 
 
 def scenes(num: int) -> list[tuple[AnnotatedImage, bytes]]:

@@ -71,6 +71,12 @@ def test_expressions_become_questions_grounded_in_their_thing(name: str, root: P
     assert [decode_mask(one.groundings[0].masks[0]).sum() for one in record.sample.conversations] == [24, 24, 32]
 
 
+def test_an_id_may_be_text_here_and_a_number_there(root: Path) -> None:
+    path = write_refs(root, [make_ref(1, 7, "good") | {"image_id": "1", "ann_id": "7"}])
+    convert_refer(path, root / "instances.json", root, root / "out")
+    assert len(read_parquet(root / "out")) == 1
+
+
 def test_pickles_run_nothing(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(root)
     path = write_refs(root, [Harmful()])

@@ -17,7 +17,7 @@ from typing import Any
 
 from agevlm.data.augmentation import scaled_down
 from agevlm.data.formats.coco_export import OWN_COLOUR, OWN_ID
-from agevlm.data.formats.coco_masks import BrokenAnnotationError, segmentation_to_rle
+from agevlm.data.formats.coco_masks import BOXES_AS_MASKS, NO_MASK, BrokenAnnotationError, segmentation_to_rle
 from agevlm.data.formats.report import Report
 from agevlm.data.images import image_size, open_image, read_bytes
 from agevlm.data.language import MAX_CONVERSATIONS, check_kinds, make_conversations
@@ -30,6 +30,7 @@ from agevlm.files import inside
 
 _SKIP = "--skip-broken (skip_broken=True) leaves such things out and counts them"
 OTHER_SIZE = "pictures of another size than stated"
+MISSING = "pictures missing on disk"
 _TYPES = {
     "id": int | str,
     "image_id": int | str,
@@ -53,7 +54,8 @@ class CocoOptions:
     With `embed_images=False` the dataset points to the files of the pictures and does not hold them. `allow_outside`
     takes pictures from outside the directory of pictures, where the file names such. `keep_empty` takes pictures
     without any instance as such that show none of the categories; else they count as not annotated and are left out.
-    A picture with a side above `max_side` pixels is held smaller, and its masks with it; None: as it is.
+    A picture with a side above `max_side` pixels is held smaller, and its masks with it; None: as it is. `boxes` takes
+    the box of an annotation without a mask for its mask.
     """
 
     seed: int = 0
@@ -67,6 +69,7 @@ class CocoOptions:
     max_side: int | None = None
     allow_outside: bool = False
     keep_empty: bool = False
+    boxes: bool = False
 
 
 def read_coco(
@@ -77,12 +80,14 @@ def read_coco(
     skip_missing: bool = False,
     skip_broken: bool = False,
     allow_outside: bool = False,
+    boxes: bool = False,
 ) -> tuple[list[AnnotatedImage], Report]:
     """The annotated pictures of a COCO instances file, in its order, and what became of it.
 
     `images` is the directory of the pictures; only their heads are read. Pictures without annotations are kept: none of
     the categories is in them. Areas are counted on the masks; boxes are the file's, or the mask's where the file's is
-    missing or leaves the picture. `limit` takes the first so many usable pictures.
+    missing or leaves the picture. `limit` takes the first so many usable pictures. With `boxes` an annotation without
+    a mask has its box, filled, for one.
 
     ValueErrors: no such file, not JSON, not a COCO instances file, nothing in it, one id twice. A picture missing on
     disk is one, unless `skip_missing`. A picture outside of `images` (unless `allow_outside`), one that cannot be read
@@ -90,7 +95,7 @@ def read_coco(
     an unknown picture or category, and a mask that is malformed, outside its picture or of another size is one, unless
     `skip_broken`. A picture with a broken annotation is then left out as a whole, for what it shows is not known.
     """
-    reader = _Reader(Path(instances), Path(images), skip_missing, skip_broken, allow_outside)
+    reader = _Reader(Path(instances), Path(images), skip_missing, skip_broken, allow_outside, boxes)
     annotated = reader.read(limit)
     return annotated, reader.report
 
@@ -119,6 +124,7 @@ def convert_coco(
         skip_missing=options.skip_missing,
         skip_broken=options.skip_broken,
         allow_outside=options.allow_outside,
+        boxes=options.boxes,
     )
     return report, write_annotated(annotated, report, out, options)
 
@@ -171,9 +177,9 @@ class _Reader:
     """Reads one instances file: categories, then pictures, then annotations."""
 
     def __init__(
-        self, instances: Path, images: Path, skip_missing: bool, skip_broken: bool, allow_outside: bool
+        self, instances: Path, images: Path, skip_missing: bool, skip_broken: bool, allow_outside: bool, boxes: bool
     ) -> None:
-        self.path, self.images, self.allow_outside = instances, images, allow_outside
+        self.path, self.images, self.allow_outside, self.boxes = instances, images, allow_outside, boxes
         self.skip_missing, self.skip_broken = skip_missing, skip_broken
         self.report = Report(str(instances))
         self.doubtful: set[Any] = set()  # ids of pictures with a broken annotation
@@ -184,8 +190,9 @@ class _Reader:
         content = load_instances(self.path)
         if not self.images.is_dir():
             raise ValueError(f"{self.images}: no such directory of pictures; give the one of {self.path.name}")
-        categories = read_categories(content["categories"], self.path)
-        self.report = Report(str(self.path), tuple(categories.values()))
+        self.report = Report(str(self.path))
+        categories = read_categories(content["categories"], self.path, self.report.mended)
+        self.report = replace(self.report, vocabulary=tuple(dict.fromkeys(categories.values())))
         sources, listed = self._sources(content["images"], limit)
         instances = self._instances(content["annotations"], categories, sources, listed)
         for number in self.doubtful & set(sources):
@@ -234,7 +241,7 @@ class _Reader:
                     f"{path}: no such file, {self.path.name} lists it as image {number}; check the directory of "
                     "pictures, or leave such pictures out with --skip-missing (skip_missing=True)"
                 )
-            self.report.leave_out("pictures missing on disk", str(path))
+            self.report.leave_out(MISSING, str(path))
             return None
         try:
             size = image_size(path)
@@ -279,11 +286,14 @@ class _Reader:
         source: ImageSource,
         name: str,
     ) -> None:
+        if self.boxes and not entry.get("segmentation") and (box := _sides(entry.get("bbox"))):
+            entry = {**entry, "segmentation": [_corners(*box)]}
+            self.report.mended["boxes taken as masks"] += 1
         try:
             instances.append(to_instance(entry, categories, source, self.report.mended))
         except BrokenAnnotationError as error:
             self._broken(f"annotations: {error.reason}", f"{name}: {error}; correct it")
-            self.doubtful.add(entry["image_id"])
+            self.doubtful.add(plain_id(entry["image_id"]))
 
     def _broken(self, reason: str, detail: str) -> None:
         if not self.skip_broken:
@@ -291,7 +301,13 @@ class _Reader:
         self.report.leave_out(reason, detail)
 
     def _reasons(self) -> str:
-        return ", ".join(f"{reason}: {number}" for reason, number in self.report.left_out.items()) or "it lists none"
+        """Why pictures were left out, and what helps where they are elsewhere, or have boxes alone."""
+        reasons, first = [self.report.reasons() or "it lists none"], self.report.first
+        if MISSING in first:
+            reasons.append(f"the first is {first[MISSING]}: give --images, the directory of the pictures")
+        if f"annotations: {NO_MASK}" in first:
+            reasons.append(f"where there is no mask, {BOXES_AS_MASKS}")
+        return "; ".join(reasons)
 
 
 def load_instances(path: Path) -> dict[str, Any]:
@@ -310,24 +326,42 @@ def load_instances(path: Path) -> dict[str, Any]:
     return content
 
 
-def read_categories(entries: Sequence[Mapping[str, Any]], path: Path) -> dict[Any, str]:
-    """Id → name of the categories of an instances file. Two of one id or name, and one without a name: ValueError."""
-    categories = {field_of(entry, "id", "category", path): entry for entry in entries}
-    names = {number: field_of(entry, "name", "category", path) for number, entry in categories.items()}
-    if len(names) < len(entries) or len(set(names.values())) < len(entries):
-        raise ValueError(f"{path}: two categories share an id or a name; give each its own")
-    if nameless := [number for number, name in names.items() if not name.strip()]:
-        raise ValueError(f"{path}: category {nameless[0]} has an empty name; give it one")
+def read_categories(entries: Sequence[Mapping[str, Any]], path: Path, mended: Counter[str]) -> dict[Any, str]:
+    """Id → name of the categories of an instances file, in small letters with single spaces, as questions say it.
+
+    Ids of one name are one category. `mended` counts both. Two of one id, and one without a name: ValueError.
+    """
+    names: dict[Any, str] = {}
+    for entry in entries:
+        number, written = (field_of(entry, key, "category", path) for key in ("id", "name"))
+        name = " ".join(written.lower().split())
+        if number in names:
+            raise ValueError(
+                f"{path}: two categories share the id {number}: {names[number]!r} and {name!r}; give each its own"
+            )
+        if not name:
+            raise ValueError(f"{path}: category {number} has an empty name; give it one")
+        if name != written:
+            mended["names of categories put in small letters with single spaces"] += 1
+        if name in names.values():
+            mended["categories of a name that another has, taken as one"] += 1
+        names[number] = name
     return names
 
 
+def plain_id(value: Any) -> Any:
+    """An id; the number where a text is one, for some files write the same id as text here, as a number there."""
+    is_number = isinstance(value, str) and len(value) < 19 and value.isascii() and value.isdigit()
+    return int(value) if is_number and str(int(value)) == value else value
+
+
 def field_of(entry: Mapping[str, Any], key: str, what: str, path: Path) -> Any:
-    """A field of an entry, of the type that COCO gives it."""
+    """A field of an entry, of the type that COCO gives it; an id as `plain_id` has it."""
     value = entry.get(key)
     if not isinstance(value, _TYPES[key]) or isinstance(value, bool):
         fault = "has no" if value is None else f"has the value {value!r:.60} as"
         raise ValueError(f'{path}: {what} {fault} "{key}": {json.dumps(entry)[:120]}; it is not a file of COCO')
-    return value
+    return plain_id(value) if key in ("id", "image_id") else value
 
 
 def other_size(path: Path, size: tuple[int, int], stated: tuple[Any, Any]) -> str:
@@ -343,7 +377,7 @@ def to_instance(
     entry: Mapping[str, Any], categories: Mapping[Any, str], source: ImageSource, mended: Counter[str]
 ) -> Instance:
     """An annotation of a picture as an instance; `mended` counts what was. Else BrokenAnnotationError."""
-    number = entry.get("category_id")
+    number = plain_id(entry.get("category_id"))
     if not isinstance(number, int | str) or number not in categories:
         raise BrokenAnnotationError(
             "unknown category", f"category {number!r:.60} is none of the {len(categories)} listed"
@@ -361,10 +395,23 @@ def to_instance(
 
 def _box(box: Any, source: ImageSource) -> tuple[float, float, float, float] | None:
     """A box of the file, or None where it is no box inside the picture."""
+    sides = _sides(box)
+    if sides is None:
+        return None
+    x, y, width, height = sides
+    return sides if x >= 0 and y >= 0 and x + width <= source.width and y + height <= source.height else None
+
+
+def _sides(box: Any) -> tuple[float, float, float, float] | None:
+    """x, y, width and height of a box of the file, or None where it is none."""
     if not isinstance(box, list) or len(box) != 4 or not all(isinstance(side, int | float) for side in box):
         return None
     if not all(abs(side) < 1e9 for side in box):
         return None
     x, y, width, height = (float(side) for side in box)
-    fits = x >= 0 and y >= 0 and x + width <= source.width and y + height <= source.height
-    return (x, y, width, height) if fits and width > 0 and height > 0 else None
+    return (x, y, width, height) if width > 0 and height > 0 else None
+
+
+def _corners(x: float, y: float, width: float, height: float) -> list[float]:
+    """The polygon of a box."""
+    return [x, y, x + width, y, x + width, y + height, x, y + height]

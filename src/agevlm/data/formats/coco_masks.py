@@ -20,6 +20,8 @@ _THIN = 2  # pixels: no wider is the box that stands for a polygon without pixel
 _FARTHEST = 1e9  # pixels: beyond it numbers are no places any more, and their products not finite
 _LONGEST = 10_000_000  # pixels of outline: pycocotools takes a hundred bytes for each
 _SLACK = 1.0  # pixels by which COCO's own polygons leave their pictures; clipped, but not worth counting
+NO_MASK = "no mask"  # the reason of what has a box at most
+BOXES_AS_MASKS = "draw one, or let `agevlm data coco --boxes` take boxes as masks"
 
 
 class BrokenAnnotationError(ValueError):
@@ -42,7 +44,7 @@ def segmentation_to_rle(segmentation: Any, size: tuple[int, int], notes: Counter
     elif isinstance(segmentation, Sequence) and segmentation and not isinstance(segmentation, str):
         rle = _text_code(_draw(segmentation, size, notes))
     else:
-        raise BrokenAnnotationError("no mask", "it has no segmentation; boxes alone ground nothing")
+        raise BrokenAnnotationError(NO_MASK, f"it has no segmentation; {BOXES_AS_MASKS}")
     if not check_mask(rle):
         raise BrokenAnnotationError("empty mask", "its mask covers no pixel")
     return rle

@@ -79,7 +79,8 @@ def split_coco(instances: str | Path, images: str | Path, out: str | Path, optio
     held = Counter(category for picture in told for category in picture.categories)
     vocabulary = tuple(category for category in report.vocabulary if held[category])
     if not vocabulary:
-        raise ValueError(f"{instances}: nothing is annotated in its {len(told)} pictures that can be used")
+        left_out = f"; left out: {reasons}" if (reasons := report.reasons()) else ""
+        raise ValueError(f"{instances}: nothing is annotated in its {len(told)} pictures that can be used{left_out}")
     reports = [report]
     parts = _divide(told, options.seed)
     counts = {}

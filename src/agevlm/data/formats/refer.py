@@ -13,7 +13,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from agevlm.data.formats.coco import OTHER_SIZE, field_of, load_instances, other_size, read_categories, to_instance
+from agevlm.data.formats.coco import (
+    OTHER_SIZE,
+    field_of,
+    load_instances,
+    other_size,
+    plain_id,
+    read_categories,
+    to_instance,
+)
 from agevlm.data.formats.coco_masks import BrokenAnnotationError
 from agevlm.data.formats.report import Report
 from agevlm.data.images import image_size
@@ -46,7 +54,8 @@ def convert_refer(
     reader = _Reader(Path(refs), Path(instances), Path(images))
     reader.skip_missing, reader.skip_broken, reader.allow_outside = skip_missing, skip_broken, allow_outside
     records = reader.records(_chosen(_load(Path(refs)), split, Path(refs)))
-    summary = write_parquet(out, records, vocabulary=tuple(reader.categories.values()), embed_images=embed_images)
+    vocabulary = tuple(dict.fromkeys(reader.categories.values()))
+    summary = write_parquet(out, records, vocabulary=vocabulary, embed_images=embed_images)
     return reader.report, summary
 
 
@@ -61,7 +70,7 @@ class _Reader:
         self.report = Report(str(instances))
         self.listed = {field_of(entry, "id", "image", instances): entry for entry in content["images"]}
         self.annotations = {field_of(entry, "id", "annotation", instances): entry for entry in content["annotations"]}
-        self.categories = read_categories(content["categories"], instances)
+        self.categories = read_categories(content["categories"], instances, self.report.mended)
 
     def records(self, refs: Sequence[Mapping[str, Any]]) -> Iterator[Record]:
         by_picture: dict[Any, list[Mapping[str, Any]]] = {}
@@ -69,7 +78,7 @@ class _Reader:
             if fault := _fault(ref):
                 self._leave("expressions that are malformed", f"expression {_told(ref.get('ref_id'))}: {fault}")
                 continue
-            by_picture.setdefault(ref["image_id"], []).append(ref)
+            by_picture.setdefault(plain_id(ref["image_id"]), []).append(ref)
         for number, own in by_picture.items():
             source = self._source(number)
             if source is None:
@@ -105,11 +114,11 @@ class _Reader:
 
     def _conversations(self, ref: Mapping[str, Any], source: ImageSource) -> Iterator[Conversation]:
         name = f"expression {ref.get('ref_id')} of picture {source.id}"
-        annotation = self.annotations.get(ref.get("ann_id"))
+        annotation = self.annotations.get(plain_id(ref.get("ann_id")))
         if annotation is None:
             self._leave("expressions of no annotation", f"{name}: no annotation {ref.get('ann_id')}")
             return
-        if annotation.get("image_id") != ref.get("image_id"):
+        if plain_id(annotation.get("image_id")) != plain_id(ref.get("image_id")):
             detail = f"{name}: annotation {ref.get('ann_id')} is of picture {annotation.get('image_id')}"
             self._leave("expressions of another picture's annotation", detail)
             return

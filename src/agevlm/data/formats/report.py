@@ -25,6 +25,10 @@ class Report:
         self.left_out[reason] += 1
         self.first.setdefault(reason, detail)
 
+    def reasons(self) -> str:
+        """Why things were left out, each reason with its number; empty where nothing was."""
+        return ", ".join(f"{reason}: {number}" for reason, number in self.left_out.items() if number)
+
     def rows(self) -> list[tuple[str, str, int]]:
         """(what became of it, name or reason, number) for a table; only what occurred."""
         groups = {"kept": self.kept, "mended": self.mended, "left out": self.left_out}

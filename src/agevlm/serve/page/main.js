@@ -159,7 +159,7 @@ function messagesOf(turn) {
 }
 
 function canLook(name) {
-  return page.models.find(({ id }) => id === name).looks.num_layers > 0;
+  return page.models.find(({ id }) => id === name).looks.layers.length > 0;
 }
 
 // Looking.
@@ -189,11 +189,11 @@ function paint() {
 // Layers and heads.
 
 function choices() {
-  const least = (key) => Math.min(...page.models.map(({ looks }) => looks[key]));
-  for (const [name, count] of [["layer", least("num_layers")], ["head", least("num_heads")]]) {
-    const numbered = Array.from({ length: count }, (_, number) => new Option(number + 1, number));
-    $(name).replaceChildren(new Option("all", ""), ...numbered);
-    $(`${name}-choice`).hidden = count < 2;
+  const shared = page.models.map(({ looks }) => looks.layers).reduce((some, more) => some.filter((n) => more.includes(n)));
+  const numHeads = Math.min(...page.models.map(({ looks }) => looks.num_heads));
+  for (const [name, numbers] of [["layer", shared], ["head", Array.from({ length: numHeads }, (_, number) => number)]]) {
+    $(name).replaceChildren(new Option("all", ""), ...numbers.map((number) => new Option(number, number)));
+    $(`${name}-choice`).hidden = numbers.length < 2;
   }
 }
 
