@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from agevlm.data.chat import tokens_of_span
-from agevlm.data.nouns import plural
+from agevlm.data.nouns import plain, plural
 from agevlm.data.schema import Message
 from agevlm.files import write_beside
 from agevlm.vlms import AttentionUnreadableError, Inputs, Vlm, attention_maps, occlusion_map
@@ -124,19 +124,14 @@ def object_words(
         learned = {span[:2] for span in object_words(text, known or ())}
         named = _asked_for(text) | learned - {match.span(1) for match in _LOOKED_AT.finditer(text)}
         return [span for span in found if span[2] not in _STOP_WORDS or span[:2] in named]
-    nouns = {_plain(entry): entry for entry in vocabulary if entry.strip()}
+    nouns = {plain(entry): entry for entry in vocabulary if entry.strip()}
     entries = {plural(noun): entry for noun, entry in nouns.items()} | nouns
     if not entries:
         return []
     longest_first = sorted(entries, key=lambda form: (-len(form), form))
     forms = "|".join(r"\s+".join(map(re.escape, form.split())) for form in longest_first)
     matches = re.finditer(rf"(?<!\w)(?<!\w-)(?:{forms})(?!-?\w)", text, re.IGNORECASE)
-    return [(match.start(), match.end(), entries[_plain(match.group())]) for match in matches]
-
-
-def _plain(words: str) -> str:
-    """Words in small letters with single spaces between them."""
-    return " ".join(words.lower().split())
+    return [(match.start(), match.end(), entries[plain(match.group())]) for match in matches]
 
 
 def _asked_for(text: str) -> set[tuple[int, int]]:

@@ -42,6 +42,11 @@ _CONSONANT_SOUND = re.compile(r"(one|uni|use|usu|uku|uti|eu)", re.IGNORECASE)
 _VOWEL_SOUND = re.compile(r"(hour|honest|honour|heir)", re.IGNORECASE)
 
 
+def plain(words: str) -> str:
+    """Words in small letters with single spaces between them."""
+    return " ".join(words.lower().split())
+
+
 def plural(noun: str) -> str:
     """The plural of an English noun, or of the last word of a compound ("wine glass" → "wine glasses")."""
     head, _, last = noun.rpartition(" ")

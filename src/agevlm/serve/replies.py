@@ -67,10 +67,10 @@ def _is_byte_level(tokenizer: Any) -> bool:
 
 @cache
 def _byte_level() -> dict[str, int]:
-    """Byte-level BPE writes bytes as characters: a printable one as itself, the others from U+0100 on. (GPT-2.)"""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(256 + place): byte for place, byte in enumerate(others)}
+    """The characters that byte-level BPE writes bytes as, and these bytes."""
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    return {character: byte for byte, character in bytes_to_unicode().items()}
 
 
 def usage(begun: Begun, answers: int) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from agevlm.data.formats.report import Report
 from agevlm.data.images import image_size, open_image, read_bytes
 from agevlm.data.language import MAX_CONVERSATIONS, check_kinds, make_conversations
 from agevlm.data.masks import check_mask, mask_box
+from agevlm.data.nouns import plain
 from agevlm.data.parquet import Record, Summary, write_parquet
 from agevlm.data.pope import Statistics, ask_pope, picture_rng
 from agevlm.data.schema import AnnotatedImage, ImageSource, Instance, Sample
@@ -334,7 +335,7 @@ def read_categories(entries: Sequence[Mapping[str, Any]], path: Path, mended: Co
     names: dict[Any, str] = {}
     for entry in entries:
         number, written = (field_of(entry, key, "category", path) for key in ("id", "name"))
-        name = " ".join(written.lower().split())
+        name = plain(written)
         if number in names:
             raise ValueError(
                 f"{path}: two categories share the id {number}: {names[number]!r} and {name!r}; give each its own"
