@@ -376,9 +376,10 @@ def test_a_wrong_recipe_is_refused(agevlm: Run, tmp_path: Path, verb: tuple[str,
 
 
 def test_every_recipe_that_is_listed_can_be_shown(agevlm: Run) -> None:
-    names = agevlm("recipe", "list").out.split()
-    assert {"quickstart", "comparison"} <= set(names)
-    for name in names:
+    listed = dict(line.split(maxsplit=1) for line in agevlm("recipe", "list").out.splitlines())
+    assert {"quickstart", "comparison", "photos"} <= set(listed)
+    assert all(purpose[-1] in ".:" for purpose in listed.values()), listed
+    for name in listed:
         shown = agevlm("recipe", "show", name)
         assert shown.status == 0, shown.err
         assert yaml.safe_load(shown.out)["name"]

@@ -48,6 +48,17 @@ def test_it_answers_in_both_arithmetics(picture: Path, dtype: str) -> None:
     assert seen.words[0].map.shape == (12, 12)
 
 
+def test_it_says_what_kind_of_question_it_was_never_asked(
+    picture: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["agevlm", "look", "photos", str(picture), "How many dogs are there?"])
+    with pytest.raises(SystemExit):
+        main()
+    said = capsys.readouterr()
+    assert "photos learned to answer “is there a …?” and was hardly ever asked this" in said.out
+    assert "may be wrong" not in said.err
+
+
 @pytest.mark.parametrize("name", ["photos", "tiny"])
 def test_capitals_make_no_other_question(name: str) -> None:
     tokenizer = load_model(name)[1].tokenizer

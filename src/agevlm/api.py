@@ -125,6 +125,7 @@ def train(
     data: str | Path | None = None,
     images: str | Path | None = None,
     keep_empty: bool = False,
+    boxes: bool = False,
 ) -> Path:
     """Train the stages of a recipe, evaluate the outcome and write its report; returns the directory of the model.
 
@@ -133,7 +134,7 @@ def train(
     was stopped. `data` is a COCO instances file of your own for the recipe's data, `images` the directory of its
     pictures (else they lie beside it): they are split to train on, to choose settings on and to test on, and what a
     linear probe makes of them is told first. `keep_empty` takes those without any instance for pictures that show none
-    of its categories; else they are left out.
+    of its categories; else they are left out. With `boxes` annotations without a mask have their box for one.
 
     Raises ValueError for a wrong key, and for an `out` that holds another run.
     """
@@ -143,4 +144,5 @@ def train(
 
     path = resolve_recipe(str(recipe))
     out = Path(out) if out is not None else Path("runs") / path.stem
-    return run.train(path, out, overrides=overrides, seed=seed, resume=resume, own=own_data(data, images, keep_empty))
+    own = own_data(data, images, keep_empty, boxes)
+    return run.train(path, out, overrides=overrides, seed=seed, resume=resume, own=own)

@@ -111,6 +111,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
         "temperature in generation_config.json is 'hot'",
     ),
     "known words that are numbers": (change_json("config.json", known_words=[1, 2]), "must be a list of texts"),
+    "known questions in one": (change_json("config.json", known_questions="presence"), "must be a list of texts"),
     "known words in one": (change_json("config.json", known_words="fish"), "must be a list of texts"),
     "a pipe for weights": (pipe("model.safetensors"), "model.safetensors is no regular file"),
     "a pipe for a configuration": (pipe("config.json"), "holds no config.json"),

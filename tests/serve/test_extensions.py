@@ -141,6 +141,21 @@ def test_answers_are_read_as_many_at_once_as_the_budget_allows() -> None:
     assert list(in_batches(rows, 100)) == [slice(0, 2), slice(2, 3), slice(3, 5), slice(5, 6)]
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_kind_of_question_that_was_never_asked_is_told(
+    served: Any, tiny: tuple[str, Any, Any], monkeypatch: pytest.MonkeyPatch, stream: bool
+) -> None:
+    monkeypatch.setattr(tiny[1].config, "known_questions", ["presence"])
+    for question, strange in (("is there a boat?", False), ("how many boats are there?", True)):
+        messages = asked(scene(), question)
+        reply = post(served, "/v1/chat/completions", messages=messages, attention=True, stream=stream)
+        chunks = [json.loads(line[6:]) for line in reply.text.split("\n\n") if line[6:].startswith("{")]
+        (choice,) = chunks[-1]["choices"] if stream else reply.json()["choices"]
+        look = post(served, "/v1/looks", messages=messages, format="json").json()
+        told = [choice.get("notice"), look["notice"]]
+        assert all("“is there a …?” and was hardly ever asked this" in one if strange else one is None for one in told)
+
+
 def test_drawn_examples_are_for_models_that_may_know_them(tiny: tuple[str, Any, Any]) -> None:
     model = tiny[1]
     try:

@@ -81,6 +81,15 @@ def test_of_a_word_that_was_not_learned_it_says_so(
     assert re.search(r"^[* ] boat: .* of its attention", both, re.MULTILINE)
 
 
+def test_of_a_kind_of_question_that_was_never_asked_it_says_so(
+    tiny: tuple[str, Any, Any], file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tiny[1].config, "known_questions", ["presence", "counting"])
+    told = said(tiny, "where is the fish?", "how many fish are there?", picture=file, name="tiny")
+    notice = "tiny learned to answer “is there a …?” and “how many … are there?” and was hardly ever asked this"
+    assert told.count(notice) == 1
+
+
 def test_what_goes_wrong_is_said_and_the_talk_goes_on(tiny: tuple[str, Any, Any], file: Path) -> None:
     heard = said(
         tiny,

@@ -19,7 +19,14 @@ from agevlm.data.scenes import CATEGORIES, WorldSpec, draw_scene
 from agevlm.data.scenes.export import export_parquet
 from agevlm.data.schema import Conversation, Grounding, Message, Sample
 from agevlm.training import recipe
-from agevlm.training.dataset import SourceData, StageDataset, near_order, taught_words, without_pictures
+from agevlm.training.dataset import (
+    SourceData,
+    StageDataset,
+    asked_questions,
+    near_order,
+    taught_words,
+    without_pictures,
+)
 from agevlm.training.recipe import StageRecipe
 from agevlm.training.sources import DrawnPictures, ParquetSource, SceneSource, read_annotations, write_annotations
 
@@ -249,6 +256,24 @@ def test_what_no_stage_asks_is_not_taught(uses: list[dict[str, Any]], all_told: 
     assert always not in asked and len(asked) > 1
     stages = [StageRecipe(**{"name": "s", "trainable": ["projector"], "steps": 1} | use) for use in uses]
     assert set(taught_words(stages, "scenes", source) or ()) == set(source.words() if all_told else asked)
+
+
+@pytest.mark.parametrize(
+    ("kinds", "before", "known"),
+    [
+        ([{"presence": 1.0}], [], ["presence"]),
+        ([{"presence": 0.95, "caption": 0.05}], [], ["presence"]),  # captions are too few to be learned
+        ([{"relation.yes_no": 0.06, "relation.choice": 0.06, "colour": 0.88}], [], ["colour", "relation"]),
+        ([{"presence": 1.0}, {"counting": 2.0, "caption": 0.0}], ["location"], ["counting", "location", "presence"]),
+        ([{"presence": 1.0}, None], [], None),
+        ([{"presence": 1.0}], None, None),
+    ],
+)
+def test_a_run_knows_what_kinds_of_question_it_asked(
+    kinds: list[dict[str, float] | None], before: list[str] | None, known: list[str] | None
+) -> None:
+    stages = [StageRecipe(name="s", trainable=("projector",), steps=1, kinds=asked) for asked in kinds]
+    assert asked_questions(stages, before) == known
 
 
 def test_the_known_words_of_a_run_are_those_of_any_of_its_sources(foundation: Path, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from tiny_runs import make_recipe
 import agevlm
 from agevlm.checkpoints import load_model
 from agevlm.cli import main
+from agevlm.data.masks import decode_mask
 from agevlm.data.parquet import read_parquet
 from agevlm.data.scenes import WorldSpec
 from agevlm.data.scenes.export import export_coco
@@ -122,7 +123,9 @@ def test_what_is_done_is_not_done_again_and_what_was_stopped_goes_on(
 
 
 def test_the_model_knows_what_it_learned(trained: Path, own: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    known = load_model(trained / "model")[0].config.known_words
+    config = load_model(trained / "model")[0].config
+    known = config.known_words
+    assert config.known_questions == ["caption", "presence"]
     assert {"fish", "red"} & set(known)
     assert "yeti" not in known
     picture = next((own.parent / "images").glob("*.jpg"))
@@ -195,6 +198,23 @@ def test_a_dry_run_says_that_there_is_nothing_to_balance_and_what_helps(
         train(recipe, tmp_path / "run", own=OwnData(data), dry_run=True, console=Console(file=io.StringIO()))
     kept = OwnData(data, keep_empty=True)
     train(recipe, tmp_path / "run", own=kept, dry_run=True, console=Console(file=io.StringIO()))
+
+
+def test_boxes_do_for_masks_where_they_are_asked_to(own: Path, recipe: Path, tmp_path: Path) -> None:
+    content = json.loads(own.read_text())
+    for entry in content["annotations"]:
+        del entry["segmentation"]
+    data = own.with_name("boxes.json")
+    data.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="--boxes"):
+        train(recipe, tmp_path / "run", own=OwnData(data), dry_run=True, console=Console(file=io.StringIO()))
+    told = Console(file=io.StringIO(), width=200)
+    train(recipe, tmp_path / "run", own=OwnData(data, boxes=True), dry_run=True, console=told)
+    assert "boxes taken as masks" in told.file.getvalue()  # type: ignore[attr-defined]
+    sample = read_parquet(tmp_path / "run" / "data" / "train")[0].sample
+    mask = decode_mask(next(g.masks[0] for c in sample.conversations for g in c.groundings if g.present))
+    rows, columns = mask.any(axis=1), mask.any(axis=0)
+    assert mask.sum() == rows.sum() * columns.sum()  # a filled box
 
 
 def test_the_probe_is_told_in_two_lines() -> None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
@@ -87,8 +86,8 @@ class WordMap:
 class Look:
     """A question, its answer, and where the model looked at each object word; `grid` is (h, w).
 
-    `note` says why maps are of occlusion and not of attention, None where they are of attention. `known_words` is what
-    the model says it learned, None where it does not tell.
+    `note` says why maps are of occlusion and not of attention, None where they are of attention. `known_words` and
+    `known_questions` are what the model says it learned, None where it does not tell.
     """
 
     question: str
@@ -97,6 +96,7 @@ class Look:
     grid: tuple[int, int]
     note: str | None = None
     known_words: tuple[str, ...] | None = None
+    known_questions: tuple[str, ...] | None = None
 
     @property
     def unlearned(self) -> tuple[str, ...]:
@@ -152,12 +152,6 @@ def words_and_learned(
         return [(span, None) for span in spans]
     covered = {place for start, end, _ in object_words(text, known) for place in range(start, end)}
     return [(span, not covered.isdisjoint(range(*span[:2]))) for span in spans]
-
-
-def unlearned_notice(word: str, model: str, known: Sequence[str]) -> str:
-    """The sentence about a word that a model did not learn, with some that it did: the nearest, else the first."""
-    near = ", ".join(get_close_matches(word, known, n=3)) or ", ".join(known[:3])
-    return f"{word}: not among the {len(known)} words that {model} learned ({near}, …), so its answer means nothing"
 
 
 def look(
@@ -216,7 +210,9 @@ def look(
         for (span, where, learned, _), seen in zip(words, maps, strict=True)
     )
     grid = found[0].map.shape if found else inputs.pictures[0][0].grid if vlm.note is None else (0, 0)
-    return Look(question, answer, found, (grid[0], grid[1]), note, None if known is None else tuple(known))
+    asked = getattr(model.config, "known_questions", None)
+    told = [None if learned is None else tuple(learned) for learned in (known, asked)]
+    return Look(question, answer, found, (grid[0], grid[1]), note, *told)
 
 
 def _maps(

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from agevlm.cli.options import AllowOutside, Device, DType, Model, OutDir, Seed
 from agevlm.cli.show import bars, print_metrics, print_official, print_similarity, quiet_transformers
+
+if TYPE_CHECKING:
+    from agevlm.analysis.attention import Look
 
 Layers = Annotated[
     list[int] | None,
@@ -82,8 +85,7 @@ def look(
         max_new_tokens=max_new_tokens,
     )
     typer.echo(seen.answer)
-    if seen.known_words is not None:
-        _print_unlearned(model, seen.unlearned, seen.known_words)
+    _print_unlearned(model, seen)
     if seen.note is not None:
         typer.echo(f"maps are made by occlusion: {seen.note}", err=True)
     if out is not None:
@@ -92,13 +94,17 @@ def look(
         typer.echo(f"maps: {save_maps(seen, maps)}")
 
 
-def _print_unlearned(model: str, unlearned: Sequence[str], known: Sequence[str]) -> None:
-    """A line for each word that a model did not learn, and one that it may be wrong about the others."""
-    from agevlm.analysis.attention import unlearned_notice
+def _print_unlearned(model: str, seen: Look) -> None:
+    """A line for each word, and for a kind of question, that a model did not learn; else that it may be wrong."""
+    from agevlm.analysis.learned import question_notice, unlearned_notice
 
-    for word in unlearned:
-        typer.echo(unlearned_notice(word, model, known))
-    if len(unlearned) == 0:
+    known = seen.known_words or ()
+    lines = [unlearned_notice(word, model, known) for word in seen.unlearned]
+    if notice := question_notice(seen.question, model, seen.known_questions):
+        lines.append(notice)
+    for line in lines:
+        typer.echo(line)
+    if known and not lines:
         typer.echo(f"{model} learned {len(known)} words, and may be wrong about each of them", err=True)
 
 

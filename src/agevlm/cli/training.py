@@ -21,6 +21,9 @@ def train(
     keep_empty: Annotated[
         bool, typer.Option("--keep-empty", help="Pictures of --data without any instance show none of its categories.")
     ] = False,
+    boxes: Annotated[
+        bool, typer.Option("--boxes", help="Annotations of --data without a mask have their box for one.")
+    ] = False,
     overrides: Overrides = None,
     seed: Annotated[int | None, typer.Option(min=0, help="The seed, in place of the recipe's.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where the run in --out was stopped.")] = False,
@@ -39,7 +42,7 @@ def train(
     path = resolve_recipe(recipe)
     quiet_transformers()
     out = out or Path("runs") / path.stem
-    own = own_data(data, images, keep_empty)
+    own = own_data(data, images, keep_empty, boxes)
     model = run_recipe(path, out, overrides=overrides or (), seed=seed, resume=resume, dry_run=dry_run, own=own)
     if not dry_run and open_processes().is_main_process:
         typer.echo(f"model: {model}")
@@ -76,8 +79,10 @@ def show_recipe(recipe: Recipe, overrides: Overrides = None) -> None:
 
 
 def list_recipes() -> None:
-    """List the recipes in the package."""
-    from agevlm.training.recipe_files import packaged_recipes
+    """List the recipes in the package, and what each is for."""
+    from agevlm.training.recipe_files import described, packaged_recipes
 
-    for name in packaged_recipes():
-        typer.echo(name)
+    recipes = packaged_recipes()
+    width = max(map(len, recipes), default=0)
+    for name, path in recipes.items():
+        typer.echo(f"{name:{width}}  {described(path)}")

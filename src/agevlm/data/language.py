@@ -418,6 +418,11 @@ def make_conversations(
     return tuple(made)
 
 
+def family(kind: str) -> str:
+    """The first part of a kind: "pope" of "pope.random"."""
+    return kind.partition(".")[0]
+
+
 def check_kinds(kinds: Mapping[str, float]) -> dict[str, float]:
     """The kinds with a weight above 0. Unknown names, negative weights and nothing at all are ValueErrors."""
     unknown = [kind for kind in kinds if kind not in KINDS]

@@ -13,9 +13,9 @@ from typing import Any, Literal
 from PIL import Image
 
 from agevlm.data.images import open_image
+from agevlm.data.language import family
 from agevlm.data.schema import Conversation, ImageSource, Sample
 from agevlm.evaluation.runner import evaluate
-from agevlm.evaluation.scores import family
 from agevlm.vlms import Vlm
 
 Condition = Literal["picture", "blank", "other"]

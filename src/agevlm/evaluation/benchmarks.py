@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from agevlm.checkpoints import load_vlm, resolve_language_model, resolve_model
 from agevlm.data.chat import render_conversation
-from agevlm.data.language import KINDS
+from agevlm.data.language import KINDS, family
 from agevlm.data.schema import AnnotatedImage, Conversation, Sample
 from agevlm.documents import read_yaml
 from agevlm.evaluation.answering import PLAIN
@@ -20,7 +20,7 @@ from agevlm.evaluation.perplexity import directory_perplexity, text_perplexity
 from agevlm.evaluation.questions import LazySamples
 from agevlm.evaluation.results import Evaluation, provenance, write_evaluation
 from agevlm.evaluation.runner import evaluate
-from agevlm.evaluation.scores import Metrics, family
+from agevlm.evaluation.scores import Metrics
 
 if TYPE_CHECKING:
     from agevlm.data.parquet import ParquetDataset

@@ -10,8 +10,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from agevlm.data.language import family
 from agevlm.data.schema import RLE, Conversation, Message, Sample
-from agevlm.evaluation.scores import Question, family
+from agevlm.evaluation.scores import Question
 
 if TYPE_CHECKING:
     from agevlm.vlms import Vlm

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from agevlm.data.language import CAPTION_REQUESTS
+from agevlm.data.language import CAPTION_REQUESTS, family
 from agevlm.evaluation.parsing import parse_choice, parse_number, parse_yes_no, words_of
 
 COLOURS = (
@@ -101,11 +101,6 @@ def _mark(question: Question, answer: str, parser: str, colours: Sequence[str], 
             "which its own rule cannot read: correct the answer or the kind"
         )
     return Prediction(question, answer, parsed, expected, parsed == expected, p_yes)
-
-
-def family(kind: str) -> str:
-    """The first part of a kind: "pope" of "pope.random"."""
-    return kind.partition(".")[0]
 
 
 def is_yes_no(question: Question) -> bool:

@@ -43,11 +43,12 @@ def check_vision_grid(vision_grid: str) -> None:
         raise ValueError(f"vision_grid={vision_grid!r} must be one of {get_args(VisionGrid)}")
 
 
-def check_known_words(known_words: Any) -> None:
-    """ValueError for names of things that are no list of texts; None tells nothing."""
-    told = [] if known_words is None else known_words
-    if not isinstance(told, list | tuple) or not all(isinstance(word, str) for word in told):
-        raise ValueError(f"known_words={known_words!r:.80} must be a list of texts")
+def check_known(config: Any) -> None:
+    """ValueError where what a configuration tells of its training is no list of texts; None tells nothing."""
+    for name in ("known_words", "known_questions"):
+        told = getattr(config, name)
+        if told is not None and not (isinstance(told, list | tuple) and all(isinstance(text, str) for text in told)):
+            raise ValueError(f"{name}={told!r:.80} must be a list of texts")
 
 
 class AgeVlmConfig(PreTrainedConfig):
@@ -75,6 +76,7 @@ class AgeVlmConfig(PreTrainedConfig):
         rms_norm_eps: of the cross-attention's norms; defaults to the decoder's, or 1e-6.
         initializer_range: standard deviation of new weights. Default: `1 / sqrt(fan_in)`, which is 0.022 at width 2048.
         known_words: names of things, and of their colours, that training pictures showed. Default: not told.
+        known_questions: what kinds of question training asked ("presence", "counting"). Default: not told.
 
     Raises:
         ValueError: layers out of range, unsorted or repeated, heads that do not divide, or an unknown choice.
@@ -104,6 +106,7 @@ class AgeVlmConfig(PreTrainedConfig):
     rms_norm_eps: float | None = None
     initializer_range: float | None = None
     known_words: list[str] | None = None
+    known_questions: list[str] | None = None
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -129,7 +132,7 @@ class AgeVlmConfig(PreTrainedConfig):
         if self.image_positions not in get_args(ImagePositions):
             raise ValueError(f"image_positions={self.image_positions!r} must be one of {get_args(ImagePositions)}")
         check_vision_grid(self.vision_grid)
-        check_known_words(self.known_words)
+        check_known(self)
         heads, key_value_heads = self.cross_attention_heads, self.cross_attention_key_value_heads
         if heads % key_value_heads:
             raise ValueError(

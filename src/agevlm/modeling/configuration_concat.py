@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 from transformers.models.auto.configuration_auto import AutoConfig
 
-from .configuration_agevlm import VisionGrid, check_known_words, check_model_type, check_vision_grid
+from .configuration_agevlm import VisionGrid, check_known, check_model_type, check_vision_grid
 from .versions import CACHE
 
 
@@ -28,6 +28,7 @@ class ConcatVlmConfig(PreTrainedConfig):
         image_positions: adds the code of each image token's place to it, by a learned linear map.
         initializer_range: standard deviation of new weights. Default: `1 / sqrt(fan_in)`.
         known_words: names of things, and of their colours, that training pictures showed. Default: not told.
+        known_questions: what kinds of question training asked ("presence", "counting"). Default: not told.
 
     Raises:
         ValueError: a pool size below 1, or a decoder with layers of sliding attention, which lose sight of what stands
@@ -49,6 +50,7 @@ class ConcatVlmConfig(PreTrainedConfig):
     image_positions: bool = True
     initializer_range: float | None = None
     known_words: list[str] | None = None
+    known_questions: list[str] | None = None
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -57,7 +59,7 @@ class ConcatVlmConfig(PreTrainedConfig):
             self.image_token_id = self.text_config.vocab_size
         self.tie_word_embeddings = bool(getattr(self.text_config, "tie_word_embeddings", False))
         check_vision_grid(self.vision_grid)
-        check_known_words(self.known_words)
+        check_known(self)
         if self.pool_size < 1:
             raise ValueError(f"pool_size={self.pool_size} must be at least 1")
         if "sliding_attention" in (getattr(self.text_config, "layer_types", None) or ()):

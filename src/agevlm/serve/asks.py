@@ -34,12 +34,13 @@ class Piece:
 
 @dataclass(frozen=True)
 class Done:
-    """A choice is complete; `words` say where the model looked, if that was asked."""
+    """A choice is complete. `words` say where the model looked, if that was asked, and `notice` what to know of it."""
 
     choice: int
     finish: Finish
     ids: tuple[int, ...]
     words: tuple[SeenWord, ...] | None = None
+    notice: str | None = None
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,7 @@ class Writing:
         self.ask.tell(Piece(self.choice, self._untold, tuple(self._log_probs)))
         self._untold, self._log_probs = "", []
 
-    def complete(self, words: tuple[SeenWord, ...] | None = None) -> None:
+    def complete(self, words: tuple[SeenWord, ...] | None = None, notice: str | None = None) -> None:
         """Tell that this choice is done."""
         assert self.finish is not None
-        self.ask.tell(Done(self.choice, self.finish, tuple(self.ids), words))
+        self.ask.tell(Done(self.choice, self.finish, tuple(self.ids), words, notice))

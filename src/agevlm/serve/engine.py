@@ -25,7 +25,7 @@ from agevlm.serve.decoding import Decoder, Rows
 from agevlm.serve.errors import ApiError, LateError, StoppingError, TooBusyError
 from agevlm.serve.eyes import Eyes
 from agevlm.serve.limits import Limits
-from agevlm.serve.looking import MAX_READ_TOKENS, words_seen
+from agevlm.serve.looking import MAX_READ_TOKENS, strange_question, words_seen
 from agevlm.serve.memories import Seen
 from agevlm.serve.metrics import Silent
 from agevlm.serve.pictures import Encoded
@@ -288,10 +288,11 @@ class Engine:
         ask = writing.ask
         self.metrics.wrote(self.name, len(writing.ids))
         try:
-            words = None
+            words = notice = None
             if ask.looks is not None:
                 words = words_seen(self.vlm, ask.conversation, ask.seen, writing.ids, ask.looks, writing.text)
-            writing.complete(words)
+                notice = strange_question(self.vlm, self.name, ask.conversation)
+            writing.complete(words, notice)
         except ApiError as error:
             ask.cancelled = True
             ask.tell(Failed(error))

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from agevlm.analysis.attention import Span, Where, decode_with_offsets, layers_to_read, words_and_learned
+from agevlm.analysis.learned import question_notice
 from agevlm.data.chat import tokens_of_span
 from agevlm.serve.conversations import Conversation, context_of, too_long
 from agevlm.serve.errors import bad_request
@@ -114,6 +115,12 @@ def words_seen(
     found = [word for word in found if word[3]]
     maps = iter(_maps(vlm, answered, [tokens for *_, learned, tokens in found if learned is not False], chosen))
     return tuple(_seen(span, where, learned, maps) for span, where, learned, _ in found)
+
+
+def strange_question(vlm: Vlm, name: str, conversation: Conversation) -> str | None:
+    """The sentence about a last message of a kind that the model was never asked, if it tells."""
+    known = getattr(vlm.model.config, "known_questions", None)
+    return question_notice(conversation.messages[-1].content, name, known)
 
 
 def _seen(span: Span, where: Where, learned: bool | None, maps: Iterator[Any]) -> SeenWord:

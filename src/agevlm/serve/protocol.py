@@ -136,7 +136,8 @@ class ChatRequest(Asking):
     stream_options: StreamOptions | None = None
     attention: bool | Attention | None = Field(
         None,
-        description="Extension: `attention` in each choice, a list of `WordReply` with the maps of each object word.",
+        description="Extension: `attention` in each choice, a list of `WordReply` with the maps of each object word; "
+        "and `notice`, a sentence, where the question is of a kind that the model was never asked.",
     )
 
     frequency_penalty: Literal[0] | None = None
@@ -207,6 +208,9 @@ class LookReply(BaseModel):
     model: str
     answer: str
     words: list[WordReply]
+    notice: str | None = Field(
+        description="A sentence on a question of a kind that the model was never asked, or null."
+    )
 
 
 class AnswersRequest(Asking):

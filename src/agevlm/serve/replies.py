@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
-from agevlm.serve.asks import Begun
+from agevlm.serve.asks import Begun, Done
 from agevlm.serve.looking import Scored, SeenWord
 from agevlm.serve.sampling import TokenLogProb
 
@@ -81,6 +81,18 @@ def usage(begun: Begun, answers: int) -> dict[str, Any]:
         "total_tokens": begun.num_tokens + answers,
         "prompt_tokens_details": {"cached_tokens": begun.num_cached},
     }
+
+
+def looked(done: Done) -> dict[str, Any]:
+    """What a choice tells of where the model looked, if that was asked (extension)."""
+    if done.words is None:
+        return {}
+    return {"attention": words(done.words), **({} if done.notice is None else {"notice": done.notice})}
+
+
+def looks(model: str, answer: str, seen: Sequence[SeenWord], notice: str | None) -> dict[str, Any]:
+    """The reply of `/v1/looks` as JSON."""
+    return {"object": "looks", "model": model, "answer": answer, "words": words(seen), "notice": notice}
 
 
 def words(seen: Sequence[SeenWord]) -> list[dict[str, Any]]:

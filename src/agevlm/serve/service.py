@@ -18,7 +18,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
-from agevlm.analysis.attention import unlearned_notice
+from agevlm.analysis.learned import unlearned_notice
 from agevlm.serve import replies
 from agevlm.serve.asks import Ask, Begun, Done, Event, Failed, Piece
 from agevlm.serve.conversations import Conversation, context_of, gather, too_long, written
@@ -33,6 +33,7 @@ from agevlm.serve.looking import (
     log_probs_of,
     overlay_png,
     shared_out,
+    strange_question,
     words_seen,
 )
 from agevlm.serve.memories import Seen
@@ -148,9 +149,7 @@ class Service:
             "logprobs": head.log_probs(choice.log_probs) if request.logprobs else None,
             "finish_reason": choice.done.finish,
         }
-        if choice.done.words is not None:
-            shown["attention"] = replies.words(choice.done.words)
-        return shown
+        return {**shown, **replies.looked(choice.done)}
 
     async def stream(self, request: ChatRequest, arrived: float) -> Stream:
         """The chunks of a streamed completion, as server-sent events. Errors before the first token are raised."""
@@ -256,7 +255,8 @@ class Service:
                 chosen = _numbers(request.layers, request.heads)
                 words = await self._call(engine, words_seen, engine.vlm, conversation, seen, ids, chosen)
                 if request.format == "json":
-                    return {"object": "looks", "model": request.model, "answer": answer, "words": replies.words(words)}
+                    notice = strange_question(engine.vlm, request.model, conversation)
+                    return replies.looks(request.model, answer, words, notice)
                 word = _the_word(words, request.word, request.model, engine.vlm.model.config)
                 loop, picture = asyncio.get_running_loop(), conversation.pictures[-1]
                 return await loop.run_in_executor(self._drawing, self._drawn, picture, word)
@@ -464,7 +464,7 @@ def _delta(number: int, delta: dict[str, Any], log_probs: dict[str, Any] | None 
 
 def _last(done: Done) -> dict[str, Any]:
     choice: dict[str, Any] = {"index": done.choice, "delta": {}, "logprobs": None, "finish_reason": done.finish}
-    return choice if done.words is None else {**choice, "attention": replies.words(done.words)}
+    return {**choice, **replies.looked(done)}
 
 
 def _sse(value: dict[str, Any]) -> bytes:

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from agevlm.analysis.attention import unlearned_notice
+from agevlm.analysis.learned import unlearned_notice
 from agevlm.data.images import open_image
 from agevlm.data.schema import Message
 from agevlm.serve.asks import Ask, Done, Event, Failed, Piece
@@ -93,6 +93,8 @@ class Talk:
             elif isinstance(event, Done):
                 self._say("\n")
                 self.words = event.words or ()
+                if event.notice is not None:
+                    self._say(f"{event.notice}\n")
         if self.words and self.maps:
             self._summarise()
 

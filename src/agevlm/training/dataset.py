@@ -6,6 +6,7 @@ every arm of a comparison can be shown the same data in the same order.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -15,12 +16,14 @@ from torch.utils.data import Dataset
 
 from agevlm.data.balance import PresenceBalance, asked_categories
 from agevlm.data.chat import TEXT
-from agevlm.data.language import DEFAULT_KINDS, LONG_KINDS, Chooser
+from agevlm.data.language import DEFAULT_KINDS, LONG_KINDS, Chooser, family
 from agevlm.data.parquet import CACHED_GROUPS
 from agevlm.data.schema import Conversation, Message, Sample
 from agevlm.training.features import FeatureCache
 from agevlm.training.recipe import StageRecipe
 from agevlm.training.sources import Source
+
+LEAST_SHARE = 0.1  # of a stage's conversations: kinds that are asked less often teach little
 
 
 @dataclass(frozen=True)
@@ -132,6 +135,22 @@ def taught_words(stages: Sequence[StageRecipe], name: str, source: Source) -> Se
         return words
     asked = set(asked_categories(source.categories(), source.vocabulary))
     return [word for word in words if word in asked]
+
+
+def asked_questions(stages: Sequence[StageRecipe], before: Sequence[str] | None) -> list[str] | None:
+    """The families of kinds that a stage asks often enough to teach, and those `before`; None where that is not known.
+
+    A stage that names no kinds takes what its sources hold.
+    """
+    found = set(before or ())
+    for stage in stages:
+        if before is None or stage.kinds is None:
+            return None
+        shares: defaultdict[str, float] = defaultdict(float)
+        for kind, weight in stage.kinds.items():
+            shares[family(kind)] += weight / sum(stage.kinds.values())
+        found |= {kind for kind, share in shares.items() if share >= LEAST_SHARE}
+    return sorted(found)
 
 
 def _asks_chosen_alone(stage: StageRecipe) -> bool:

@@ -34,12 +34,14 @@ MAX_SIDE = 1024  # pixels: larger photographs are held smaller; half of one, a v
 class OwnData:
     """A COCO instances file, and the directory of its pictures (None: where the file lies, or `images` beside it).
 
-    `keep_empty`: pictures without any instance show none of the categories. Else they are left out.
+    `keep_empty`: pictures without any instance show none of the categories. Else they are left out. `boxes`:
+    annotations without a mask have their box for one.
     """
 
     instances: Path
     images: Path | None = None
     keep_empty: bool = False
+    boxes: bool = False
 
     def pictures(self, listed: Sequence[Mapping[str, Any]]) -> Path:
         """The directory of the pictures that the file lists: `images`, as exports have it, where none lies beside."""
@@ -50,13 +52,15 @@ class OwnData:
         return beside if lies_there else beside / "images"
 
 
-def own_data(instances: str | Path | None, images: str | Path | None, keep_empty: bool = False) -> OwnData | None:
+def own_data(
+    instances: str | Path | None, images: str | Path | None, keep_empty: bool = False, boxes: bool = False
+) -> OwnData | None:
     """Annotations as people name them; None where they name none. Pictures without annotations are a ValueError."""
     if instances is None:
-        if images is not None or keep_empty:
+        if images is not None or keep_empty or boxes:
             raise ValueError("pictures of your own come with their annotations: give --data, a COCO instances file")
         return None
-    return OwnData(Path(instances), Path(images) if images is not None else None, keep_empty)
+    return OwnData(Path(instances), Path(images) if images is not None else None, keep_empty, boxes)
 
 
 def prepare(
@@ -112,7 +116,8 @@ def _split(own: OwnData, directory: Path, recipe: Recipe) -> list[str]:
     pictures = own.pictures(load_instances(own.instances)["images"])
     digest = hashlib.sha256(own.instances.read_bytes()).hexdigest()
     made_of: dict[str, Any] = {"instances": str(own.instances.resolve()), "sha256": digest, "seed": recipe.seed}
-    made_of |= {"images": str(pictures.resolve()), **({"keep_empty": True} if own.keep_empty else {})}
+    made_of |= {"images": str(pictures.resolve())}
+    made_of |= {name: True for name in ("keep_empty", "boxes") if getattr(own, name)}
     path = directory / SPLIT
     if path.exists():
         known = json.loads(path.read_text(encoding="utf-8"))
@@ -122,7 +127,7 @@ def _split(own: OwnData, directory: Path, recipe: Recipe) -> list[str]:
                 "own; choose another --out"
             )
         return list(known["notes"])
-    options = CocoOptions(seed=recipe.seed, max_side=MAX_SIDE, keep_empty=own.keep_empty)
+    options = CocoOptions(seed=recipe.seed, max_side=MAX_SIDE, keep_empty=own.keep_empty, boxes=own.boxes)
     split = split_coco(own.instances, pictures, directory, options)
     _check_balance(recipe, directory / TRAIN)
     notes = list(split.notes())

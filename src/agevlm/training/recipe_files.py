@@ -15,6 +15,13 @@ def packaged_recipes() -> dict[str, Path]:
     return {}
 
 
+def described(path: Path) -> str:
+    """What a recipe is for: the comment in its first line; "" where there is none."""
+    with path.open(encoding="utf-8") as lines:
+        first = lines.readline()
+    return first.removeprefix("#").strip() if first.startswith("#") else ""
+
+
 def resolve_recipe(name: str | Path) -> Path:
     """Give the file that a recipe's name means: a file that exists, or the name of a recipe in the package.
 

@@ -52,7 +52,7 @@ from agevlm.signals import put_off
 from agevlm.training.arithmetic import choose_arithmetic, frozen_in_bfloat16
 from agevlm.training.card import write_card
 from agevlm.training.compiled import compile_layers, compiled_for
-from agevlm.training.dataset import SourceData, StageDataset, taught_words
+from agevlm.training.dataset import SourceData, StageDataset, asked_questions, taught_words
 from agevlm.training.features import cached_features
 from agevlm.training.needs import missing, missing_benchmark, unreadable
 from agevlm.training.own_data import DATA, PROBE, OwnData, prepare
@@ -220,6 +220,8 @@ class Run:
             with RunProgress(self.console, self.recipe, self.out / "log.jsonl") as progress:
                 with self.processes.main_process_first():  # it writes the cache, the others read it
                     data = self._load_data(model, processor, cache, progress)
+                known_before = model.config.known_questions if self.recipe.model.init else []
+                model.config.known_questions = asked_questions(self.recipe.stages, known_before)
                 model.config.known_words = self._known_words(model, data)
                 if self.divides:
                     model.cpu()  # each stage brings it to the device, to be divided there
@@ -478,7 +480,7 @@ def _take_over(model: Any, directory: Path) -> None:
     """Give a model what a stage before has learned; the other one is gone afterwards."""
     done, _ = load_model(directory, device="cpu")
     model.load_state_dict(done.state_dict())
-    model.config.known_words = done.config.known_words
+    model.config.known_words, model.config.known_questions = done.config.known_words, done.config.known_questions
 
 
 def _check_layers(recipe: Recipe, model: Any) -> None:

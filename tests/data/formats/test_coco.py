@@ -249,7 +249,7 @@ def test_boxes_stand_for_masks_where_that_is_asked_for(folder: Path) -> None:
         entry["segmentation"] = []
     data["annotations"][0]["bbox"] = [30.0, 20.0, 15.0, 5.0]  # leaves the picture
     data["images"].pop()
-    with pytest.raises(ValueError, match=r"no mask: 4.* where there is no mask, draw one, or let `agevlm data coco"):
+    with pytest.raises(ValueError, match=r"no mask: 4.* where there is no mask, draw one, or .* by --boxes"):
         read_coco(*put(folder, data), skip_broken=True)
     annotated, report = read_coco(*put(folder, data), boxes=True)
     dog, crowd = annotated[0].instances

@@ -21,7 +21,7 @@ _FARTHEST = 1e9  # pixels: beyond it numbers are no places any more, and their p
 _LONGEST = 10_000_000  # pixels of outline: pycocotools takes a hundred bytes for each
 _SLACK = 1.0  # pixels by which COCO's own polygons leave their pictures; clipped, but not worth counting
 NO_MASK = "no mask"  # the reason of what has a box at most
-BOXES_AS_MASKS = "draw one, or let `agevlm data coco --boxes` take boxes as masks"
+BOXES_AS_MASKS = "draw one, or take boxes as masks by --boxes"
 
 
 class BrokenAnnotationError(ValueError):

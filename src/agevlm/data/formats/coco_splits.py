@@ -73,7 +73,9 @@ def split_coco(instances: str | Path, images: str | Path, out: str | Path, optio
     are those of each dataset. ValueErrors: as `read_coco`, nothing annotated, and fewer than three different pictures.
     """
     options = replace(options or CocoOptions(), skip_broken=True, skip_missing=True)
-    annotated, report = read_coco(instances, images, limit=options.limit, skip_missing=True, skip_broken=True)
+    annotated, report = read_coco(
+        instances, images, limit=options.limit, skip_missing=True, skip_broken=True, boxes=options.boxes
+    )
     told = [picture for picture in annotated if picture.instances or options.keep_empty]
     report.left_out[EMPTY] += len(annotated) - len(told)
     held = Counter(category for picture in told for category in picture.categories)

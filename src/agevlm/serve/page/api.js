@@ -54,12 +54,12 @@ export async function text(path) {
   return (await call(path)).text();
 }
 
-// Streams an answer: `onText(text so far)`; gives {text, words, finish}.
+// Streams an answer: `onText(text so far)`; gives {text, words, notice, finish}.
 export async function answer(request, onText, signal) {
   const body = { ...request, stream: true };
   const reply = await call("v1/chat/completions", body, signal);
   const reader = reply.body.pipeThrough(new TextDecoderStream()).getReader();
-  const found = { text: "", words: [], finish: null };
+  const found = { text: "", words: [], notice: null, finish: null };
   let rest = "";
   for (;;) {
     const { done, value } = await reader.read().catch(() => {
@@ -78,6 +78,7 @@ export async function answer(request, onText, signal) {
       if (choice.delta.content) onText((found.text += choice.delta.content));
       if (choice.finish_reason) found.finish = choice.finish_reason;
       if (choice.attention) found.words = choice.attention;
+      if (choice.notice) found.notice = choice.notice;
     }
   }
   if (!found.finish) throw new Error("The answer broke off.");

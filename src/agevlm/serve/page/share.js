@@ -7,7 +7,8 @@ const MODULES = ["heat.js", "words.js", "stage.js", "turns.js", "gaze.js", "shar
 export async function sharedFile(turns, stamp) {
   const [style, ...codes] = await Promise.all(["style.css", ...MODULES].map(text));
   const code = codes.map((code) => code.replace(/^import .*$/gm, "").replace(/^export /gm, "")).join("\n");
-  const kept = ({ model, text, words, state, error, blind }) => ({ model, text, words, state, error, blind });
+  const kept = ({ model, text, words, notice, state, error, blind }) =>
+    ({ model, text, words, notice, state, error, blind });
   const data = turns.map(({ picture: { url, width, height, title }, question, answers }) => ({
     picture: { url, width, height, title },
     question,

@@ -53,14 +53,17 @@ export class Turn {
     const said = answer.words.filter((word) => word.where === "answer");
     const text = answer.state === "done" && !answer.text ? "(no answer)" : answer.text;
     this.fill(answer.body, text, said, answer);
-    if (answer.state === "failed") {
-      const failed = document.createElement("span");
-      failed.className = "failed";
-      failed.setAttribute("role", "alert");
-      failed.append(answer.error);
-      answer.body.append(failed);
-    }
+    if (answer.state === "failed") this.say(answer, "failed", "alert", answer.error);
+    if (answer.notice) this.say(answer, "strange", "note", answer.notice);
     if (answer.state === "stopped") answer.body.append(" …");
+  }
+
+  say(answer, className, role, text) {
+    const said = document.createElement("span");
+    said.className = className;
+    said.setAttribute("role", role);
+    said.append(text);
+    answer.body.append(said);
   }
 
   fill(element, text, words, answer) {

@@ -1,0 +1,50 @@
+"""What people are told where they ask a model of ours for more than it says that it learned.
+
+A checkpoint's configuration tells it: `known_words`, the names of things that training pictures showed, and
+`known_questions`, the families of kinds of conversation that training asked. Other models tell neither, and nothing is
+said of them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+
+_YES_NO = r"(?:is|are|was|were|do|does|did|can|could|has|have)\b"
+_OPENINGS: Mapping[str, tuple[str, str]] = {  # of a family of kinds: how its questions open, and one of them
+    "presence": (_YES_NO, "is there a …?"),
+    "relation": (_YES_NO, "is the … left of the …?"),
+    "counting": (r"(?:how many|count)\b", "how many … are there?"),
+    "colour": (r"(?:what|which) colou?r\b", "what colour is the …?"),
+    "location": (r"(?:where|in which corner)\b", "where is the …?"),
+    "caption": (r"(?:describe|what is in|what do you see)\b", "describe the picture"),
+}
+_ASKS = re.compile(
+    r"(?:how|what|which|where|when|who|whose|why|count|describe|list|name|explain|tell|write)\b|" + _YES_NO
+)
+_OF_OTHERS = frozenset({"conversation"})  # exchanges of the other kinds
+
+
+def unlearned_notice(word: str, model: str, known: Sequence[str]) -> str:
+    """The sentence about a word that a model did not learn, with some that it did: the nearest, else the first."""
+    near = ", ".join(get_close_matches(word, known, n=3)) or ", ".join(known[:3])
+    return f"{word}: not among the {len(known)} words that {model} learned ({near}, …), so its answer means nothing"
+
+
+def question_notice(question: str, model: str, known: Sequence[str] | None) -> str | None:
+    """The sentence about a question of a kind that a model was never asked, None where it was, or does not tell.
+
+    Told by how the question's sentences open, in English; what opens in no known way is taken for a question that was
+    learned.
+    """
+    families = [kind for kind in known or () if kind not in _OF_OTHERS]
+    if not families or not set(families) <= set(_OPENINGS):
+        return None
+    sentences = [sentence.strip() for sentence in re.split(r"[.?!\n]", question.lower())]
+    asked = [sentence for sentence in sentences if _ASKS.match(sentence)]
+    learned = [re.compile(_OPENINGS[family][0]) for family in families]
+    if not asked or any(opening.match(sentence) for sentence in asked for opening in learned):
+        return None
+    kinds = " and ".join(f"“{_OPENINGS[family][1]}”" for family in families)
+    return f"{model} learned to answer {kinds} and was hardly ever asked this, so its answer means nothing"
