@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from agevlm.analysis.learned import question_notice, unlearned_notice
+from agevlm.analysis.learned import fitting_questions, question_notice, unlearned_notice
 
 PRESENCE = ["presence"]
 
@@ -43,6 +43,21 @@ def test_a_kind_that_was_never_asked_is_told(question: str) -> None:
 )
 def test_else_nothing_is_told(question: str, known: list[str] | None) -> None:
     assert question_notice(question, "photos", known) is None
+
+
+@pytest.mark.parametrize(
+    ("words", "questions", "first"),
+    [
+        (["airplane", "dog", "person"], PRESENCE, "Is there a person in the picture?"),
+        (["oven", "umbrella"], ["counting", "presence"], "Is there an oven in the picture?"),
+        (["dog"], ["caption", "presence"], "What is in the picture?"),
+        (["dog"], ["counting"], "What is in the picture?"),
+        (["dog"], None, "What is in the picture?"),
+        (None, PRESENCE, "What is in the picture?"),
+    ],
+)
+def test_questions_fit_what_was_learned(words: list[str] | None, questions: list[str] | None, first: str) -> None:
+    assert fitting_questions(words, questions)[0] == first
 
 
 def test_a_word_that_was_not_learned_is_told_with_the_nearest() -> None:

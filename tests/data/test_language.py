@@ -174,6 +174,21 @@ def test_presence_is_asked_of_what_is_named_in_the_words_given() -> None:
     assert found == {"Is there a fish in the image?", "Any sign of a fish?"}
 
 
+@pytest.mark.parametrize(
+    ("category", "named"), [("fish", "fish"), ("boat", "boats"), ("scissors", "pairs of scissors")]
+)
+def test_presence_may_be_asked_in_the_plural(category: str, named: str) -> None:
+    asks = Chooser(lambda present, rng: category, ("Are there any {plural} in the image?",))
+    shown = picture(thing("boat", 50, 50))
+    (made,) = make_conversations(shown, np.random.default_rng(0), [*CATEGORIES, "scissors"], {"presence": 1}, 1, asks)
+    question, answer = (message.content for message in made.messages)
+    (asked,) = made.groundings
+    assert question == f"Are there any {named} in the image?"
+    assert question[asked.start : asked.end] == asked.phrase == named.removeprefix("pairs of ")
+    assert asked.present == (category == "boat")
+    assert answer == ("yes" if category == "boat" else "no")
+
+
 def test_coloured_presence_is_never_ambiguous() -> None:
     """A colour that is asked of in vain is in the picture, and so is the thing, but not together."""
     for annotation, conversation in drawn("presence.colour"):

@@ -199,6 +199,25 @@ def test_a_word_that_was_not_learned_has_no_figure(page: Any, browser: Any, tmp_
     assert alone.locator("figcaption span").all_inner_texts() == [notice, read]
 
 
+def test_a_kind_of_question_that_was_never_asked_is_said_and_shared(
+    page: Any, browser: Any, tiny: tuple[str, Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tiny[1].config, "known_questions", ["presence"])
+    ask(page, "how many fish are there?")
+    notice = "“is there a …?” and was hardly ever asked this, so its answer means nothing"
+    assert [notice in text for text in page.locator(".strange").all_inner_texts()] == [True, True]
+    alone = browser.new_page(offline=True)
+    alone.goto(shared(page, tmp_path).as_uri())
+    assert alone.locator(".strange").count() == 2
+    ask(page, "is there a fish?")
+    assert page.locator(".strange").count() == 2
+    monkeypatch.setattr(tiny[1].config, "known_words", ["boat", "dog"])
+    page.reload()
+    scene().save(tmp_path / "own.png")
+    page.set_input_files("#file", tmp_path / "own.png")
+    page.wait_for_selector(".suggestions button:has-text('Is there a dog in the picture?')")
+
+
 def test_the_keyboard_is_enough(page: Any) -> None:
     ask(page, "what is in the picture?")
     page.locator(".answer button.word").first.focus()

@@ -100,6 +100,7 @@ def test_an_unknown_key_is_named_with_its_place_and_the_nearest(content: dict[st
         (with_stage(guidance={"loss": "kld"}), ["unknown guidance loss 'kld'; known are kl, mass, bce_dice"]),
         (with_stage(guidance={"layers": []}), ["stages.0.guidance.layers", "at least 1 item"]),
         (with_stage(presence={"wordings": ["is it there?"]}), ["stages.0.presence.wordings.0", "'is it there?'"]),
+        (with_stage(presence={"wordings": ["any {plural} or {}?"]}), ["presence.wordings.0", "'any {plural} or {}?'"]),
         (with_stage(guidance=3), ["stages.0.guidance", "got 3"]),
         (with_stage(data={"scenes": -1}), ["stages.0.data.scenes", "greater than or equal to 0"]),
         (with_stage(data={"scenes": 0}), ["stage 'align' has no data of a weight above 0"]),

@@ -11,6 +11,8 @@ import re
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 
+from agevlm.data.nouns import article
+
 _YES_NO = r"(?:is|are|was|were|do|does|did|can|could|has|have)\b"
 _OPENINGS: Mapping[str, tuple[str, str]] = {  # of a family of kinds: how its questions open, and one of them
     "presence": (_YES_NO, "is there a …?"),
@@ -24,6 +26,17 @@ _ASKS = re.compile(
     r"(?:how|what|which|where|when|who|whose|why|count|describe|list|name|explain|tell|write)\b|" + _YES_NO
 )
 _OF_OTHERS = frozenset({"conversation"})  # exchanges of the other kinds
+
+_OFTEN_SEEN = ("person", "dog", "chair", "car", "cat", "table", "bed", "window")
+_OPEN_QUESTIONS = ("What is in the picture?", "Describe the picture.")
+
+
+def fitting_questions(words: Sequence[str] | None, questions: Sequence[str] | None) -> tuple[str, ...]:
+    """Questions about any picture that a model may be asked, by the words and kinds of question that it learned."""
+    if not words or not questions or "caption" in questions or "presence" not in questions:
+        return _OPEN_QUESTIONS
+    things = ([word for word in _OFTEN_SEEN if word in words] or list(words))[:3]
+    return tuple(f"Is there {article(thing)} {thing} in the picture?" for thing in things)
 
 
 def unlearned_notice(word: str, model: str, known: Sequence[str]) -> str:

@@ -31,6 +31,7 @@ PRESENCE_WORDINGS = (
     "do you see {}?",
     "can you see {} in the picture?",
 )
+PLURAL = "{plural}"  # in a wording, in place of {}: "are there any {plural}?"
 CAPTION_REQUESTS = ("describe the picture.", "what is in the picture?", "what do you see?")
 COUNTING_WORDINGS = ("how many {} are there?", "how many {} do you see?", "count the {}.")
 COLOUR_WORDINGS = ("what colour is {}?", "which colour does {} have?")
@@ -112,9 +113,11 @@ def _the(noun: str, masks: Sequence[RLE]) -> Callable[[_Turn], _Turn]:
     return lambda turn: turn.say(f"the {_before(noun)}").name(noun, masks)
 
 
-def _several(noun: str, masks: Sequence[RLE], number: str = "", colour: str | None = None) -> Callable[[_Turn], _Turn]:
+def _several(
+    noun: str, masks: Sequence[RLE], colour: str | None = None, placed: bool = True, number: str = ""
+) -> Callable[[_Turn], _Turn]:
     words = [number, colour or "", "pairs of" if is_pair(noun) else ""]
-    return lambda turn: turn.say("".join(f"{word} " for word in words if word)).name(plural(noun), masks)
+    return lambda turn: turn.say("".join(f"{word} " for word in words if word)).name(plural(noun), masks, placed)
 
 
 def _before(noun: str, colour: str | None = None) -> str:
@@ -147,10 +150,10 @@ def _presence_exchange(
     category: str, masks: Sequence[RLE], wording: str, colour: str | None = None, placed: bool = True
 ) -> _Exchange:
     """Is it there: `masks` decide, but where something is there that has no place the answer is yes."""
-    there = bool(masks) or not placed
-    return _Exchange(
-        _fill(wording, _a(category, masks if placed else (), colour, placed)), _Turn("yes" if there else "no")
-    )
+    answer = _Turn("yes" if masks or not placed else "no")
+    named = _several if PLURAL in wording else _a
+    asked = named(category, masks if placed else (), colour, placed)
+    return _Exchange(_fill(wording.replace(PLURAL, "{}"), asked), answer)
 
 
 @dataclass(frozen=True)
@@ -222,7 +225,7 @@ def _some(category: str, colour: str | None, instances: Sequence[Instance]) -> C
         return _a(category, masks, colour)
     known = len(instances) <= MAX_COUNT and not any(instance.crowd for instance in instances)
     number = NUMBERS[len(instances)] if known else "many"
-    return _several(category, masks, number, colour)
+    return _several(category, masks, colour, number=number)
 
 
 def _relation_caption(picture: _Picture, rng: np.random.Generator) -> _Exchange | None:

@@ -138,10 +138,11 @@ def _add_examples(app: FastAPI, service: Service) -> None:
     async def all_examples() -> list[dict[str, Any]]:
         """Pictures to begin with, drawn by the package; none where no model knows what they show."""
         drawn = await asyncio.to_thread(lambda: [example(number) for number in range(NUM_EXAMPLES)])
+        if not service.knows({thing for one in drawn for thing in one.things}):
+            return []
         return [
             {"url": f"/examples/{number}.png", "title": one.title, "questions": one.questions}
             for number, one in enumerate(drawn)
-            if service.knows(one.things)
         ]
 
     @app.get("/examples/{number}.png", responses={200: {"content": {"image/png": {}}}, 404: {"model": ErrorReply}})

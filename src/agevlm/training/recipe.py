@@ -195,8 +195,10 @@ class PresenceRecipe(Strict):
     hard_ratio: float = Field(0.0, ge=0, le=1)
     """Of the questions about absent things, before they are balanced: those that ask for one often seen with something
     that is there."""
-    wordings: tuple[Annotated[str, Field(pattern=r"^[^{}]*\{\}[^{}]*$")], ...] = Field(PRESENCE_WORDINGS, min_length=1)
-    """The question in words, each with {} for the thing and its article; one is drawn for each question."""
+    wordings: tuple[Annotated[str, Field(pattern=r"^[^{}]*\{(plural)?\}[^{}]*$")], ...] = Field(
+        PRESENCE_WORDINGS, min_length=1
+    )
+    """The question in words, each with {} for the thing and its article, or {plural}; one is drawn each time."""
 
 
 class StageRecipe(Strict):

@@ -9,7 +9,6 @@ import { Turn } from "./turns.js";
 import { shortName, walkWords } from "./words.js";
 
 const MAX_QUESTION = 4000; // characters; more than any question needs
-const OWN_QUESTIONS = ["What is in the picture?", "Describe the picture."];
 
 const $ = (id) => document.getElementById(id);
 const page = { models: [], stages: [], examples: [], picture: null, picks: 0, turns: [], asking: null };
@@ -59,7 +58,7 @@ function pickExample(example) {
 }
 
 function pickFile(file) {
-  if (file) pick(async () => ({ ...(await fromFile(file)), questions: OWN_QUESTIONS }));
+  if (file) pick(async () => ({ ...(await fromFile(file)), questions: page.models[0]?.looks.questions ?? [] }));
 }
 
 // Of pictures that are picked one after another the last is taken, whichever is read first.
