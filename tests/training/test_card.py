@@ -13,9 +13,13 @@ from agevlm.training.card import card_of, escaped, write_card
 from agevlm.training.recipe import dump_recipe, parse_recipe
 
 STAGE = {"name": "ground", "trainable": ["projector"], "steps": 3, "guidance": {"weight": 0.5}}
+ASKED = {"accuracy": 0.75, "accuracy_interval": [0.7, 0.8], "num_questions": 40, "yes_ratio": 0.5}
 METRICS = {
-    "pope": {"random": {"accuracy": 0.75, "num_questions": 40, "yes_ratio": 0.5, "by_category": {"fish": {}}}},
-    "provenance": {"accuracy": 1.0, "num_questions": 1},
+    "pope": {"random": {**ASKED, "by_category": {"fish": {}}}},
+    "counting": ASKED,
+    "pointing": {"accuracy": 0.9, "num_words": 7},
+    "null_token": {"auroc": 0.8125},
+    "provenance": {"accuracy": 1.0, "num_questions": 1, "num_images": 12, "not_trained": ["counting"]},
 }
 
 
@@ -25,7 +29,8 @@ def make_run(directory: Path, metrics: Any = None, **settings: Any) -> Path:
     (directory / "model").mkdir(parents=True)
     (directory / "recipe.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
     (directory / "environment.json").write_text('{"agevlm": "0.1.0"}', encoding="utf-8")
-    (directory / "stages.json").write_text(json.dumps([{"name": "ground", "seconds": 90.0}]), encoding="utf-8")
+    stages = [{"name": "ground", "seconds": 90.0, "total_parameters": 4_785_668}]
+    (directory / "stages.json").write_text(json.dumps(stages), encoding="utf-8")
     if metrics is not None:
         (directory / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
     return directory
@@ -51,9 +56,23 @@ def test_what_is_not_known_is_not_told(tmp_path: Path) -> None:
 
 def test_figures_and_stages_are_those_of_the_run(tmp_path: Path) -> None:
     text = card_of(make_run(tmp_path, METRICS))
-    assert "| pope.random | 40 | 0.750 | 0.500 |" in text
+    assert "| pope.random | 40 | 0.750 (0.700 to 0.800) | 0.500 |" in text
     assert "provenance" not in text and "by\\_category" not in text
-    assert "| ground | 3 | 32 | projector | language modelling + 0.5 × guidance (kl) | 1.5 |" in text
+    assert "| ground | 3 | 32 | 0.002 | projector | language modelling + 0.5 × guidance (kl) | 1.5 |" in text
+    assert "| parameters | 4.79 million |" in text
+    assert "Measured on scenes, 12 pictures" in text
+    assert "| counting |" not in text and "Never asked in training, and left out here: counting." in text
+    assert "highest on the thing that a word names for 0.900 of 7 words" in text
+    assert "AUROC of 0.812" in text
+
+
+def test_a_part_of_files_is_named_without_the_path_to_them(tmp_path: Path) -> None:
+    (tmp_path / "home" / "backbone").mkdir(parents=True)
+    run = make_run(tmp_path / "run", model={"vision_model": str(tmp_path / "home" / "backbone"), "image_size": 64})
+    text = card_of(run)
+    assert "| vision model | backbone, files of whoever trained it |" in text
+    assert "| side of a picture | 64 pixels |" in text
+    assert str(tmp_path) not in text
 
 
 @pytest.mark.parametrize(

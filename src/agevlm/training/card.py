@@ -9,7 +9,7 @@ from __future__ import annotations
 import html
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +61,7 @@ def card_of(run: Path) -> str:
         f"---\n{_front_matter(recipe)}\n---",
         f"# {escaped(recipe.name)}",
         _summary(recipe, environment or {}),
-        f"## Made of\n\n{_table(('part', 'from'), _parts(recipe))}",
+        f"## Made of\n\n{_table(('part', 'from'), _parts(recipe, stages or []))}",
         f"## Trained on\n\n{_table(('data', 'what', 'in stages'), _sources(recipe))}",
         f"## Stages\n\n{_table(_STAGE, _stages(recipe, stages or []))}",
         f"## Figures\n\n{_figures(recipe, metrics)}",
@@ -123,8 +123,12 @@ def _summary(recipe: Recipe, environment: Mapping[str, Any]) -> str:
     )
 
 
-def _parts(recipe: Recipe) -> Iterator[tuple[str, str]]:
+def _parts(recipe: Recipe, stages: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
     settings = recipe.model
+    if stages:
+        yield "parameters", f"{stages[-1]['total_parameters'] / 1e6:.3g} million"
+    if settings.image_size:
+        yield "side of a picture", f"{settings.image_size} pixels"
     if settings.init:
         yield "trained model to go on from", _named(settings.init)
         return
@@ -133,7 +137,10 @@ def _parts(recipe: Recipe) -> Iterator[tuple[str, str]]:
 
 
 def _named(model: str) -> str:
-    return f"{escaped(model)} of the package" if model in PACKAGED else escaped(model)
+    """A part without the path of whoever trained it."""
+    if model in PACKAGED:
+        return f"{escaped(model)} of the package"
+    return f"{escaped(Path(model).name)}, files of whoever trained it" if Path(model).exists() else escaped(model)
 
 
 def _sources(recipe: Recipe) -> Iterator[tuple[str, str, str]]:
@@ -152,7 +159,7 @@ def _told(source: Source) -> str:
     return f"a dataset, {source.parquet.name}"
 
 
-_STAGE = ("stage", "steps", "pictures a step", "trains", "loss", "minutes")
+_STAGE = ("stage", "steps", "pictures a step", "learning rate", "trains", "loss", "minutes")
 
 
 def _stages(recipe: Recipe, records: Sequence[Mapping[str, Any]]) -> Iterator[Sequence[str]]:
@@ -160,7 +167,8 @@ def _stages(recipe: Recipe, records: Sequence[Mapping[str, Any]]) -> Iterator[Se
     for stage in recipe.stages:
         pictures = stage.images_per_batch * stage.gradient_accumulation_steps
         took = f"{seconds[stage.name] / 60:.1f}" if stage.name in seconds else "–"
-        yield escaped(stage.name), str(stage.steps), str(pictures), escaped(_trains(stage)), _loss(stage), took
+        numbers = (str(stage.steps), str(pictures), f"{stage.learning_rate:g}")
+        yield escaped(stage.name), *numbers, escaped(_trains(stage)), _loss(stage), took
 
 
 def _trains(stage: StageRecipe) -> str:
@@ -177,21 +185,50 @@ def _loss(stage: StageRecipe) -> str:
 def _figures(recipe: Recipe, metrics: Any) -> str:
     if not metrics or recipe.evaluation is None:
         return "It has not been measured."
+    about = metrics.get("provenance", {})
+    strange = about.get("not_trained", ())
     parts = {name: part for name, part in metrics.items() if name != "provenance"}
-    rows = list(_scores(parts, section_namer(metrics)))
-    head = f"Measured on {escaped(Path(recipe.evaluation.benchmark).name)}, a coin is right about half of yes and no."
-    return f"{head}\n\n{_table(('questions', 'number', 'accuracy', 'answered yes'), rows)}"
+    rows = list(_scores(parts, section_namer(metrics), strange))
+    pictures = f", {about['num_images']} pictures" if "num_images" in about else ""
+    head = (
+        f"Measured on {escaped(Path(recipe.evaluation.benchmark).name)}{pictures}; in brackets 95 % intervals over the "
+        "pictures. A coin is right about half of yes and no."
+    )
+    never = f"Never asked in training, and left out here: {escaped(', '.join(strange))}." if strange else ""
+    told = (head, _table(("questions", "number", "accuracy", "answered yes"), rows), never, _looking(metrics))
+    return "\n\n".join(text for text in told if text)
 
 
-def _scores(metrics: Mapping[str, Any], name_of: Callable[[str], str], prefix: str = "") -> Iterator[Sequence[str]]:
+def _looking(metrics: Mapping[str, Any]) -> str:
+    """Whether attention lies on what a word names, in sentences; "" where that was not measured."""
+    pointing, null = metrics.get("pointing"), metrics.get("null_token")
+    told = []
+    if pointing:
+        told.append(
+            f"Its attention is highest on the thing that a word names for {_with_interval(pointing)} of "
+            f"{pointing['num_words']} words."
+        )
+    if null:
+        told.append(f"The null token tells words whose thing is absent from others with an AUROC of {null['auroc']:.3f}.")
+    return " ".join(told)
+
+
+def _scores(
+    metrics: Mapping[str, Any], name_of: Callable[[str], str], strange: Collection[str], prefix: str = ""
+) -> Iterator[Sequence[str]]:
     for name, part in metrics.items():
-        if not isinstance(part, dict) or name.startswith("by_"):
+        if not isinstance(part, dict) or name.startswith("by_") or prefix + name in strange:
             continue
         if "accuracy" in part and "num_questions" in part:
             yes = part.get("yes_ratio")
             shown = "–" if yes is None else f"{yes:.3f}"
-            yield escaped(name_of(prefix + name)), str(part["num_questions"]), f"{part['accuracy']:.3f}", shown
-        yield from _scores(part, name_of, f"{prefix}{name}.")
+            yield escaped(name_of(prefix + name)), str(part["num_questions"]), _with_interval(part), shown
+        yield from _scores(part, name_of, strange, f"{prefix}{name}.")
+
+
+def _with_interval(part: Mapping[str, Any]) -> str:
+    interval = part.get("accuracy_interval")
+    return f"{part['accuracy']:.3f}" + (" ({:.3f} to {:.3f})".format(*interval) if interval else "")
 
 
 def _table(head: Sequence[str], rows: Iterator[Sequence[str]] | Sequence[Sequence[str]]) -> str:
