@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import shlex
+import sys
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -117,6 +120,64 @@ def test_a_dry_run_names_all_that_is_missing_and_fetches_nothing(
     assert not (tmp_path / "run").exists()
 
 
+def test_a_name_that_means_no_model_does_not_hide_what_else_is_missing(foundation: Path, tmp_path: Path) -> None:
+    content = make_recipe(
+        foundation, "align", data={"scenes": {"parquet": "absent/train"}}, evaluation={"benchmark": "absent/val"}
+    )
+    content["model"] |= {"language_model": "models/nothere.gguf", "vision_model": "efficientnet-lite0"}
+    with pytest.raises(ValueError, match=r"nothere") as caught:
+        run(content, tmp_path / "run", dry_run=True)
+    gguf, vision, *others = str(caught.value).splitlines()
+    assert gguf.startswith("model.language_model: no GGUF file 'models/nothere.gguf': expected one that exists")
+    assert vision.startswith("model.vision_model: no model 'efficientnet-lite0'")
+    assert "agevlm import-backbone" in vision
+    assert others == ["data.scenes: absent/train is not here", "evaluation.benchmark: absent/val is not here"]
+
+
+def timm_of(*names: str) -> ModuleType:
+    """A timm that knows models by these names."""
+    module: Any = ModuleType("timm")
+    known = SimpleNamespace(to_dict=lambda: {"input_size": (3, 224, 224), "mean": (0.5,) * 3, "std": (0.5,) * 3})
+    module.get_pretrained_cfg = lambda name, **_: known if name in names else None
+    module.is_model = lambda name: name in names
+    module.list_pretrained = lambda _="*": list(names)
+    return module
+
+
+@pytest.mark.parametrize("cached", [False, True])
+@pytest.mark.parametrize(
+    ("installed", "name", "told"),
+    [
+        (False, "convnext_base.clip", r"is a model of the package timm: pip install 'agevlm\[timm\]'"),
+        (True, "convnext_bas", r"timm has no model 'convnext_bas': did you mean timm/convnext_base\.clip\?$"),
+        (True, "convnext_base.clip", "is not here; make it by: hf download timm/convnext_base.clip$"),
+    ],
+)
+def test_a_model_of_timm_needs_timm_and_a_name_that_it_knows(
+    installed: bool,
+    name: str,
+    told: str,
+    cached: bool,
+    foundation: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("agevlm.modeling.timm_models.is_timm_available", lambda: installed)
+    monkeypatch.setitem(sys.modules, "timm", timm_of("convnext_base.clip", "resnet18.a1_in1k"))
+    monkeypatch.setattr("agevlm.training.needs._cached", lambda _: cached)
+    content = make_recipe(foundation, "align", data={"scenes": {"parquet": "absent/train"}})
+    content["model"]["vision_model"] = f"timm/{name}"
+    lines = [str(need) for need in missing(parse_recipe(content, "r.yaml"))]
+    assert lines.pop() == "data.scenes: absent/train is not here"
+    if cached and "hf download" in told:
+        assert lines == []
+        return
+    (line,) = lines
+    assert line.startswith("model.vision_model: ")
+    assert re.search(told, line)
+    assert ("hf download" in line) == ("hf download" in told)
+
+
 def test_what_is_there_is_not_missing(foundation: Path, tmp_path: Path) -> None:
     export_parquet(tmp_path / "train", WorldSpec(), 0, 3)
     content = make_recipe(foundation, "align", data={"scenes": {"parquet": str(tmp_path / "train")}})
@@ -133,7 +194,10 @@ def test_what_is_there_is_not_missing(foundation: Path, tmp_path: Path) -> None:
             "^model.language_model: organisation/name/small/a file.gguf is not here; "
             "make it by: hf download organisation/name 'small/a file.gguf'$",
         ),
-        ("models/nothere.gguf", r"^no GGUF file 'models/nothere\.gguf': expected one that exists"),
+        (
+            "models/nothere.gguf",
+            r"^model.language_model: no GGUF file 'models/nothere\.gguf': expected one that exists",
+        ),
     ],
 )
 def test_a_gguf_file_that_is_missing_is_told(

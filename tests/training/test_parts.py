@@ -114,6 +114,47 @@ def test_a_missing_shard_is_named_in_one_line(foundation: Path, sharded: Path) -
     assert "\n" not in str(caught.value)
 
 
+def with_more_tokens(foundation: Path, directory: Path, tokens: list[str], special: bool, template: str) -> Path:
+    """The tiny Llama, whose tokenizer knows more tokens than it."""
+    from transformers import AutoTokenizer
+
+    AutoModelForCausalLM.from_pretrained(foundation / "llama").save_pretrained(directory)
+    tokenizer = AutoTokenizer.from_pretrained(foundation / "llama")
+    tokenizer.add_tokens(tokens, special_tokens=special)
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained(directory)
+    return directory
+
+
+PLAIN = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}"
+MARKED = "{% for m in messages %}{{ '<!' + m['role'] + '!>' + m['content'] }}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("tokens", "special", "template", "refused"),
+    [
+        (["zebra", "yak"], False, PLAIN, "'zebra'"),
+        (["<!user!>", "<!assistant!>"], True, MARKED, "'<!user!>'"),
+        (["<picture>"], True, PLAIN, None),  # of Gemma 3 with 1B
+    ],
+)
+def test_tokens_without_an_embedding_are_refused_where_they_can_come_up(
+    tokens: list[str], special: bool, template: str, refused: str | None, foundation: Path, tmp_path: Path
+) -> None:
+    rows = AutoConfig.from_pretrained(foundation / "llama").vocab_size
+    language = with_more_tokens(foundation, tmp_path / "more", tokens, special, template)
+    content = with_parts(foundation, "align", language_model=language)
+    if refused is None:
+        run(content, tmp_path / "run")
+        return
+    for options in ({"dry_run": True}, {}):
+        with pytest.raises(ValueError, match=r"the tokenizer of .*more has") as caught:
+            run(content, tmp_path / "run", **options)
+        message = str(caught.value)
+        assert f"has {rows + len(tokens)} tokens, its embedding {rows} rows, none for {refused}: " in message
+        assert "\n" not in message and not list((tmp_path / "run").glob("*-align"))
+
+
 TEMPLATE = (
     "{% if messages[0]['role'] != 'system' %}{{ 'system: help the man\n' }}{% endif %}"
     "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,13 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, CLIPImageProcesso
 from typer.testing import CliRunner
 
 from agevlm.cli import app
+from agevlm.documents import read_yaml
 from agevlm.modeling.versions import checkpoint_activations
+from agevlm.modeling.vision import build_backbone
 from agevlm.training.arithmetic import autocast, frozen_in_bfloat16
 from agevlm.training.muon import Muon
 from agevlm.training.plan import GPUS, Machine, find_gpu, plan_run
-from agevlm.training.recipe import ModelRecipe, Recipe, StageRecipe, load_recipe, parse_recipe
+from agevlm.training.recipe import ModelRecipe, Recipe, StageRecipe, is_comparison, load_recipe, parse_recipe
 from agevlm.training.recipe_files import packaged_recipes
 from agevlm.training.run import build_model, train
 from agevlm.training.shapes import Shapes
@@ -182,6 +185,35 @@ def test_an_unknown_gpu_is_told_with_those_that_are_known() -> None:
         find_gpu("h10")
 
 
+def test_gpus_are_found_in_any_case() -> None:
+    assert find_gpu("H100") is GPUS["h100"]
+    assert find_gpu("A100-80GB") is GPUS["a100-80gb"]
+
+
+def test_what_fits_leaves_a_tenth_of_what_nvidia_smi_tells_free() -> None:
+    gpu = GPUS["h100"]
+    assert gpu.memory_bytes == 81559 * 2**20
+    sizes = {76.9e9: "yes", 77.1e9: "tight", 85.5e9: "tight", 85.6e9: "no"}
+    assert {size: gpu.fit(int(size)) for size in sizes} == sizes
+
+
+@pytest.mark.parametrize(("ratio", "answer"), [(0.8, "yes"), (0.95, "tight"), (1.05, "no")])
+def test_a_plan_says_what_fits_and_the_peak_of_its_dtype(
+    ratio: float, answer: str, foundation: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text(yaml.safe_dump(make_recipe(foundation, "align", dtype="float32")), encoding="utf-8")
+    total = plan_run(load_recipe(path), Machine(GPUS["h100"]), text_len=24).stages[0].memory["ddp"].total
+    monkeypatch.setitem(GPUS, "h100", replace(GPUS["h100"], memory_bytes=int(total / ratio)))
+    arguments = ["plan", str(path), "--gpu", "H100", "--text-len", "24", "--json", str(tmp_path / "plan.json")]
+    outcome = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert "67 TFLOP/s) in float32" in outcome.output
+    (line,) = [line for line in outcome.output.splitlines() if line.split()[-1:] == [answer]]
+    assert "align" in line
+    assert "fits: yes where a tenth of" in outcome.output
+    assert json.loads((tmp_path / "plan.json").read_text(encoding="utf-8"))["fits"] == {"ddp": answer == "yes"}
+
+
 TOY = [
     "model.cross_attention_layers=null",
     "data={captions: {num_scenes: 6}, coco: {num_scenes: 6}, refcoco: {num_scenes: 6}, instructions: {num_scenes: 6}}",
@@ -213,6 +245,35 @@ def test_the_shapes_in_the_package_have_the_parameters_of_their_models(name: str
     model = Shapes.of(recipe.model).build(recipe.model)
     assert sum(p.numel() for p in model.language_model.parameters()) == parameters
     assert next(model.parameters()).device.type == "meta"
+
+
+TRAININGS = [name for name, path in packaged_recipes().items() if not is_comparison(read_yaml(path))]
+
+
+@pytest.mark.parametrize("name", TRAININGS)
+def test_every_recipe_of_the_package_has_its_shapes_where_nothing_is_at_hand(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("agevlm.training.needs._in_cache", lambda _: None)
+    recipe = load_recipe(packaged_recipes()[name])
+    model = Shapes.of(recipe.model).build(recipe.model)
+    assert next(model.parameters()).device.type == "meta"
+
+
+def test_a_shape_is_found_by_the_name_of_a_directory_that_is_yet_to_be_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    recipe = load_recipe(packaged_recipes()["photos-package"])
+    plan = plan_run(recipe.model_copy(update={"stages": recipe.stages[:1]}), Machine(GPUS["h100"]))
+    assert plan.assumed[0] == "the shape of the vision model is efficientnet-lite0, as the package knows it"
+    photos = load_recipe(packaged_recipes()["photos"]).model
+    known, packaged = (Shapes.of(model).vision.config.to_dict() for model in (recipe.model, photos))
+    differing = {key for key in known if known[key] != packaged[key]}
+    assert differing <= {"architectures", "dtype", "_name_or_path", "transformers_version"}
+    build_backbone(Shapes.of(photos).vision.config).save_pretrained("efficientnet-lite0")
+    assert list(Shapes.of(recipe.model).notes) == []
 
 
 def test_a_recipe_is_planned_on_one_gpu_and_on_several(foundation: Path) -> None:

@@ -12,12 +12,14 @@ from agevlm.cli.options import Overrides, Recipe
 from agevlm.cli.show import print_table, quiet_transformers
 
 if TYPE_CHECKING:
-    from agevlm.training.plan import MemoryPlan, Plan
+    from agevlm.training.plan import Gpu, MemoryPlan, Plan
 
 
 def plan(
     recipe: Recipe,
-    gpu: Annotated[str, typer.Option(help="The GPU by name: h100, h200, a100-80gb, rtx4090, ...")] = "h100",
+    gpu: Annotated[
+        str, typer.Option(help="The GPU by name, in any case: h100, h200, a100-80gb, rtx4090, ...")
+    ] = "h100",
     num_gpus: Annotated[int, typer.Option(min=1, help="How many of them share each batch.")] = 1,
     mfu: Annotated[
         float, typer.Option(min=0.01, max=1, help="The share of a GPU's peak that training reaches: an assumption.")
@@ -30,7 +32,8 @@ def plan(
 ) -> None:
     """Say what a recipe would take, before it is paid for.
 
-    Parameters, operations, memory of a GPU, hours and disk. Needs no weights, no data and no GPU.
+    Parameters, operations, memory of a GPU, hours and disk. Needs no weights, no data and no GPU. What fits leaves a
+    tenth of the GPU's memory free; what is tight does not.
     """
     import json
 
@@ -78,17 +81,18 @@ def _print_plan(plan: Plan) -> None:
     for way in plan.stages[0].memory:
         print_table(
             (f"memory ({way.upper()})" if plan.machine.num_gpus > 1 else "memory", *parts, "total", "fits"),
-            [(s.name, *_memory(s.memory[way], parts, plan.machine.gpu.memory_bytes)) for s in plan.stages],
+            [(s.name, *_memory(s.memory[way], parts, plan.machine.gpu)) for s in plan.stages],
         )
+    typer.echo(f"fits: yes where a tenth of {_bytes(plan.machine.gpu.memory_bytes)} stays free, tight where less does")
     _print_totals(plan)
 
 
 _MEMORY = ("weights", "gradients", "optimiser", "activations", "gathered")
 
 
-def _memory(memory: MemoryPlan, parts: Sequence[str], available: int) -> list[str]:
+def _memory(memory: MemoryPlan, parts: Sequence[str], gpu: Gpu) -> list[str]:
     sizes = [_bytes(getattr(memory, name)) for name in parts]
-    return [*sizes, _bytes(memory.total), "yes" if memory.total <= available else "no"]
+    return [*sizes, _bytes(memory.total), gpu.fit(memory.total)]
 
 
 def _trainable(plan: Plan, module: str) -> Iterator[str]:
@@ -101,7 +105,7 @@ def _print_totals(plan: Plan) -> None:
     gpu, features = plan.machine.gpu, plan.features
     typer.echo(
         f"{_hours(plan.hours)} hours on {plan.machine.num_gpus} × {gpu.name} ({_bytes(gpu.memory_bytes)}, "
-        f"{gpu.bfloat16_flops / 1e12:.0f} TFLOP/s) in {plan.dtype}, evaluation aside"
+        f"{_number(plan.peak)}FLOP/s) in {plan.dtype}, evaluation aside"
     )
     typer.echo(
         f"{_bytes(plan.disk_bytes)} of disk: {plan.num_checkpoints} checkpoints of {_bytes(plan.checkpoint_bytes)}, "

@@ -17,19 +17,25 @@ from agevlm.checkpoints import PACKAGED, resolve_language_model, resolve_model
 from agevlm.data.images import open_image
 from agevlm.data.parquet import read_parquet
 from agevlm.modeling.language import split_hub_file
+from agevlm.modeling.timm_models import is_timm, timm_pixels
 from agevlm.training.recipe import LabelsSource, ParquetSource, Recipe
 
 
 @dataclass(frozen=True)
 class Need:
-    """A file, directory or hub id that a recipe names under a key, and the commands that make it, which may be none."""
+    """A file, directory or hub id that a recipe names under a key, and the commands that make it, which may be none.
+
+    `fault` says why it is not to be had, of a name that means no model and of a model whose package is not installed.
+    """
 
     key: str
     name: str
     commands: tuple[str, ...]
-    is_hub_id: bool = False
+    fault: str = ""
 
     def __str__(self) -> str:
+        if self.fault:
+            return f"{self.key}: {self.fault}"
         how = f"; make it by: {' && '.join(self.commands)}" if self.commands else ""
         return f"{self.key}: {self.name} is not here{how}"
 
@@ -49,14 +55,26 @@ def _models(recipe: Recipe) -> Iterator[Need]:
     if not settings.init:
         named = {"language_model": settings.language_model, "vision_model": settings.vision_model}
     for key, name in named.items():
-        if name is None or name in PACKAGED or Path(name).exists() or _cached(name):
+        if name is None or name in PACKAGED or Path(name).exists():
             continue
         commands = recipe.prepare.get(name, ())
-        on_hub = split_hub_file(name) or (name,)
-        if not commands:  # what is not on the hub either has an error of its own
-            (resolve_language_model if key == "language_model" else resolve_model)(name)
-            commands = (f"hf download {shlex.join(on_hub)}",)
-        yield Need(f"model.{key}", name, commands, is_hub_id=len(on_hub) == 2 or name.count("/") == 1)
+        fault = "" if commands else _fault(key, name)
+        if not fault and _cached(name):
+            continue
+        if not commands and not fault:
+            commands = (f"hf download {shlex.join(split_hub_file(name) or (name,))}",)
+        yield Need(f"model.{key}", name, commands, fault)
+
+
+def _fault(key: str, name: str) -> str:
+    """Why a model that is not here cannot be fetched either: its name means none, or timm is missing; else ""."""
+    try:
+        (resolve_language_model if key == "language_model" else resolve_model)(name)
+        if key == "vision_model" and is_timm(name):
+            timm_pixels(name)
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
 def at_hand(name: str) -> Path | None:

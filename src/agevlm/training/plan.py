@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -26,11 +26,12 @@ from agevlm.training.step_cost import StepCost, StepShape, VisionCost, optimiser
 from agevlm.training.trainer import images_per_process
 
 DEFAULT_MFU = 0.4  # share of the peak that training reaches: 0.3 to 0.5 for models of this size
+PLANNED_RATIO = 0.9  # of a GPU's memory; the rest is left to CUDA, and to blocks that the allocator holds beside
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """A GPU by its data sheet: operations a second of dense products, and bytes of memory."""
+    """A GPU: operations a second of dense products, of its data sheet, and bytes of memory, as nvidia-smi tells."""
 
     name: str
     bfloat16_flops: float
@@ -41,33 +42,39 @@ class Gpu:
         """Operations a second in a type."""
         return self.bfloat16_flops if dtype == torch.bfloat16 else self.float32_flops
 
+    def fit(self, num_bytes: int) -> Literal["yes", "tight", "no"]:
+        """Whether a plan's bytes fit: "yes" within nine tenths of its memory, "tight" within all of it, else "no"."""
+        if num_bytes <= PLANNED_RATIO * self.memory_bytes:
+            return "yes"
+        return "tight" if num_bytes <= self.memory_bytes else "no"
+
 
 def _gpus() -> dict[str, Gpu]:
-    table = {  # dense bfloat16 and plain float32 in 10^12 operations a second, memory in GB, of the data sheets
-        "b200": (2250, 75, 180),
-        "h200": (989, 67, 141),
-        "h100": (989, 67, 80),
-        "h100-pcie": (756, 51, 80),
-        "a100-80gb": (312, 19.5, 80),
-        "a100-40gb": (312, 19.5, 40),
-        "l40s": (362, 91.6, 48),
-        "a10g": (70, 31, 24),
-        "l4": (121, 30, 24),
-        "rtx5090": (209, 105, 32),
-        "rtx4090": (165, 82.6, 24),
-        "rtx3090": (71, 35.6, 24),
+    table = {  # dense bfloat16 and plain float32 in 10^12 operations a second, of the data sheets; memory in MiB
+        "b200": (2250, 75, 183359),
+        "h200": (989, 67, 143771),
+        "h100": (989, 67, 81559),
+        "h100-pcie": (756, 51, 81559),
+        "a100-80gb": (312, 19.5, 81251),  # newer drivers tell 81920
+        "a100-40gb": (312, 19.5, 40960),
+        "l40s": (362, 91.6, 46068),
+        "a10g": (70, 31, 23028),
+        "l4": (121, 30, 23034),
+        "rtx5090": (209, 105, 32607),
+        "rtx4090": (165, 82.6, 24564),
+        "rtx3090": (71, 35.6, 24576),
     }
-    return {name: Gpu(name, b * 1e12, f * 1e12, int(m * 1e9)) for name, (b, f, m) in table.items()}
+    return {name: Gpu(name, b * 1e12, f * 1e12, m * 2**20) for name, (b, f, m) in table.items()}
 
 
 GPUS = _gpus()
 
 
 def find_gpu(name: str) -> Gpu:
-    """A GPU of the table. ValueError for one that is not in it."""
-    if name not in GPUS:
+    """A GPU of the table, its name in any case. ValueError for one that is not in it."""
+    if name.lower() not in GPUS:
         raise ValueError(f"no GPU {name!r}: expected one of {', '.join(GPUS)}")
-    return GPUS[name]
+    return GPUS[name.lower()]
 
 
 @dataclass(frozen=True)
@@ -150,9 +157,14 @@ class Plan:
         """Of training, and of the feature maps before it; not of evaluation."""
         return sum(stage.hours for stage in self.stages) + ((self.features and self.features.hours) or 0.0)
 
+    @property
+    def peak(self) -> float:
+        """Operations a second of one GPU, in the type that is planned."""
+        return self.machine.gpu.peak(getattr(torch, self.dtype))
+
     def fits(self, way: str) -> bool:
-        """Whether every stage fits the GPU's memory when divided that way: ddp or fsdp."""
-        return all(stage.memory[way].total <= self.machine.gpu.memory_bytes for stage in self.stages)
+        """Whether every stage fits nine tenths of the GPU's memory when divided that way: ddp or fsdp."""
+        return all(self.machine.gpu.fit(stage.memory[way].total) == "yes" for stage in self.stages)
 
     def record(self) -> dict[str, Any]:
         """The plan as plain data, totals included."""

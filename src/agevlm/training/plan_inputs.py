@@ -77,11 +77,7 @@ def reckon(recipe: Recipe, shapes: Shapes, text_len: int | None = None) -> Recko
 
 def _processor(recipe: Recipe) -> Any:
     """What makes tokens of the recipe's texts, or None where it or the data are not at hand."""
-    try:
-        needs = missing(recipe)
-    except ValueError:  # a name that is nothing yet, for which the recipe names a shape
-        return None
-    if any(need.key not in ("model.vision_model", "evaluation.benchmark") for need in needs):
+    if any(need.key not in ("model.vision_model", "evaluation.benchmark") for need in missing(recipe)):
         return None
     if recipe.model.init:
         return AgeVlmProcessor.from_pretrained(at_hand(recipe.model.init))

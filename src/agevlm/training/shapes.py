@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ class Shape:
 
     config: PreTrainedConfig
     source: str
+    is_known: bool = False  # of a shape in the package
 
 
 def known_shapes() -> dict[str, Path]:
@@ -63,7 +64,7 @@ def find_shape(model: str, shape: str | None) -> Shape:
     path = known.get(name, Path(name))
     if not path.is_file():
         raise ValueError(f"no shape {name!r}: expected one of {', '.join(known)}, or a config.json")
-    return Shape(_read(path), name)
+    return Shape(_read(path), name, is_known=name in known)
 
 
 def _local(model: str) -> PreTrainedConfig | None:
@@ -113,14 +114,14 @@ class Shapes:
             language, vision = (getattr(whole.config, f"{name}_config") for name in ("text", "vision"))
             return cls(Shape(language, whole.source), Shape(vision, whole.source), whole.config)
         found = find_shape(settings.vision_model, settings.vision_shape)
-        vision = Shape(backbone_config(found.source, found.config, settings.vision_stages), found.source)
+        vision = replace(found, config=backbone_config(found.source, found.config, settings.vision_stages))
         return cls(find_shape(settings.language_model, settings.language_shape), vision)
 
     @property
     def notes(self) -> Iterator[str]:
         """Where configurations do not come from the models themselves."""
         for part in (self.language, self.vision):
-            if part.source in known_shapes():
+            if part.is_known:
                 yield f"the shape of the {_role(part, self)} is {part.source}, as the package knows it"
 
     def build(self, settings: ModelRecipe) -> JoinedModel:
