@@ -532,6 +532,33 @@ def test_the_command_that_goes_on_tells_no_secret() -> None:
         assert _how_to_go_on(conversation) == ""
 
 
+def launch(monkeypatch: pytest.MonkeyPatch, rank: int) -> None:
+    """This process is one of two, as torchrun and accelerate start them."""
+    for name, value in {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2}.items():
+        monkeypatch.setenv(name, str(value))
+
+
+def test_a_launch_goes_on_with_the_same_launch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")  # a scheduler's, which nobody launched by
+    assert _how_to_go_on(["train", "r.yaml"]).endswith("go on with: agevlm train r.yaml --resume")
+    launch(monkeypatch, 0)
+    assert _how_to_go_on(["train", "r.yaml"]) == (
+        ": what was trained is kept; go on with the same launch of 2 processes: agevlm train r.yaml --resume"
+    )
+
+
+def test_of_a_launch_another_process_than_the_first_says_that_it_is(
+    agevlm: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agevlm.cli._ENDED_S", 0.0)
+    launch(monkeypatch, 0)
+    first = agevlm("report", tmp_path / "run")
+    launch(monkeypatch, 1)
+    other = agevlm("report", tmp_path / "run")
+    assert (first.status, other.status) == (1, 1)
+    assert first.err.startswith("error: ") and other.err == f"process 1: {first.err}"
+
+
 # ---------------------------------------------------------------------------------------------------- the whole way
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from launching import launch_command
 from tiny_runs import STAGES, make_foundation, make_recipe
 
 from agevlm.signals import ENDS_WITH_STDIN, put_off
@@ -70,6 +71,33 @@ def test_training_that_is_stopped_writes_a_checkpoint_and_says_how_to_go_on(
     assert "Traceback" not in said
     (checkpoint,) = find_checkpoints(out / "1-cross")
     assert int(checkpoint.name.split("-")[1]) == len((out / "log.jsonl").read_text().splitlines())
+
+
+@pytest.mark.slow
+def test_a_launch_that_fails_or_is_stopped_tells_it_once(tmp_path: Path) -> None:
+    foundation = make_foundation(tmp_path / "foundation")
+    stage = {"name": "cross", **STAGES["cross"], "steps": 5000}
+    content, recipe, out = make_recipe(foundation, stage, save_steps=10_000), tmp_path / "r.yaml", tmp_path / "run"
+    recipe.write_text(yaml.safe_dump(content))
+    arguments = ["train", str(recipe), "--out", str(out)]
+    odd = subprocess.run(
+        launch_command(2, *arguments, "--set", "stages.0.images_per_batch=3"),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert odd.returncode == 1
+    assert odd.stderr.count("error: stage 'cross': 2 processes") == 1, odd.stderr
+    with subprocess.Popen(
+        launch_command(2, *arguments), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        while process.poll() is None and not (out / "log.jsonl").exists():
+            time.sleep(0.01)
+        process.terminate()
+        said = process.communicate()[0]
+    (line,) = [line for line in said.splitlines() if line.startswith("stopped by")]
+    assert f"go on with the same launch of 2 processes: agevlm train {recipe} --out {out} --resume" in line
+    assert find_checkpoints(out / "1-cross")
 
 
 def test_a_byte_that_is_no_text_on_the_command_line_is_named() -> None:

@@ -132,6 +132,21 @@ def test_without_the_package_the_extra_is_named(file: Path, monkeypatch: pytest.
         load_language_model(file)
 
 
+def test_a_directory_that_holds_the_file_alone_is_told_to_name_it(file: Path, tmp_path: Path) -> None:
+    shutil.copy(file, tmp_path / "q8.gguf")
+    (tmp_path / "README.md").write_text("a model")
+    for load in (load_tokenizer, load_language_model):
+        with pytest.raises(ValueError, match=r"holds the GGUF file q8\.gguf: name the file, such as .*q8\.gguf$"):
+            load(tmp_path)
+    shutil.copy(file, tmp_path / "f16.gguf")
+    with pytest.raises(ValueError, match=r"holds the GGUF file f16\.gguf and 1 more: name"):
+        load_tokenizer(tmp_path)
+    make_tokenizer().save_pretrained(tmp_path)
+    assert load_tokenizer(tmp_path).get_vocab() == make_tokenizer().get_vocab()
+    with pytest.raises(ValueError, match="holds the GGUF file"):
+        load_language_model(tmp_path)
+
+
 def test_what_lies_beside_a_file_is_not_read(llama: Any, file: Path, tmp_path: Path) -> None:
     """Another model's tokenizer, configuration and weights, stored as integers, are not the file's."""
     path = Path(shutil.copy(file, tmp_path))

@@ -13,8 +13,9 @@ import pytest
 from tiny_runs import make_recipe, run
 
 from agevlm.data.chat import TEXT
+from agevlm.data.images import png_bytes
 from agevlm.data.language import LONG_KINDS
-from agevlm.data.parquet import write_parquet
+from agevlm.data.parquet import Record, write_parquet
 from agevlm.data.scenes import CATEGORIES, WorldSpec, draw_scene
 from agevlm.data.scenes.export import export_parquet
 from agevlm.data.schema import Conversation, Grounding, Message, Sample
@@ -108,6 +109,40 @@ def test_a_sample_that_offers_nothing_is_named() -> None:
     dataset = make_dataset(kinds={"counting": 1.0})
     with pytest.raises(ValueError, match=r"stage 's': sample scenes/\d has no conversation of counting"):
         dataset[0]
+
+
+def write_chats(directory: Path, annotated: bool = False) -> str:
+    """Two scenes with a conversation each, as a chat dataset has them; `annotated`, the first shows what is there."""
+    records = []
+    for index in range(2):
+        scene = draw_scene(WorldSpec(), 0, index).annotation
+        image = replace(scene.image, data=png_bytes(draw_scene(WorldSpec(), 0, index).image))
+        messages = (Message("user", "what is it?", 1), Message("assistant", "a scene"))
+        sample = Sample(image.id, (image,), (Conversation(f"{index}", "conversation", messages),))
+        records.append(Record(sample, replace(scene, image=image) if annotated and index == 0 else None))
+    write_parquet(directory, records, vocabulary=CATEGORIES)
+    return str(directory)
+
+
+def test_a_source_that_offers_nothing_of_a_stage_is_named_before_anything_trains(
+    foundation: Path, tmp_path: Path
+) -> None:
+    chats = {"parquet": write_chats(tmp_path / "chats")}
+    stage = {"name": "later", "trainable": ["projector"], "data": {"scenes": 1.0, "chats": 0.5}}
+    content = make_recipe(foundation, "align", stage, data={"scenes": {"num_scenes": 12}, "chats": chats})
+
+    def of(**kinds: float) -> Any:
+        return content | {"stages": [content["stages"][0], content["stages"][1] | {"kinds": kinds or None}]}
+
+    for options in ({"dry_run": True}, {}):
+        with pytest.raises(ValueError, match=r"^stage 'later', data chats: .*chats has no conversation of ") as caught:
+            run(of(presence=1.0, conversation=0.0), tmp_path / "run", **options)
+        assert "of presence, only of conversation (2), and no annotated picture" in str(caught.value)
+    assert not (tmp_path / "run").exists()
+    run(of(presence=1.0, conversation=1.0), tmp_path / "run")
+    run(of(), tmp_path / "any", dry_run=True)
+    write_chats(tmp_path / "chats", annotated=True)
+    run(of(presence=1.0), tmp_path / "made", dry_run=True)
 
 
 def test_text_ratio_takes_pictures_away() -> None:

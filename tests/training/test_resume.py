@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import multiprocessing
 import os
 import random
@@ -20,7 +21,7 @@ from tiny_runs import STAGES, assert_same_weights, make_recipe, read_losses, rea
 
 from agevlm.training.progress import RunProgress
 from agevlm.training.recipe import parse_recipe
-from agevlm.training.run import Run
+from agevlm.training.run import Run, train
 from agevlm.training.trainer import StageTrainer, find_checkpoints
 
 
@@ -209,6 +210,17 @@ def test_a_run_goes_on_only_with_its_own_recipe_and_only_when_asked(foundation: 
     with pytest.raises(ValueError, match="differs from the recipe given"):
         run({**content, "seed": 1}, tmp_path, resume=True)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+def test_where_there_is_no_run_to_go_on_with_one_begins_and_says_so(foundation: Path, tmp_path: Path) -> None:
+    said, line = io.StringIO(), f"there is no run in {tmp_path / 'out'} to go on with: it begins anew"
+    recipe = parse_recipe(make_recipe(foundation, "align"), "recipe")
+    console = Console(file=said, width=400)
+    train(recipe, tmp_path / "out", resume=True, console=console)
+    assert said.getvalue().count(line) == 1 and (tmp_path / "out" / "model").is_dir()
+    train(recipe, tmp_path / "out", resume=True, console=console)
+    train(recipe, tmp_path / "other", console=console)
+    assert said.getvalue().count("begins anew") == 1
 
 
 def test_two_processes_do_not_train_in_one_directory(

@@ -67,6 +67,37 @@ def check_fit(source: str, model: Any, processor: Any) -> None:
         )
 
 
+def check_tokens(source: str, model: Any, processor: Any) -> None:
+    """ValueError where the tokenizer of a language model gives tokens that have no row in its embedding.
+
+    The image placeholder needs none. Neither do special tokens that are in no chat and no padding, for their names in
+    people's text stay text: Gemma 3 of 1B has such a one, for pictures that it does not see.
+    """
+    from agevlm.data.chat import render_conversation
+    from agevlm.data.schema import Message
+    from agevlm.modeling.loading import reading
+
+    tokenizer, num_rows = processor.tokenizer, model.get_input_embeddings().weight.shape[0]
+    ids = {token: number for token, number in tokenizer.get_vocab().items() if number != processor.image_token_id}
+    beyond = {token: number for token, number in ids.items() if number >= num_rows}
+    if not beyond:
+        return
+    special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    with reading(source, "chat template"):
+        asked = render_conversation(processor, [Message("user", "x", 1)], add_generation_prompt=True)
+        said = render_conversation(processor, [Message("user", "x", 1), Message("assistant", "x")])
+    named = (getattr(tokenizer, f"{name}_token") or "" for name in ("bos", "eos", "pad", "unk"))
+    used = (asked.text, said.text, *named)
+    met = [token for token in beyond if beyond[token] not in special or any(token in text for text in used)]
+    if met:
+        first = min(met, key=lambda token: beyond[token])
+        raise ValueError(
+            f"the tokenizer of {source} has {max(ids.values()) + 1} tokens, its embedding {num_rows} rows, none for "
+            f"{first!r:.60}: name a language model whose tokenizer is its own, or give its embedding more rows "
+            "(resize_token_embeddings of transformers) and save it"
+        )
+
+
 def _check_template(source: str, processor: Any) -> None:
     """ValueError where a processor has no chat template of its own, or one that drops pictures or what is said."""
     from agevlm.data.chat import render_conversation

@@ -11,6 +11,7 @@ import re
 import shlex
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Sequence
 from typing import Annotated
@@ -20,6 +21,7 @@ import typer
 from agevlm.cli import backbones, comparison, data, measure, planning, scenes, serving, teachers, training
 from agevlm.cli.errors import explain
 
+_ENDED_S = 5.0  # within which a launch ends the other processes, when one has failed
 _SECRET = re.compile(r"--(.+-)?(key|token|password|secret)")  # an option whose value is for nobody's eyes
 
 app = typer.Typer(
@@ -142,15 +144,36 @@ def main() -> None:
         if debug:
             traceback.print_exception(error)
         if not stopped:
-            for line in explain(error):
-                print(f"error: {line}", file=sys.stderr)
+            _tell(error)
             sys.exit(1)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
     if stopped:
-        print(f"stopped by {signal.Signals(stopped[0]).name}{_how_to_go_on(arguments)}", file=sys.stderr)
+        if not _launched()[0]:
+            print(f"stopped by {signal.Signals(stopped[0]).name}{_how_to_go_on(arguments)}", file=sys.stderr)
         sys.exit(128 + stopped[0])
+
+
+def _launched() -> tuple[int, int]:
+    """The number of this process in a launch by torchrun or accelerate, from 0, and how many there are; else (0, 1)."""
+    rank, size = (os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE"))
+    several = "LOCAL_RANK" in os.environ and rank.isdecimal() and size.isdecimal()
+    return (int(rank), int(size)) if several else (0, 1)
+
+
+def _tell(error: Exception) -> None:
+    """Print the lines of an error. In a launch process 0 does, and each other one whose error is not that of 0 too.
+
+    Where process 0 has failed, the launch ends the others while they wait, and they have told nothing.
+    """
+    rank, _ = _launched()
+    if rank:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_DFL)
+        time.sleep(_ENDED_S)
+    for line in explain(error):
+        print(f"{f'process {rank}: ' if rank else ''}error: {line}", file=sys.stderr)
 
 
 def _check_text(arguments: Sequence[str]) -> None:
@@ -168,12 +191,13 @@ def _how_to_go_on(arguments: Sequence[str]) -> str:
     if arguments[:1] in (["serve"], ["chat"]):
         return ""
     command = shlex.join(["agevlm", *_without_secrets(arguments)])
+    launch = f" the same launch of {number} processes" if (number := _launched()[1]) > 1 else ""
     if arguments[:1] == ["train"]:
         command += "" if "--resume" in arguments else " --resume"
-        return f": what was trained is kept; go on with: {command}"
+        return f": what was trained is kept; go on with{launch}: {command}"
     if arguments[:1] == ["ground"] or arguments[:2] == ["compare", "run"]:
-        return f": what was done is kept; go on with: {command}"
-    return f": nothing half-written was left; begin again with: {command}"
+        return f": what was done is kept; go on with{launch}: {command}"
+    return f": nothing half-written was left; begin again with{launch}: {command}"
 
 
 def _without_secrets(arguments: Sequence[str]) -> list[str]:

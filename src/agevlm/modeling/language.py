@@ -32,6 +32,7 @@ def load_language_model(source: str | PathLike[str]) -> PreTrainedModel:
     plain ones in float32, so that the model trains and is saved as any other. What cannot be read is a ValueError.
     """
     if not is_gguf(source):
+        _check_directory(source, "*.safetensors", "*.bin")
         return load_whole(AutoModelForCausalLM, source, takes_all=True)
     with _alone(source, "weights") as (place, file):
         options = {"named": fspath(source), "advice": _OTHER_GGUF, **dequantised(file)}
@@ -43,6 +44,7 @@ def load_language_model(source: str | PathLike[str]) -> PreTrainedModel:
 def load_tokenizer(source: str | PathLike[str]) -> Any:
     """The tokenizer of a language model, from the same sources as `load_language_model`."""
     if not is_gguf(source):
+        _check_directory(source, "tokenizer*", "vocab*", "*.model")
         with reading(source, "tokenizer"):
             return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     with _alone(source, "tokenizer") as (place, file), reading(source, "tokenizer", _OTHER_GGUF):
@@ -60,6 +62,15 @@ def load_gguf_config(source: str | PathLike[str]) -> PreTrainedConfig:
 def is_gguf(source: str | PathLike[str]) -> bool:
     """Whether a language model is a GGUF file, by its name."""
     return fspath(source).lower().endswith(GGUF) and not Path(source).is_dir()
+
+
+def _check_directory(source: str | PathLike[str], *wanted: str) -> None:
+    """ValueError for a directory with GGUF files and none that is `wanted`: it is the file that has to be named."""
+    path = Path(source)
+    found = sorted(file for file in path.glob("*") if is_gguf(file)) if path.is_dir() else []
+    if found and not any(any(path.glob(pattern)) for pattern in wanted):
+        more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+        raise ValueError(f"{source} holds the GGUF file {found[0].name}{more}: name the file, such as {found[0]}")
 
 
 def split_hub_file(source: str | PathLike[str]) -> tuple[str, str] | None:

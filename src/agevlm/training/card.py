@@ -209,7 +209,7 @@ def _looking(metrics: Mapping[str, Any]) -> str:
             f"{pointing['num_words']} words."
         )
     if null:
-        told.append(f"The null token tells words whose thing is absent from others with an AUROC of {null['auroc']:.3f}.")
+        told.append(f"The null token tells words whose thing is absent with an AUROC of {null['auroc']:.3f}.")
     return " ".join(told)
 
 

@@ -28,6 +28,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from datetime import timedelta
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -41,6 +42,7 @@ from transformers import set_seed
 
 import agevlm
 from agevlm.checkpoints import choose_device, computes_in, load_model, resolve_language_model, resolve_model
+from agevlm.checkpoints.fit import check_tokens
 from agevlm.data.collate import Collator
 from agevlm.data.scenes import split_seed
 from agevlm.files import recover, write_beside
@@ -52,7 +54,7 @@ from agevlm.signals import put_off
 from agevlm.training.arithmetic import choose_arithmetic, frozen_in_bfloat16
 from agevlm.training.card import write_card
 from agevlm.training.compiled import compile_layers, compiled_for
-from agevlm.training.dataset import SourceData, StageDataset, asked_questions, taught_words
+from agevlm.training.dataset import SourceData, StageDataset, asked_questions, not_offered, taught_words
 from agevlm.training.features import cached_features
 from agevlm.training.needs import missing, missing_benchmark, unreadable
 from agevlm.training.own_data import DATA, PROBE, OwnData, prepare
@@ -106,10 +108,10 @@ def train(
     `own` are annotations of one's own, for the recipe's data; see `own_data.py`.
 
     `resume` goes on after a kill: whole stages are kept, a stage in progress goes on from its newest checkpoint, with
-    the losses of a run that was never killed. Without it an `out` that holds a run is a ValueError; nothing there is
-    touched. `dry_run` says what is missing, builds the model, prints what each stage would train, and
-    stops. Launched in several processes,
-    it is the same run: they divide the pictures of each batch. A batch that they cannot divide is a ValueError.
+    the losses of a run that was never killed; where there is no run, one begins, and a line says so. Without it an
+    `out` that holds a run is a ValueError; nothing there is touched. `dry_run` says what is missing, builds the model,
+    prints what each stage would train, and stops. Launched in several processes, it is the same run: they divide the
+    pictures of each batch. A batch that they cannot divide is a ValueError.
     Ctrl-C and SIGTERM take effect behind the step in progress, when a checkpoint is written; a second one at once.
     """
     console = console or Console(stderr=True)
@@ -123,7 +125,8 @@ def train(
     if dry_run:
         run.describe()
         return run.out
-    for fault in (*missing_benchmark(resolved), *unreadable(resolved)):  # before hours of training, not behind them
+    faults = chain(missing_benchmark(resolved), unreadable(resolved), not_offered(resolved))
+    for fault in faults:  # before hours of training, not behind them
         raise ValueError(str(fault))
     run.open(resume)
     try:
@@ -167,6 +170,8 @@ class Run:
             raise ValueError(
                 f"{known} differs from the recipe given: a run goes on with its own recipe; choose another --out"
             )
+        if resume and not known.exists():
+            self.console.print(f"there is no run in {self.out} to go on with: it begins anew", highlight=False)
         self.out.mkdir(parents=True, exist_ok=True)
         try:
             self.lock.acquire(timeout=LEAVING_S if resume else 0)
@@ -187,9 +192,10 @@ class Run:
     def describe(self) -> None:
         """Print what each stage would train. ValueError, a line for each, where something that it names is missing.
 
-        So is data whose first sample cannot be read.
+        So is data whose first sample cannot be read, or that has nothing of what a stage asks.
         """
-        if faults := [*map(str, missing(self.recipe)), *unreadable(self.recipe)]:
+        faults = [*map(str, missing(self.recipe)), *unreadable(self.recipe)]
+        if faults := faults or [*not_offered(self.recipe)]:
             raise ValueError("\n".join(faults))
         model, _ = build_model(self.recipe)
         _check_layers(self.recipe, model)
@@ -468,7 +474,9 @@ def _join(recipe: Recipe) -> tuple[JoinedModel, AgeVlmProcessor]:
     backbone = load_backbone(vision, settings.vision_stages)
     fit_pictures(backbone, processor.image_processor, settings.image_size)
     kind, fields = network_of(settings)
-    return kind.from_backbones(language, backbone, image_token_id=processor.image_token_id, **fields), processor
+    model = kind.from_backbones(language, backbone, image_token_id=processor.image_token_id, **fields)
+    check_tokens(settings.language_model, model, processor)
+    return model, processor
 
 
 def join_processor(settings: ModelRecipe, language: str, pictures: str | int) -> AgeVlmProcessor:

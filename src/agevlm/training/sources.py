@@ -165,12 +165,19 @@ class ParquetSource:
             )
         return [categories for categories in found if categories is not None]
 
+    def offers(self, kinds: Kinds) -> bool:
+        """Whether it may have conversations of the kinds (None: of any): stored, or made from annotated instances."""
+        held = self.dataset.summary
+        if any(_weight(kind, kinds) for kind in held.kinds) or sum(held.kinds.values()) < held.num_conversations:
+            return True
+        return held.num_instances > 0 or any(found is not None for found in self.dataset.categories())
+
     def sample(
         self, index: int, rng: np.random.Generator, kinds: Kinds, num: int, choose: Chooser | None = None
     ) -> Sample:
         record = self.dataset[index]
         sample = record.sample
-        weights = np.array([_weight(conversation, kinds) for conversation in sample.conversations])
+        weights = np.array([_weight(conversation.kind, kinds) for conversation in sample.conversations])
         if choose is not None or not weights.any():
             return replace(sample, conversations=self._made(record.annotated, rng, kinds, num, choose))
         again = bool(np.count_nonzero(weights) < num)
@@ -199,10 +206,10 @@ def dataset_key(directory: Path, size: int) -> dict[str, Any]:
     return {"parquet": str(directory.resolve()), "size": size, "written": stamp.st_mtime_ns}
 
 
-def _weight(conversation: Conversation, kinds: Kinds) -> float:
+def _weight(kind: str, kinds: Kinds) -> float:
     if kinds is not None:
-        return kinds.get(conversation.kind, 0.0)
-    return 0.0 if conversation.kind.startswith("pope.") else 1.0
+        return kinds.get(kind, 0.0)
+    return 0.0 if kind.startswith("pope.") else 1.0
 
 
 class DrawnPictures(Dataset[Drawn]):

@@ -176,6 +176,15 @@ def test_folders_have_captions_beside_the_pictures_or_in_one_file(pictures: Path
     write(pictures / "metadata.jsonl", json.dumps({"file_name": "sub/b.png", "text": "a bird"}))
     _, records = convert("folder", pictures, None)
     assert [(record.sample.id, messages_of(record)[1].content) for record in records] == [("sub/b.png", "a bird")]
+    write(pictures / "metadata.jsonl", json.dumps({"file_name": "sub/b.png", "said": "a bird"}))
+    with pytest.raises(ValueError, match=r"picture sub/b\.png has no `caption` or `text`; it has file_name, said;"):
+        convert("folder", pictures, None)
+
+
+def test_rows_without_messages_say_what_they_have(pictures: Path, tmp_path: Path) -> None:
+    source = write(tmp_path / "rows.jsonl", json.dumps({"id": "x", "text": "a bird"}))
+    with pytest.raises(ValueError, match="row 0 has no list `messages`; it has id, text;"):
+        convert("messages", source, pictures)
 
 
 # ------------------------------------------------------------------------------------------------------------ faults
@@ -197,7 +206,7 @@ ROBOT = {"id": "x", "image": "a.png", "conversations": [{"from": "robot", "value
         (llava("x", "<image>?", "\U0010fdf0"), "texts that are none", "private characters"),
         (llava("x", "<image>?", "yes") | {"id": [1]}, "ids that are no text", r"the id \[1\]"),
         (llava("x", "<image>?", "yes") | {"id": float("nan")}, "ids that are no text", "the id nan"),
-        ({"id": "x"}, "samples without conversations", "entry 1 has no list"),
+        ({"id": "x"}, "samples without conversations", "entry 1 has no list `conversations`; it has id;"),
         (7, "samples without conversations", "entry 1 has no list"),
         (
             llava("x", "<image>?", "yes", image=5),

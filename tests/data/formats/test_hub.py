@@ -61,6 +61,24 @@ def test_rows_become_samples(tmp_path: Path, format: Any, columns: dict[str, Any
     assert conversation.messages[1].content == answer
 
 
+@pytest.mark.parametrize(
+    ("format", "wanted"),
+    [
+        ("captions", "caption or text and images or image"),
+        ("llava", "conversations and images or image"),
+        ("messages", "messages"),
+    ],
+)
+def test_rows_without_the_columns_of_a_format_are_refused_at_the_first(
+    tmp_path: Path, format: Any, wanted: str
+) -> None:
+    name = save(tmp_path / "source", image=[picture(0)] * 3, said=[MESSAGES] * 3)
+    lenient = DialogueOptions(skip_missing=True, skip_broken=True)
+    for options in (None, lenient):
+        with pytest.raises(ValueError, match=f"its columns are image, said, and --from {format} wants {wanted}: "):
+            convert_dialogues(format, HubDataset(name), None, tmp_path / "out", options)
+
+
 def test_no_more_is_read_than_the_limit_asks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     taken = 0
 

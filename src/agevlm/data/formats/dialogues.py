@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -44,6 +45,7 @@ _ROLES: dict[str, Role] = {
     "model": "assistant",
     "system": "system",
 }
+_CAPTIONS, _IMAGES = ("caption", "text"), ("images", "image")  # columns, of which the first that is filled is taken
 _PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 
 
@@ -210,7 +212,8 @@ def _read_llava(source: Path) -> Iterator[Callable[[], _Entry]]:
 def _llava_entry(entry: Any, number: int) -> _Entry:
     said = entry.get("conversations") if isinstance(entry, Mapping) else None
     if not isinstance(said, list) or not all(isinstance(turn, Mapping) for turn in said):
-        raise _UnusableError("samples without conversations", f"entry {number} has no list `conversations`")
+        detail = f"entry {number} has no list `conversations`{_instead(entry)}"
+        raise _UnusableError("samples without conversations", detail)
     found = _Entry(_identity(entry, number), _pictures(entry, f"entry {number}"), [])
     for turn in said:
         text = _text(turn.get("value"), f"entry {number}")
@@ -225,7 +228,7 @@ def _read_messages(source: Path) -> Iterator[Callable[[], _Entry]]:
 def _messages_entry(row: Any, number: int) -> _Entry:
     said = row.get("messages") if isinstance(row, Mapping) else None
     if not isinstance(said, Sequence) or not all(isinstance(message, Mapping) for message in said):
-        raise _UnusableError("samples without messages", f"row {number} has no list `messages`")
+        raise _UnusableError("samples without messages", f"row {number} has no list `messages`{_instead(row)}")
     name, named = f"row {number}", []
     found = _Entry(_identity(row, number), [], [])
     for message in said:
@@ -301,7 +304,7 @@ def _pictures(entry: Mapping[str, Any], name: str) -> list[str | bytes]:
 
 
 def _listed(entry: Mapping[str, Any]) -> list[Any]:
-    images: Any = next((entry[key] for key in ("images", "image") if entry.get(key)), [])
+    images: Any = next((entry[key] for key in _IMAGES if entry.get(key)), [])
     return images if isinstance(images, list) else [images]
 
 
@@ -342,14 +345,29 @@ def _read_folder(source: Path) -> Iterator[Callable[[], _Entry]]:
                 raise ValueError(
                     f"{source / 'metadata.jsonl'}: holds {row!r:.60}; each line has a `file_name` and a `text`"
                 )
-            name = row.get("file_name")
-            yield partial(
-                _caption, str(name), name, next((row[key] for key in ("text", "caption") if row.get(key)), "")
-            )
+            yield partial(_listed_caption, row)
         return
     for path in sorted(path for path in source.rglob("*") if path.suffix.lower() in _PICTURES):
         name = path.relative_to(source).as_posix()
         yield partial(_beside_caption, name, path)
+
+
+def _listed_caption(row: Mapping[str, Any]) -> _Entry:
+    name = row.get("file_name")
+    return _caption(str(name), name, _caption_of(row, f"picture {name}", _CAPTIONS[::-1]))
+
+
+def _caption_of(row: Mapping[str, Any], name: str, keys: Iterable[str] = _CAPTIONS) -> Any:
+    """What a row tells of its picture; nothing where that is empty."""
+    if not row.keys() & set(_CAPTIONS):
+        detail = f"{name} has no `{'` or `'.join(_CAPTIONS)}`{_instead(row)}"
+        raise _UnusableError("samples without a caption", detail)
+    return next((row[key] for key in keys if row.get(key)), "")
+
+
+def _instead(row: Any) -> str:
+    """What an entry has in place of what it should have."""
+    return f"; it has {', '.join(map(str, row)) or 'nothing'}"[:300] if isinstance(row, Mapping) else ""
 
 
 def _beside_caption(name: str, picture: Path) -> _Entry:
@@ -383,11 +401,25 @@ _READERS: dict[Format, Callable[[Path], Iterator[Callable[[], _Entry]]]] = {
 def _hub_entries(format: Format, source: HubDataset) -> Iterator[Callable[[], _Entry]]:
     if format not in _ROW_READERS:
         raise ValueError(f"rows of the hub are {', '.join(_ROW_READERS)}, not {format}")
-    yield from _numbered(_ROW_READERS[format], source.rows())
+    rows = source.rows()
+    first = list(islice(rows, 1))
+    for row in first:  # all have its columns
+        _check_columns(format, row, source)
+    yield from _numbered(_ROW_READERS[format], chain(first, rows))
+
+
+def _check_columns(format: Format, row: Mapping[str, Any], source: HubDataset) -> None:
+    """ValueError where rows lack what a format reads: each of them would be left out, for one reason or another."""
+    if not all(row.keys() & set(either) for either in _COLUMNS[format]):
+        wanted = " and ".join(" or ".join(either) for either in _COLUMNS[format])
+        raise ValueError(
+            f"{source}: its columns are {', '.join(row) or 'none'}, and --from {format} wants {wanted}: choose the "
+            "--from that fits, or rename columns"
+        )
 
 
 def _captioned_entry(row: Mapping[str, Any], number: int) -> _Entry:
-    caption = next((row[key] for key in ("caption", "text") if row.get(key)), "")
+    caption = _caption_of(row, f"row {number}")
     if isinstance(caption, list):
         caption = caption[0]
     name, text = _identity(row, number), _text(caption, f"row {number}")
@@ -398,6 +430,11 @@ _ROW_READERS: dict[Format, Callable[[Any, int], _Entry]] = {
     "llava": _llava_entry,
     "messages": _messages_entry,
     "captions": _captioned_entry,
+}
+_COLUMNS: dict[Format, tuple[tuple[str, ...], ...]] = {
+    "llava": (("conversations",), _IMAGES),
+    "messages": (("messages",),),  # which may name their pictures
+    "captions": (_CAPTIONS, _IMAGES),
 }
 
 
