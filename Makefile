@@ -58,7 +58,7 @@ test-torchvision: $(INSTALLED)
 
 # What most depends on the libraries around us. Nothing is given but torch, for its CPU build; extras come after the wheel
 # has shown that it trains and looks without them.
-QUICK := tests/modeling tests/guidance tests/data tests/evaluation tests/test_quiet.py tests/test_installed.py \
+QUICK := tests/modeling tests/guidance tests/data tests/evaluation/test_runner.py tests/evaluation/test_any_model.py tests/test_quiet.py \
 	tests/training/test_trainer.py tests/training/test_resume.py tests/training/test_stages.py
 TORCH := $(shell grep '^torch==' constraints.txt)
 PYTEST := -m pytest --numprocesses 2 --dist worksteal --quiet

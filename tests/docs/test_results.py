@@ -150,6 +150,24 @@ def test_what_the_page_on_photographs_tells_besides() -> None:
     assert f"{by_heart['age_plus']['clothing']['pope']['adversarial']['accuracy']:.2f}" == "0.69"
 
 
+def test_what_answers_less_the_prior_are_worth() -> None:
+    found = load("benchmarks/results/photographs-checks.json")["prior_corrected"]
+    page = (ROOT / "docs" / "results" / "photographs.md").read_text(encoding="utf-8")
+
+    def mean(values: list[float]) -> str:
+        return f"{sum(values) / len(values):.3f}"
+
+    def row(arm: dict[str, Any]) -> list[str]:
+        figures = [arm[which][figure] for figure in ("accuracy", "auroc") for which in ("plain", "corrected")]
+        return [mean(values) for values in (*figures, arm["blank_yes_ratio"])]
+
+    told = table(
+        page, "| test pictures: arm | accuracy | less the prior | AUROC | less the prior | yes to a blank picture |"
+    )
+    arms = [(name, arm) for name, arm in PHOTOGRAPHS_ARMS.items() if arm != "age_plus_views"]
+    assert told == {f"{where}: {name}": row(found[key][arm]) for where, key in PICTURES.items() for name, arm in arms}
+
+
 def test_the_readme_tells_what_guidance_gains_in_900_words() -> None:
     content = load("results/comparison.json")
 
