@@ -31,7 +31,7 @@ from agevlm.training.plan import GPUS, Machine, find_gpu, plan_run
 from agevlm.training.recipe import ModelRecipe, Recipe, StageRecipe, is_comparison, load_recipe, parse_recipe
 from agevlm.training.recipe_files import packaged_recipes
 from agevlm.training.run import build_model, train
-from agevlm.training.shapes import Shapes
+from agevlm.training.shapes import Shapes, find_shape
 from agevlm.training.stages import freeze_for_stage, parameter_groups
 from agevlm.training.step_cost import StepShape
 
@@ -259,6 +259,12 @@ def test_every_recipe_of_the_package_has_its_shapes_where_nothing_is_at_hand(
     recipe = load_recipe(packaged_recipes()[name])
     model = Shapes.of(recipe.model).build(recipe.model)
     assert next(model.parameters()).device.type == "meta"
+
+
+def test_a_directory_with_a_gguf_file_alone_says_to_name_the_file(tmp_path: Path) -> None:
+    (tmp_path / "model.gguf").touch()
+    with pytest.raises(ValueError, match=r"holds the GGUF file model\.gguf: name the file"):
+        find_shape(str(tmp_path), None)
 
 
 def test_a_shape_is_found_by_the_name_of_a_directory_that_is_yet_to_be_made(

@@ -32,7 +32,7 @@ def load_language_model(source: str | PathLike[str]) -> PreTrainedModel:
     plain ones in float32, so that the model trains and is saved as any other. What cannot be read is a ValueError.
     """
     if not is_gguf(source):
-        _check_directory(source, "*.safetensors", "*.bin")
+        check_gguf_named(source, "*.safetensors", "*.bin")
         return load_whole(AutoModelForCausalLM, source, takes_all=True)
     with _alone(source, "weights") as (place, file):
         options = {"named": fspath(source), "advice": _OTHER_GGUF, **dequantised(file)}
@@ -44,7 +44,7 @@ def load_language_model(source: str | PathLike[str]) -> PreTrainedModel:
 def load_tokenizer(source: str | PathLike[str]) -> Any:
     """The tokenizer of a language model, from the same sources as `load_language_model`."""
     if not is_gguf(source):
-        _check_directory(source, "tokenizer*", "vocab*", "*.model")
+        check_gguf_named(source, "tokenizer*", "vocab*", "*.model")
         with reading(source, "tokenizer"):
             return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     with _alone(source, "tokenizer") as (place, file), reading(source, "tokenizer", _OTHER_GGUF):
@@ -64,7 +64,7 @@ def is_gguf(source: str | PathLike[str]) -> bool:
     return fspath(source).lower().endswith(GGUF) and not Path(source).is_dir()
 
 
-def _check_directory(source: str | PathLike[str], *wanted: str) -> None:
+def check_gguf_named(source: str | PathLike[str], *wanted: str) -> None:
     """ValueError for a directory with GGUF files and none that is `wanted`: it is the file that has to be named."""
     path = Path(source)
     found = sorted(file for file in path.glob("*") if is_gguf(file)) if path.is_dir() else []

@@ -20,7 +20,7 @@ from agevlm.modeling import register
 from agevlm.modeling.configuration_agevlm import AgeVlmConfig
 from agevlm.modeling.configuration_concat import ConcatVlmConfig
 from agevlm.modeling.joined import JoinedModel
-from agevlm.modeling.language import is_gguf, load_gguf_config
+from agevlm.modeling.language import check_gguf_named, is_gguf, load_gguf_config
 from agevlm.modeling.loading import reading
 from agevlm.modeling.modeling_agevlm import AgeVlmForConditionalGeneration
 from agevlm.modeling.modeling_concat import ConcatVlmForConditionalGeneration
@@ -76,6 +76,7 @@ def _local(model: str) -> PreTrainedConfig | None:
     if is_gguf(source):
         return load_gguf_config(place) if place is not None else None
     if Path(source).is_dir():
+        check_gguf_named(source, "config.json")
         with reading(source, "configuration"):
             return AutoConfig.from_pretrained(source, trust_remote_code=False)
     try:
