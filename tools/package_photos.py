@@ -50,9 +50,9 @@ It answers whether a thing is in a picture, and shows where it looked. It learne
 
 {figures}
 
-{note}It was trained on few photographs, so that rare things were seen a few times. Ask it in the singular: "are there any
-dogs?" is answered hardly better than by a coin. It does not count, read, or tell colours and places. It knows nothing of people beyond that somebody is there. Do not let it decide about anything that
-matters.
+{note}It was trained on few photographs, so that rare things were seen a few times. Ask it in the singular: "are
+there any dogs?" is answered hardly better than by a coin. It does not count, read, or tell colours and places. It knows
+nothing of people beyond that somebody is there. Do not let it decide about anything that matters.
 
 ## Data and licences
 
