@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from agevlm.analysis.learned import learned_by
 from agevlm.data.chat import tokens_of_span
 from agevlm.data.nouns import plain, plural
 from agevlm.data.schema import Message
@@ -193,12 +194,12 @@ def look(
     said = vlm.answers(inputs, max_new_tokens)[0]
     answer, offsets = decode_with_offsets(processor.tokenizer, said.ids)
     answered, at = inputs.answered([said.ids], vlm.family), chat.content_starts[-1]
-    known = getattr(model.config, "known_words", None)
+    known = learned_by(model)
     words: list[tuple[Span, Where, bool | None, list[int]]] = []
-    for span, learned in words_and_learned(question, vocabulary, known):
+    for span, learned in words_and_learned(question, vocabulary, known.words):
         tokens = answered.tokens_of(processor.tokenizer, 0, at + span[0], at + span[1])
         words.append((span, "question", learned, tokens))
-    for span, learned in words_and_learned(answer, vocabulary, known):
+    for span, learned in words_and_learned(answer, vocabulary, known.words):
         tokens = [inputs.text_len + token for token in tokens_of_span(offsets, *span[:2])]
         words.append((span, "answer", learned, tokens))
     words = [word for word in words if word[3]]
@@ -210,9 +211,7 @@ def look(
         for (span, where, learned, _), seen in zip(words, maps, strict=True)
     )
     grid = found[0].map.shape if found else inputs.pictures[0][0].grid if vlm.note is None else (0, 0)
-    asked = getattr(model.config, "known_questions", None)
-    told = [None if learned is None else tuple(learned) for learned in (known, asked)]
-    return Look(question, answer, found, (grid[0], grid[1]), note, *told)
+    return Look(question, answer, found, (grid[0], grid[1]), note, *known)
 
 
 def _maps(

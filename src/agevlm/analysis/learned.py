@@ -10,17 +10,18 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
+from typing import Any, NamedTuple
 
 from agevlm.data.nouns import article
 
 _YES_NO = r"(?:is|are|was|were|do|does|did|can|could|has|have)\b"
-_OPENINGS: Mapping[str, tuple[str, str]] = {  # of a family of kinds: how its questions open, and one of them
-    "presence": (_YES_NO, "is there a …?"),
-    "relation": (_YES_NO, "is the … left of the …?"),
-    "counting": (r"(?:how many|count)\b", "how many … are there?"),
-    "colour": (r"(?:what|which) colou?r\b", "what colour is the …?"),
-    "location": (r"(?:where|in which corner)\b", "where is the …?"),
-    "caption": (r"(?:describe|what is in|what do you see)\b", "describe the picture"),
+_OPENINGS: Mapping[str, tuple[re.Pattern[str], str]] = {  # of a family: how its questions open, and one of them
+    "presence": (re.compile(_YES_NO), "is there a …?"),
+    "relation": (re.compile(_YES_NO), "is the … left of the …?"),
+    "counting": (re.compile(r"(?:how many|count)\b"), "how many … are there?"),
+    "colour": (re.compile(r"(?:what|which) colou?r\b"), "what colour is the …?"),
+    "location": (re.compile(r"(?:where|in which corner)\b"), "where is the …?"),
+    "caption": (re.compile(r"(?:describe|what is in|what do you see)\b"), "describe the picture"),
 }
 _ASKS = re.compile(
     r"(?:how|what|which|where|when|who|whose|why|count|describe|list|name|explain|tell|write)\b|" + _YES_NO
@@ -29,6 +30,19 @@ _OF_OTHERS = frozenset({"conversation"})  # exchanges of the other kinds
 
 _OFTEN_SEEN = ("person", "dog", "chair", "car", "cat", "table", "bed", "window")
 _OPEN_QUESTIONS = ("What is in the picture?", "Describe the picture.")
+
+
+class Learned(NamedTuple):
+    """What a model says that it learned, words and kinds of question; None where it does not tell."""
+
+    words: tuple[str, ...] | None
+    questions: tuple[str, ...] | None
+
+
+def learned_by(model: Any) -> Learned:
+    """What the configuration of any model tells of its training."""
+    told = (getattr(model.config, name, None) for name in ("known_words", "known_questions"))
+    return Learned(*(None if learned is None else tuple(learned) for learned in told))
 
 
 def fitting_questions(words: Sequence[str] | None, questions: Sequence[str] | None) -> tuple[str, ...]:
@@ -56,7 +70,7 @@ def question_notice(question: str, model: str, known: Sequence[str] | None) -> s
         return None
     sentences = [sentence.strip() for sentence in re.split(r"[.?!\n]", question.lower())]
     asked = [sentence for sentence in sentences if _ASKS.match(sentence)]
-    learned = [re.compile(_OPENINGS[family][0]) for family in families]
+    learned = [_OPENINGS[family][0] for family in families]
     if not asked or any(opening.match(sentence) for sentence in asked for opening in learned):
         return None
     kinds = " and ".join(f"“{_OPENINGS[family][1]}”" for family in families)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from agevlm.analysis.attention import Span, Where, decode_with_offsets, layers_to_read, words_and_learned
-from agevlm.analysis.learned import question_notice
+from agevlm.analysis.learned import learned_by, question_notice
 from agevlm.data.chat import tokens_of_span
 from agevlm.serve.conversations import Conversation, context_of, too_long
 from agevlm.serve.errors import bad_request
@@ -105,7 +105,7 @@ def words_seen(
     answer = answer if shown is None else answer[: len(shown)]
     _check_room(vlm, inputs, len(ids), "answer")
     answered, at = inputs.answered([ids], vlm.family), conversation.chat.content_starts[-1]
-    known = getattr(vlm.model.config, "known_words", None)
+    known = learned_by(vlm.model).words
     found: list[tuple[Span, Where, bool | None, list[int]]] = []
     for span, learned in words_and_learned(conversation.messages[-1].content, known=known):
         found.append((span, "question", learned, answered.tokens_of(tokenizer, 0, at + span[0], at + span[1])))
@@ -119,8 +119,7 @@ def words_seen(
 
 def strange_question(vlm: Vlm, name: str, conversation: Conversation) -> str | None:
     """The sentence about a last message of a kind that the model was never asked, if it tells."""
-    known = getattr(vlm.model.config, "known_questions", None)
-    return question_notice(conversation.messages[-1].content, name, known)
+    return question_notice(conversation.messages[-1].content, name, learned_by(vlm.model).questions)
 
 
 def _seen(span: Span, where: Where, learned: bool | None, maps: Iterator[Any]) -> SeenWord:

@@ -18,7 +18,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
-from agevlm.analysis.learned import fitting_questions, unlearned_notice
+from agevlm.analysis.learned import fitting_questions, learned_by, unlearned_notice
 from agevlm.serve import replies
 from agevlm.serve.asks import Ask, Begun, Done, Event, Failed, Piece
 from agevlm.serve.conversations import Conversation, context_of, gather, too_long, written
@@ -98,10 +98,9 @@ class Service:
     def described(self, name: str) -> dict[str, Any]:
         """A model as `/v1/models` lists it; with what the page needs to know beside OpenAI's fields."""
         vlm = self.engines[name].vlm
-        learned = [getattr(vlm.model.config, name, None) for name in ("known_words", "known_questions")]
         about = {
             "context": context_of(vlm),
-            "questions": fitting_questions(*learned),
+            "questions": fitting_questions(*learned_by(vlm.model)),
             "layers": list(vlm.looking) if vlm.note is None else [],
             "num_heads": _num_heads(vlm),
             "made_up": vlm.family is not None and bool(vlm.family.null_token(vlm.model)),
@@ -110,7 +109,7 @@ class Service:
 
     def knows(self, things: Collection[str]) -> bool:
         """Whether there is a model that may know all these; one that does not tell what it learned may."""
-        words = [getattr(engine.vlm.model.config, "known_words", None) for engine in self.engines.values()]
+        words = [learned_by(engine.vlm.model).words for engine in self.engines.values()]
         return any(known is None or set(things) <= set(known) for known in words)
 
     def check_health(self) -> None:

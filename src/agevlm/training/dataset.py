@@ -7,7 +7,7 @@ every arm of a comparison can be shown the same data in the same order.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -20,9 +20,8 @@ from agevlm.data.language import DEFAULT_KINDS, LONG_KINDS, Chooser, family
 from agevlm.data.parquet import CACHED_GROUPS
 from agevlm.data.schema import Conversation, Message, Sample
 from agevlm.training.features import FeatureCache
-from agevlm.training.recipe import ParquetSource as ParquetRecipe
-from agevlm.training.recipe import Recipe, StageRecipe
-from agevlm.training.sources import ParquetSource, Source
+from agevlm.training.recipe import StageRecipe
+from agevlm.training.sources import Source
 
 LEAST_SHARE = 0.1  # of a stage's conversations: kinds that are asked less often teach little
 
@@ -127,27 +126,6 @@ class StageDataset(Dataset[tuple[Sample, NDArray[np.float16] | None]]):
         if rng.random() >= self.stage.text_ratio:
             return conversation
         return without_pictures(conversation)
-
-
-def not_offered(recipe: Recipe) -> Iterator[str]:
-    """A line for each stage and stored dataset, of those that are here, that has nothing of what the stage asks of it.
-
-    Datasets of which views are made are annotated, and anything can be made of them.
-    """
-    for stage in recipe.stages:
-        for name in (name for name, weight in stage.data.items() if weight):
-            at = recipe.data[name]
-            if not isinstance(at, ParquetRecipe) or at.augment or not (at.parquet / "dataset.json").is_file():
-                continue
-            source = ParquetSource(at.parquet, at.allow_outside)
-            if not source.offers(stage.kinds):
-                asked = [kind for kind, weight in (stage.kinds or {}).items() if weight] or ["any kind"]
-                held = ", ".join(f"{kind} ({number})" for kind, number in source.dataset.summary.kinds.items())
-                yield (
-                    f"stage {stage.name!r}, data {name}: {at.parquet} has no conversation of {', '.join(asked)}, only "
-                    f"of {held or 'no kind'}, and no annotated picture to make one of: change kinds of the stage, or "
-                    "leave the source out"
-                )
 
 
 def taught_words(stages: Sequence[StageRecipe], name: str, source: Source) -> Sequence[str] | None:

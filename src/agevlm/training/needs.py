@@ -1,4 +1,4 @@
-"""What a recipe names that is not here yet, and the commands that make it; and what is here and cannot be read.
+"""What a recipe names that is not here yet, and the commands that make it; and what is here and cannot be used.
 
 Nothing is fetched, and nothing is made.
 """
@@ -19,6 +19,7 @@ from agevlm.data.parquet import read_parquet
 from agevlm.modeling.language import split_hub_file
 from agevlm.modeling.timm_models import is_timm, timm_pixels
 from agevlm.training.recipe import LabelsSource, ParquetSource, Recipe
+from agevlm.training.sources import ParquetSource as StoredSource
 
 
 @dataclass(frozen=True)
@@ -135,6 +136,29 @@ def unreadable(recipe: Recipe) -> Iterator[str]:
                     open_image(image)
             except ValueError as error:
                 yield f"{key}: {error}"
+
+
+def not_offered(recipe: Recipe) -> Iterator[str]:
+    """A line for each stage and stored dataset, of those that are here, that has nothing of what the stage asks of it.
+
+    Datasets of which views are made are annotated, and anything can be made of them.
+    """
+    named = {name: at for name, at in recipe.data.items() if isinstance(at, ParquetSource) and not at.augment}
+    here = {
+        name: StoredSource(at.parquet, at.allow_outside)
+        for name, at in named.items()
+        if name in recipe.used_data and _is_dataset(at.parquet)
+    }
+    for stage in recipe.stages:
+        for name in (name for name, weight in stage.data.items() if weight and name in here):
+            if not here[name].offers(stage.kinds):
+                asked = [kind for kind, weight in (stage.kinds or {}).items() if weight] or ["any kind"]
+                held = ", ".join(f"{kind} ({number})" for kind, number in here[name].dataset.summary.kinds.items())
+                yield (
+                    f"stage {stage.name!r}, data {name}: {named[name].parquet} has no conversation of "
+                    f"{', '.join(asked)}, only of {held or 'no kind'}, and no annotated picture to make one of: change "
+                    "kinds of the stage, or leave the source out"
+                )
 
 
 def _need(recipe: Recipe, key: str, path: Path) -> Need:

@@ -54,9 +54,9 @@ from agevlm.signals import put_off
 from agevlm.training.arithmetic import choose_arithmetic, frozen_in_bfloat16
 from agevlm.training.card import write_card
 from agevlm.training.compiled import compile_layers, compiled_for
-from agevlm.training.dataset import SourceData, StageDataset, asked_questions, not_offered, taught_words
+from agevlm.training.dataset import SourceData, StageDataset, asked_questions, taught_words
 from agevlm.training.features import cached_features
-from agevlm.training.needs import missing, missing_benchmark, unreadable
+from agevlm.training.needs import missing, missing_benchmark, not_offered, unreadable
 from agevlm.training.own_data import DATA, PROBE, OwnData, prepare
 from agevlm.training.progress import RunProgress
 from agevlm.training.recipe import LabelsSource, ModelRecipe, Recipe, StageRecipe, dump_recipe, load_recipe
