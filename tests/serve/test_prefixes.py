@@ -9,7 +9,7 @@ import torch
 from tiny_served import asked, scene
 
 from agevlm.serve.decoding import Decoder, Pictured, Rows
-from agevlm.serve.prefixes import BLOCK, Prefixes
+from agevlm.serve.prefixes import Prefixes
 from agevlm.vlms import Vlm
 
 IMAGE = 99
@@ -26,36 +26,52 @@ def found(prefixes: Prefixes, ids: list[int], pictures: list[str] = []) -> list[
     return [] if states is None else states[0, 0, 0, :, 0].int().tolist()
 
 
-def test_whole_blocks_of_a_common_beginning_are_found() -> None:
+def test_what_is_common_at_the_beginning_is_found_to_the_token() -> None:
     prefixes, ids = Prefixes(10_000, IMAGE), list(range(20))
     assert found(prefixes, ids) == []
     prefixes.keep(ids, [], states_of(ids))
-    assert found(prefixes, [*ids, 30, 31, 32, 33]) == ids[: 2 * BLOCK]
-    assert found(prefixes, ids[: 2 * BLOCK]) == ids[:BLOCK], "the last token is left to be read"
-    assert found(prefixes, [*ids[:12], 50, *ids[13:]]) == ids[:BLOCK]
+    assert found(prefixes, [*ids, 30, 31, 32, 33]) == ids
+    assert found(prefixes, ids) == ids[:-1], "the last token is left to be read"
+    assert found(prefixes, [*ids[:12], 50, *ids[13:]]) == ids[:12]
     assert found(prefixes, [7, *ids[1:]]) == []
-    longer = [*ids, *range(40, 60)]
+    longer = [*ids[:12], *range(40, 60)]
     prefixes.keep(longer, [], states_of(longer))
-    assert found(prefixes, longer) == longer[:32]
+    assert found(prefixes, longer) == longer[:-1]
+    assert found(prefixes, [*ids, 30]) == ids, "both ends of what they share are kept"
+
+
+def test_numbers_that_read_alike_side_by_side_are_other_tokens() -> None:
+    prefixes = Prefixes(10_000, IMAGE)
+    prefixes.keep([1, 23, 4], [], states_of([1, 23, 4]))
+    assert found(prefixes, [12, 3, 4, 5]) == []
+    assert found(prefixes, [1, 2, 34, 5]) == [1]
 
 
 def test_what_stands_behind_another_picture_is_something_else() -> None:
     prefixes, ids = Prefixes(10_000, IMAGE), [*range(10), IMAGE, *range(20, 40)]
     prefixes.keep(ids, ["a fish"], states_of(ids))
-    assert len(found(prefixes, ids, ["a fish"])) == 24
-    assert found(prefixes, ids, ["a boat"]) == ids[:BLOCK]
+    assert found(prefixes, ids, ["a fish"]) == ids[:-1]
+    assert found(prefixes, ids, ["a boat"]) == ids[:10]
 
 
 def test_it_is_bounded_and_the_ends_go_first() -> None:
-    block = 2 * 2 * BLOCK * 4  # bytes
-    prefixes, ids = Prefixes(3 * block, IMAGE), list(range(6 * BLOCK))
+    token = 2 * 2 * 4  # bytes
+    prefixes, ids = Prefixes(24 * token, IMAGE), list(range(48))
     prefixes.keep(ids, [], states_of(ids))
-    assert prefixes.num_bytes == 3 * block
-    assert found(prefixes, ids) == ids[: 3 * BLOCK]
-    other = list(range(100, 100 + 2 * BLOCK))
+    assert prefixes.num_bytes == 24 * token
+    assert found(prefixes, ids) == ids[:24]
+    other = list(range(100, 116))
     prefixes.keep(other, [], states_of(other))
-    assert found(prefixes, ids) == ids[:BLOCK]
-    assert prefixes.num_bytes == 3 * block
+    assert found(prefixes, ids) == ids[:8]
+    assert prefixes.num_bytes == 24 * token
+
+
+def test_what_is_kept_holds_no_more_memory_than_is_counted() -> None:
+    """A view of the states of a whole conversation would keep all of it alive for one of its tokens."""
+    prefixes, ids = Prefixes(10_000, IMAGE), list(range(20))
+    prefixes.keep(ids, [], states_of(ids))
+    held = [token.untyped_storage() for token in prefixes._tokens._values.values()]
+    assert sum(storage.nbytes() for storage in held) == prefixes.num_bytes
 
 
 def read_alone(vlm: Vlm, questions: list[str], numbers: list[list[int]]) -> tuple[list[list[int]], list[list[Any]]]:
@@ -113,7 +129,7 @@ def test_a_conversation_that_goes_on_reads_its_new_turn_alone(client: Any, serve
         again = client.chat.completions.create(model="tiny", messages=messages)
         assert again.choices[0].message.content == first.choices[0].message.content
         usage = again.usage
-        assert usage.prompt_tokens_details.cached_tokens >= usage.prompt_tokens - BLOCK
+        assert usage.prompt_tokens_details.cached_tokens == usage.prompt_tokens - 1
         kept.append(first.usage.prompt_tokens_details.cached_tokens)
         messages += [
             {"role": "assistant", "content": first.choices[0].message.content},

@@ -78,13 +78,17 @@ class ImageMemory:
 def attention_weights(
     query_BHTD: Tensor, key_BGSD: Tensor, mask_B1TS: Tensor | None = None, scaling: float = 1.0
 ) -> Tensor:
-    """Softmax weights (B, H, T, S) in float32, computed explicitly. `mask` is True where a key may be seen."""
+    """Softmax weights (B, H, T, S) in float32, computed explicitly. `mask` is True where a key may be seen.
+
+    Keys times queries and not queries times keys: the gradient of the keys then has the layout of the keys, and the
+    kernel's is added to it without a copy.
+    """
     batch, heads, length, width = query_BHTD.shape
     groups, num_keys = key_BGSD.shape[1:3]
     with torch.autocast(query_BHTD.device.type, enabled=False):
         query = query_BHTD.float().reshape(batch, groups, heads // groups * length, width)
-        scores = (query * scaling) @ key_BGSD.float().transpose(2, 3)
-    scores = scores.view(batch, heads, length, num_keys)
+        scores = (key_BGSD.float() @ (query * scaling).transpose(2, 3)).transpose(2, 3)
+    scores = scores.reshape(batch, heads, length, num_keys)
     if mask_B1TS is not None:
         scores = scores.masked_fill(~mask_B1TS, torch.finfo(scores.dtype).min)
     return scores.softmax(dim=-1)
@@ -181,17 +185,17 @@ class CrossAttention(nn.Module):
         query_BTHD = self.q_norm(self.q_proj(hidden_BTW).view(batch, length, self.num_heads, self.head_dim))
         query_BTHD = query_BTHD.to(key_BGSD.dtype)
         kernel = self._implementation(mask_B1TS)
+        asked_BHKS = None
+        if asked_BK is not None and kernel != "eager":  # first, so that their keys' gradient is added to the kernel's
+            asked_BHKS = self._weights(query_BTHD, key_BGSD, mask_B1TS, asked_BK)
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(kernel, eager_attention)
         attended_BTHD, weights_BHTS = attend(
             self, query_BTHD.transpose(1, 2), key_BGSD, value_BGSD, mask_B1TS, scaling=self.scaling, is_causal=False
         )
-        found_BTW = self.o_proj(attended_BTHD.reshape(batch, length, -1))
-        if asked_BK is None:
-            return found_BTW, None
-        if kernel == "eager":
+        if asked_BK is not None and kernel == "eager":
             asked_BHK = asked_BK[:, None].expand(-1, self.num_heads, -1)
-            return found_BTW, take_rows(weights_BHTS.flatten(0, 1), asked_BHK.flatten(0, 1)).unflatten(0, (batch, -1))
-        return found_BTW, self._weights(query_BTHD, key_BGSD, mask_B1TS, asked_BK)
+            asked_BHKS = take_rows(weights_BHTS.flatten(0, 1), asked_BHK.flatten(0, 1)).unflatten(0, (batch, -1))
+        return self.o_proj(attended_BTHD.reshape(batch, length, -1)), asked_BHKS
 
     def _weights(self, query_BTHD: Tensor, key: Tensor, mask_B1TS: Tensor | None, asked_BK: Tensor) -> Tensor:
         mask_B1KS = None if mask_B1TS is None else take_rows(mask_B1TS.squeeze(1), asked_BK)[:, None]
