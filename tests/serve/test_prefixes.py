@@ -9,7 +9,7 @@ import torch
 from tiny_served import asked, scene
 
 from agevlm.serve.decoding import Decoder, Pictured, Rows
-from agevlm.serve.prefixes import Prefixes
+from agevlm.serve.prefixes import ENTRY_BYTES, Prefixes
 from agevlm.vlms import Vlm
 
 IMAGE = 99
@@ -27,7 +27,7 @@ def found(prefixes: Prefixes, ids: list[int], pictures: list[str] = []) -> list[
 
 
 def test_what_is_common_at_the_beginning_is_found_to_the_token() -> None:
-    prefixes, ids = Prefixes(10_000, IMAGE), list(range(20))
+    prefixes, ids = Prefixes(100_000, IMAGE), list(range(20))
     assert found(prefixes, ids) == []
     prefixes.keep(ids, [], states_of(ids))
     assert found(prefixes, [*ids, 30, 31, 32, 33]) == ids
@@ -41,21 +41,21 @@ def test_what_is_common_at_the_beginning_is_found_to_the_token() -> None:
 
 
 def test_numbers_that_read_alike_side_by_side_are_other_tokens() -> None:
-    prefixes = Prefixes(10_000, IMAGE)
+    prefixes = Prefixes(100_000, IMAGE)
     prefixes.keep([1, 23, 4], [], states_of([1, 23, 4]))
     assert found(prefixes, [12, 3, 4, 5]) == []
     assert found(prefixes, [1, 2, 34, 5]) == [1]
 
 
 def test_what_stands_behind_another_picture_is_something_else() -> None:
-    prefixes, ids = Prefixes(10_000, IMAGE), [*range(10), IMAGE, *range(20, 40)]
+    prefixes, ids = Prefixes(100_000, IMAGE), [*range(10), IMAGE, *range(20, 40)]
     prefixes.keep(ids, ["a fish"], states_of(ids))
     assert found(prefixes, ids, ["a fish"]) == ids[:-1]
     assert found(prefixes, ids, ["a boat"]) == ids[:10]
 
 
 def test_it_is_bounded_and_the_ends_go_first() -> None:
-    token = 2 * 2 * 4  # bytes
+    token = 2 * 2 * 4 + ENTRY_BYTES
     prefixes, ids = Prefixes(24 * token, IMAGE), list(range(48))
     prefixes.keep(ids, [], states_of(ids))
     assert prefixes.num_bytes == 24 * token
@@ -68,10 +68,10 @@ def test_it_is_bounded_and_the_ends_go_first() -> None:
 
 def test_what_is_kept_holds_no_more_memory_than_is_counted() -> None:
     """A view of the states of a whole conversation would keep all of it alive for one of its tokens."""
-    prefixes, ids = Prefixes(10_000, IMAGE), list(range(20))
+    prefixes, ids = Prefixes(100_000, IMAGE), list(range(20))
     prefixes.keep(ids, [], states_of(ids))
     held = [token.untyped_storage() for token in prefixes._tokens._values.values()]
-    assert sum(storage.nbytes() for storage in held) == prefixes.num_bytes
+    assert sum(storage.nbytes() + ENTRY_BYTES for storage in held) == prefixes.num_bytes
 
 
 def read_alone(vlm: Vlm, questions: list[str], numbers: list[list[int]]) -> tuple[list[list[int]], list[list[Any]]]:

@@ -18,12 +18,15 @@ from torch import Tensor
 from agevlm.serve.memories import Lru
 
 
+ENTRY_BYTES = 1000  # that a token takes in memory besides its states: its name, a tensor, a place in the order of use
+
+
 class Prefixes:
     """The beginnings of conversations that one model has read, at most `max_bytes` of them. For one thread."""
 
     def __init__(self, max_bytes: int, image_token_id: int) -> None:
         self._image_token_id = image_token_id
-        self._tokens: Lru[Tensor] = Lru(max_bytes, lambda states: states.numel() * states.element_size())
+        self._tokens: Lru[Tensor] = Lru(max_bytes, lambda states: states.nbytes + ENTRY_BYTES)
 
     @property
     def num_bytes(self) -> int:
