@@ -17,7 +17,6 @@ from torch import Tensor
 
 from agevlm.serve.memories import Lru
 
-
 ENTRY_BYTES = 1000  # that a token takes in memory besides its states: its name, a tensor, a place in the order of use
 
 
