@@ -9,7 +9,7 @@ import torch
 from tiny_served import asked, scene
 
 from agevlm.serve.decoding import Decoder, Pictured, Rows
-from agevlm.serve.prefixes import ENTRY_BYTES, Prefixes
+from agevlm.serve.prefixes import ENTRY_BYTES, Prefixes, least_tokens
 from agevlm.vlms import Vlm
 
 IMAGE = 99
@@ -74,6 +74,22 @@ def test_what_is_kept_holds_no_more_memory_than_is_counted() -> None:
     assert sum(storage.nbytes() + ENTRY_BYTES for storage in held) == prefixes.num_bytes
 
 
+def test_beginnings_that_are_read_as_fast_are_not_kept() -> None:
+    prefixes, ids = Prefixes(100_000, IMAGE, least=12), list(range(20))
+    prefixes.keep(ids[:11], [], states_of(ids))
+    assert prefixes.num_bytes == 0
+    prefixes.keep(ids, [], states_of(ids))
+    assert found(prefixes, [*ids[:12], 50]) == ids[:12]
+    assert found(prefixes, [*ids[:11], 50, 51, 52]) == []
+    assert found(prefixes, ids[:12]) == []
+
+
+def test_a_large_model_keeps_every_token() -> None:
+    with torch.device("meta"):
+        assert least_tokens(torch.nn.Linear(10_000, 10_000)) == 1
+        assert least_tokens(torch.nn.Linear(1000, 1000, bias=False)) == 50
+
+
 def read_alone(vlm: Vlm, questions: list[str], numbers: list[list[int]]) -> tuple[list[list[int]], list[list[Any]]]:
     prompts = [vlm.prompt(question, len(pictures)) for question, pictures in zip(questions, numbers, strict=True)]
     ids = [vlm.processor.tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in prompts]
@@ -121,7 +137,9 @@ def test_what_tells_of_pictures_is_where_they_are(tiny: tuple[str, Any, Any], pi
     }
 
 
-def test_a_conversation_that_goes_on_reads_its_new_turn_alone(client: Any, served: tuple[str, list[Any]]) -> None:
+def test_a_conversation_that_goes_on_reads_its_new_turn_alone(
+    client: Any, served: tuple[str, list[Any]], tiny: tuple[str, Any, Any]
+) -> None:
     messages: list[dict[str, Any]] = asked(scene(11), "what is in the picture?")
     kept = []
     for question in ("is there a fish?", "is there a tree in the picture?", "how many cars are there?"):
@@ -129,13 +147,14 @@ def test_a_conversation_that_goes_on_reads_its_new_turn_alone(client: Any, serve
         again = client.chat.completions.create(model="tiny", messages=messages)
         assert again.choices[0].message.content == first.choices[0].message.content
         usage = again.usage
-        assert usage.prompt_tokens_details.cached_tokens == usage.prompt_tokens - 1
+        read = usage.prompt_tokens - 1
+        assert usage.prompt_tokens_details.cached_tokens == (read if read >= least_tokens(tiny[1]) else 0)
         kept.append(first.usage.prompt_tokens_details.cached_tokens)
         messages += [
             {"role": "assistant", "content": first.choices[0].message.content},
             {"role": "user", "content": question},
         ]
-    assert 0 < kept[1] < kept[2]
+    assert 0 == kept[0] <= kept[1] < kept[2]
     assert served[1][0].prefixes.num_bytes > 0
 
 
@@ -151,8 +170,10 @@ def test_another_picture_behind_the_same_words_is_looked_at(client: Any, tiny: t
 def test_metrics_count_it(client: Any, served: tuple[str, list[Any]], cached: str) -> None:
     import urllib.request
 
+    said = [{"role": "assistant", "content": "a red fish, a tree, a boat, two cars and a cup with a blue book on it."}]
+    messages = [*asked(scene(31), "what is in the picture?"), *said, {"role": "user", "content": "is there a dog?"}]
     for _ in range(2):
-        client.chat.completions.create(model="tiny", messages=asked(scene(31), "what is in the picture?"))
+        client.chat.completions.create(model="tiny", messages=messages)
     text = urllib.request.urlopen(f"{served[0]}/metrics").read().decode()
     line = next(line for line in text.splitlines() if f'prompt_tokens_total{{cached="{cached}"' in line)
     assert float(line.split()[-1]) > 0

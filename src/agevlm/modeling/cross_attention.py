@@ -68,6 +68,8 @@ class ImageMemory:
             raise ValueError(
                 f"only memories of one model and grid can be joined, got (grid, null token, layers) {shapes}"
             )
+        if len(memories) == 1:
+            return memories[0]
         return replace(
             memories[0],
             keys=tuple(torch.cat(layer) for layer in zip(*(memory.keys for memory in memories), strict=True)),

@@ -118,6 +118,11 @@ def _begun(prefixes: Sequence[Tensor | None], length: int) -> DynamicCache:
     return cache
 
 
+def _where_padded(mask_RT: Tensor) -> Tensor | None:
+    """None where nothing is padded: attention without a mask is faster."""
+    return None if mask_RT.all() else mask_RT
+
+
 class Decoder:
     """The steps of a network with image memories; all methods are to be called in inference mode, by one thread."""
 
@@ -151,7 +156,7 @@ class Decoder:
         pictured = Pictured(tuple(memories))
         output = self.model(
             input_ids=ids,
-            attention_mask=mask,
+            attention_mask=_where_padded(mask),
             position_ids=(mask.cumsum(-1) - 1).clamp(min=0)[:, read:],
             cache=_begun(prefixes, read),
             use_cache=True,
@@ -178,7 +183,7 @@ class Decoder:
         mask = torch.cat([rows.mask_RT, rows.mask_RT.new_ones(len(rows), 1)], dim=1)
         output = self.model(
             input_ids=tokens_R1,
-            attention_mask=mask,
+            attention_mask=_where_padded(mask),
             position_ids=mask.sum(-1, keepdim=True) - 1,
             cache=rows.cache,
             use_cache=True,

@@ -29,7 +29,7 @@ from agevlm.serve.looking import MAX_READ_TOKENS, strange_question, words_seen
 from agevlm.serve.memories import Seen
 from agevlm.serve.metrics import Silent
 from agevlm.serve.pictures import Encoded
-from agevlm.serve.prefixes import Prefixes
+from agevlm.serve.prefixes import Prefixes, least_tokens
 from agevlm.serve.whole import write_whole
 from agevlm.vlms import Vlm
 
@@ -59,7 +59,7 @@ class Engine:
         self.memories = self._eyes.memories
         pad = processor.tokenizer.pad_token_id
         self._decoder = Decoder(model, 0 if pad is None else pad) if self.remembers else None
-        self.prefixes = Prefixes(limits.prefix_bytes, self.vlm.image_token_id)
+        self.prefixes = Prefixes(limits.prefix_bytes, self.vlm.image_token_id, least_tokens(model))
         self._work: queue.SimpleQueue[Ask | _Job | None] = queue.SimpleQueue()
         self._asks: deque[Ask] = deque()
         self._jobs: deque[_Job] = deque()
@@ -227,14 +227,15 @@ class Engine:
         rows, logits = self._decoder.read([ask.ids for ask in asks], memories, prefixes)
         numbers, writing = [], []
         for number, ask in enumerate(asks):
-            prefix = prefixes[number]
-            begun = Begun(len(ask.ids), 0 if prefix is None else prefix.shape[3])
-            self.metrics.read(self.name, begun.num_tokens, begun.num_cached)
-            ask.tell(begun)
             for choice in range(ask.num_choices):
                 numbers.append(number)
                 writing.append(Writing(ask, choice, self.vlm.processor.tokenizer, self.vlm.end_ids))
-        going, tokens = self._take(writing, logits[numbers], rows, numbers)
+        likeliest = self._likeliest(logits := logits[numbers])
+        for ask, prefix in zip(asks, prefixes, strict=True):  # late: whoever is told takes the interpreter to tell on
+            begun = Begun(len(ask.ids), 0 if prefix is None else prefix.shape[3])
+            self.metrics.read(self.name, begun.num_tokens, begun.num_cached)
+            ask.tell(begun)
+        going, tokens = self._take(writing, logits, likeliest, rows, numbers)
         if going:
             fresh = rows.select([numbers[place] for place in going])
             self._rows = fresh if self._rows is None else self._rows.joined(fresh)
@@ -250,7 +251,8 @@ class Engine:
         assert self._decoder is not None
         assert self._rows is not None
         self._rows, logits = self._decoder.step(self._rows, self._next)
-        going, self._next = self._take(self._writing, logits, self._rows, range(len(self._writing)))
+        likeliest = self._likeliest(logits)
+        going, self._next = self._take(self._writing, logits, likeliest, self._rows, range(len(self._writing)))
         self.metrics.stepped(self.name, len(self._writing))
         self._keep(going, tokens_too=False)
 
@@ -262,16 +264,19 @@ class Engine:
             self._next = [self._next[place] for place in places]
         self._rows = self._rows.select(places) if places and self._rows is not None else None
 
+    def _likeliest(self, logits_RV: Any) -> list[int]:
+        """The likeliest token of each row; a picture's placeholder is never written."""
+        if self.vlm.image_token_id < logits_RV.shape[-1]:
+            logits_RV[:, self.vlm.image_token_id] = -float("inf")
+        return list(logits_RV.argmax(-1).tolist())
+
     def _take(
-        self, writing: Sequence[Writing], logits_RV: Any, rows: Rows, numbers: Sequence[int]
+        self, writing: Sequence[Writing], logits_RV: Any, likeliest: Sequence[int], rows: Rows, numbers: Sequence[int]
     ) -> tuple[list[int], list[int]]:
         """Give each its next token: the places of those that go on, and their tokens.
 
         `numbers` say which row of `rows` each has. What was read for those that are complete is kept.
         """
-        if self.vlm.image_token_id < logits_RV.shape[-1]:
-            logits_RV[:, self.vlm.image_token_id] = -float("inf")
-        likeliest = logits_RV.argmax(-1).tolist()
         going, tokens = [], []
         for place, one in enumerate(writing):
             token = likeliest[place] if one.plain else one.choose(logits_RV[place])

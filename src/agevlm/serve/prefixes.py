@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,12 +20,22 @@ from agevlm.serve.memories import Lru
 
 ENTRY_BYTES = 1000  # that a token takes in memory besides its states: its name, a tensor, a place in the order of use
 
+WORTH = 50_000_000  # weights times tokens: to read less takes no longer than to find and to lay out what is kept
+
+
+def least_tokens(model: Any) -> int:
+    """From how many tokens on it pays to keep what a model has read."""
+    return max(1, WORTH // sum(weight.numel() for weight in model.parameters()))
+
 
 class Prefixes:
-    """The beginnings of conversations that one model has read, at most `max_bytes` of them. For one thread."""
+    """The beginnings of conversations that one model has read, at most `max_bytes` of them. For one thread.
 
-    def __init__(self, max_bytes: int, image_token_id: int) -> None:
-        self._image_token_id = image_token_id
+    Beginnings of fewer than `least` tokens are read again.
+    """
+
+    def __init__(self, max_bytes: int, image_token_id: int, least: int = 1) -> None:
+        self._image_token_id, self._least = image_token_id, least
         self._tokens: Lru[Tensor] = Lru(max_bytes, lambda states: states.nbytes + ENTRY_BYTES)
 
     @property
@@ -37,13 +48,19 @@ class Prefixes:
 
         `pictures` are the keys of its pictures, one a placeholder.
         """
+        if len(ids) <= self._least:
+            return None
         names = self._names(ids[:-1], pictures)
+        if self._num_kept(names) < self._least:
+            return None
         kept = [self._tokens.get(name) for name in reversed(names[: self._num_kept(names)])]  # the first is used last
         states = [token for token in reversed(kept) if token is not None]
-        return torch.stack(states).movedim(0, 3) if states else None
+        return torch.stack(states).movedim(0, 3)
 
     def keep(self, ids: Sequence[int], pictures: Sequence[str], states: Callable[[int, int], Tensor]) -> None:
         """Keep what was read; `states` gives those of the tokens from one number to another."""
+        if len(ids) < self._least:
+            return
         names = self._names(ids, pictures)
         start = self._num_kept(names)
         if start == len(names):
