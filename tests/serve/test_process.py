@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import signal
@@ -103,6 +104,19 @@ def test_an_empty_key_is_refused() -> None:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
         assert (done.returncode, done.stdout) == (1, "")
         assert done.stderr.startswith("error: --api-key is empty: give a key, or leave the option out")
+
+
+def test_what_was_loaded_is_not_looked_through_again(
+    tiny: tuple[str, Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full collection goes through all of transformers, with every answer halted."""
+    from agevlm.serve import server
+
+    frozen: list[int] = []
+    monkeypatch.setattr(server.Server, "run", lambda self, sockets: frozen.append(gc.get_freeze_count()))
+    server.run([tiny], server.Settings(port=0), server.listen("127.0.0.1", 0))
+    assert frozen[0] > 100_000
+    assert gc.get_freeze_count() == 0
 
 
 def test_a_port_in_use_is_one_line(process: Any) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import gc
 import logging
 import socket
 from collections.abc import Callable, Sequence
@@ -138,9 +139,12 @@ def run(models: Sequence[tuple[str, Any, Any]], settings: Settings, listening: s
     """Serve until a signal; then finish what runs, for at most `grace_s`. How many requests were cut off."""
     settle_threads(models)
     server, engines = build(models, settings)
+    gc.collect()
+    gc.freeze()  # to look through all that was loaded stops every answer for a fifth of a second
     try:
         server.run(sockets=[listening])
     finally:
+        gc.unfreeze()
         for engine in engines:
             engine.close(grace_s=1.0)
     return server.num_cut_off
