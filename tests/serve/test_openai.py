@@ -33,6 +33,17 @@ def test_it_answers_as_the_library_does(client: Any, tiny: tuple[str, Any, Any])
         assert reply.usage.total_tokens == reply.usage.prompt_tokens + reply.usage.completion_tokens
 
 
+def test_a_question_that_comes_again_is_tokenised_once(
+    client: Any, served: tuple[str, list[Any]], tiny: tuple[str, Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    tokenizer, call = type(tiny[2].tokenizer), type(tiny[2].tokenizer).__call__
+    monkeypatch.setattr(tokenizer, "__call__", lambda self, text, **o: (read.append(text), call(self, text, **o))[1])
+    answers = [said(client, "is there a lighthouse?", scene(index)) for index in (51, 52, 51)]
+    assert len(read) == 1
+    assert len({answer.usage.prompt_tokens for answer in answers}) == 1
+
+
 def test_requests_that_come_together_get_what_they_get_alone(client: Any) -> None:
     """Rows of different length, with different pictures, one, two or none, join and leave one batch."""
     questions = ["is there a fish?", LONG, "how many cars are there?", "where is the flag?"]

@@ -65,8 +65,16 @@ def _message(message: ChatMessage) -> Message:
     return Message(_ROLES[message.role], "\n".join(texts), num_images)
 
 
-def written(vlm: Vlm, messages: tuple[Message, ...], pictures: tuple[Encoded, ...]) -> Conversation:
-    """The conversation in the words of the model's chat template. ApiError 400 where the template refuses it."""
+def written(
+    vlm: Vlm,
+    messages: tuple[Message, ...],
+    pictures: tuple[Encoded, ...],
+    chat: Callable[[tuple[Message, ...]], RenderedChat] | None = None,
+) -> Conversation:
+    """The conversation in the words of the model's chat template. ApiError 400 where the template refuses it.
+
+    `chat` is the model's own, or one that remembers what it wrote.
+    """
     placeholder = getattr(vlm.processor, "image_token", None)
     if placeholder and any(placeholder in message.content for message in messages):
         raise bad_request(
@@ -77,7 +85,7 @@ def written(vlm: Vlm, messages: tuple[Message, ...], pictures: tuple[Encoded, ..
     if not messages[-1].content.strip():
         raise bad_request("the last message has no text: write what you want to know", "messages")
     try:
-        return Conversation(vlm.chat(messages), pictures, messages)
+        return Conversation((chat or vlm.chat)(messages), pictures, messages)
     except ApiError:
         raise
     except Exception as error:  # templates raise what they like

@@ -43,6 +43,7 @@ from agevlm.serve.protocol import MAX_STOPS, AnswersRequest, Asking, Attention, 
 from agevlm.serve.sampling import Sampling
 
 _SHORT_TEXT_LEN = 4000  # characters that are tokenised in passing; more go to a thread
+_NUM_TEXTS = 256  # short conversations whose text and tokens are remembered: the same is asked of many pictures
 _log = logging.getLogger("agevlm.serve")
 
 
@@ -69,6 +70,8 @@ class Service:
         self.started = int(time.time())
         # A tokenizer of its own for the requests' side: the engine's thread uses the other one.
         self._tokenizers = {name: copy.deepcopy(e.vlm.processor.tokenizer) for name, e in self.engines.items()}
+        self._chats = {name: functools.lru_cache(_NUM_TEXTS)(e.vlm.chat) for name, e in self.engines.items()}
+        self._ids = {name: functools.lru_cache(_NUM_TEXTS)(_ids_by(one)) for name, one in self._tokenizers.items()}
         self._longest = {name: max(map(len, tokenizer.get_vocab())) for name, tokenizer in self._tokenizers.items()}
         self._tokenizing = asyncio.Lock()
         self._drawing = ThreadPoolExecutor(1, thread_name_prefix="draw")  # one at a time: each takes hundreds of MB
@@ -335,11 +338,11 @@ class Service:
         return self._tokenised(engine, messages, pictures, max_tokens)
 
     def _tokenised(self, engine: Engine, messages: Any, pictures: Any, max_tokens: int | None) -> Any:
-        conversation = written(engine.vlm, messages, pictures)
+        again, short = self._ids[engine.name], sum(len(message.content) for message in messages) <= _SHORT_TEXT_LEN
+        ids_of: Callable[[str], tuple[int, ...]] = again if short else again.__wrapped__
+        conversation = written(engine.vlm, messages, pictures, self._chats[engine.name] if short else None)
         wanted = max_tokens or self.limits.default_tokens
-        ids: list[int] = []
-        if engine.remembers:
-            ids = self._tokenizers[engine.name](conversation.chat.text, add_special_tokens=False)["input_ids"]
+        ids = list(ids_of(conversation.chat.text)) if engine.remembers else []
         context = context_of(engine.vlm)
         if context is not None and ids:
             room = context - len(ids)
@@ -424,6 +427,11 @@ class _Reply:
 
     async def __aexit__(self, *_: object) -> None:
         self.cancel()
+
+
+def _ids_by(tokenizer: Any) -> Callable[[str], tuple[int, ...]]:
+    """What gives the tokens of a text that a chat template has written."""
+    return lambda text: tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def _num_heads(vlm: Any) -> int:
