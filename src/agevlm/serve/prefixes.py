@@ -51,9 +51,10 @@ class Prefixes:
         if len(ids) <= self._least:
             return None
         names = self._names(ids[:-1], pictures)
-        if self._num_kept(names) < self._least:
+        number = self._num_kept(names)
+        if number < self._least:
             return None
-        kept = [self._tokens.get(name) for name in reversed(names[: self._num_kept(names)])]  # the first is used last
+        kept = [self._tokens.get(name) for name in reversed(names[:number])]  # the first is used last
         states = [token for token in reversed(kept) if token is not None]
         return torch.stack(states).movedim(0, 3)
 

@@ -19,6 +19,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from agevlm.analysis.learned import fitting_questions, learned_by, unlearned_notice
+from agevlm.data.chat import RenderedChat
+from agevlm.data.schema import Message
 from agevlm.serve import replies
 from agevlm.serve.asks import Ask, Begun, Done, Event, Failed, Piece
 from agevlm.serve.conversations import Conversation, context_of, gather, too_long, written
@@ -332,15 +334,23 @@ class Service:
         messages, pictures = await gather(request.messages, self.limits, self._get)
         num_characters = sum(len(message.content) for message in messages)
         self._check_length(engine, num_characters, "messages")
-        if num_characters > _SHORT_TEXT_LEN:
-            async with self._tokenizing:
-                return await asyncio.to_thread(self._tokenised, engine, messages, pictures, max_tokens)
-        return self._tokenised(engine, messages, pictures, max_tokens)
+        chat, ids_of = self._chats[engine.name], self._ids[engine.name]
+        if num_characters <= _SHORT_TEXT_LEN:
+            return self._tokenised(engine, messages, pictures, max_tokens, chat, ids_of)
+        whole = (engine, messages, pictures, max_tokens, chat.__wrapped__, ids_of.__wrapped__)
+        async with self._tokenizing:
+            return await asyncio.to_thread(self._tokenised, *whole)
 
-    def _tokenised(self, engine: Engine, messages: Any, pictures: Any, max_tokens: int | None) -> Any:
-        again, short = self._ids[engine.name], sum(len(message.content) for message in messages) <= _SHORT_TEXT_LEN
-        ids_of: Callable[[str], tuple[int, ...]] = again if short else again.__wrapped__
-        conversation = written(engine.vlm, messages, pictures, self._chats[engine.name] if short else None)
+    def _tokenised(
+        self,
+        engine: Engine,
+        messages: tuple[Message, ...],
+        pictures: tuple[Encoded, ...],
+        max_tokens: int | None,
+        chat: Callable[[tuple[Message, ...]], RenderedChat],
+        ids_of: Callable[[str], tuple[int, ...]],
+    ) -> tuple[Conversation, list[int], int]:
+        conversation = written(engine.vlm, messages, pictures, chat)
         wanted = max_tokens or self.limits.default_tokens
         ids = list(ids_of(conversation.chat.text)) if engine.remembers else []
         context = context_of(engine.vlm)
