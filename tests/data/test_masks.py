@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from agevlm.data.masks import decode_mask, encode_mask, mask_to_grid, union_mask
+from agevlm.data.masks import MaskError, decode_mask, encode_mask, mask_to_grid, union_mask, union_to_grid
+from agevlm.data.schema import RLE
 
 GRID = (4, 6)
 
@@ -31,6 +32,22 @@ def test_a_union_holds_what_any_holds() -> None:
     assert np.array_equal(union_mask([encode_mask(first)]), first)
     with pytest.raises(AssertionError, match="no masks"):
         union_mask([])
+
+
+@pytest.mark.parametrize("size", [(40, 60), (37, 53)])
+def test_the_shares_of_a_union_are_remembered_by_size_masks_and_grid(size: tuple[int, int]) -> None:
+    rng = np.random.default_rng(3)
+    first, second = encode_mask(rng.random(size) < 0.2), encode_mask(rng.random(size) < 0.2)
+    for masks, grid in (([first], GRID), ([first, second], GRID), ([first], (2, 3)), ([second], GRID)):
+        shares = union_to_grid(masks, grid)
+        assert np.array_equal(shares, mask_to_grid(union_mask(masks), grid))
+        assert union_to_grid([RLE(size=list(size), counts=mask["counts"]) for mask in masks], grid) is shares
+        with pytest.raises(ValueError, match="read-only"):
+            shares[0, 0] = 1.0
+    turned = RLE(size=[size[1], size[0]], counts=first["counts"])  # the same code in a picture of another shape
+    assert np.array_equal(union_to_grid([turned], GRID), mask_to_grid(decode_mask(turned), GRID))
+    with pytest.raises(MaskError, match="the picture is"):
+        union_to_grid([first, turned], GRID)
 
 
 @pytest.mark.parametrize("size", [(40, 60), (60, 40), (4, 6), (401, 33), (3, 5)])

@@ -18,7 +18,7 @@ from torch import Tensor
 from agevlm.data.chat import TokenisedChat, tokenise_conversation
 from agevlm.data.images import open_image
 from agevlm.data.mask_noise import MaskNoise, spoil_masks
-from agevlm.data.masks import mask_to_grid, union_mask
+from agevlm.data.masks import union_to_grid
 from agevlm.data.schema import IGNORE_INDEX, RLE, Conversation, Grounding, Sample
 
 MAX_KNOWN_CHATS = 20_000  # tokenised conversations that are kept: short questions come again and again
@@ -171,7 +171,7 @@ class Collator:
         shares = np.zeros((num_images, *self.grid), dtype=np.float32)
         for image, masks in regions:
             if masks:
-                shares[image] = np.maximum(shares[image], mask_to_grid(union_mask(masks), self.grid))
+                shares[image] = np.maximum(shares[image], union_to_grid(masks, self.grid))
         return shares.reshape(-1)
 
 

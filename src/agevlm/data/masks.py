@@ -20,6 +20,9 @@ from agevlm.data.schema import RLE
 
 _MAX_RUN_CHARS = 7  # of a run below 2³¹ as COCO writes it, five bits each
 _KNOWN_MASKS = 4096  # codes whose check is remembered: instances and the phrases about them share theirs
+_KNOWN_SHARES = (
+    8192  # unions whose shares are remembered, 4 bytes a cell: a phrase, its answer and the next pass share theirs
+)
 
 
 class MaskError(ValueError):
@@ -110,6 +113,19 @@ def mask_box(rle: RLE) -> tuple[float, float, float, float]:
 def _checked(rle: RLE, size: tuple[int, int] | None = None) -> dict[str, Any]:
     check_mask(rle, size)
     return {"size": list(rle["size"]), "counts": rle["counts"].encode("ascii")}
+
+
+def union_to_grid(rles: Sequence[RLE], grid: tuple[int, int]) -> NDArray[np.float32]:
+    """`mask_to_grid` of the masks' `union_mask`, remembered and read-only. A damaged code, another size: MaskError."""
+    return _union_to_grid(tuple((tuple(rle["size"]), rle["counts"]) for rle in rles), grid)
+
+
+@lru_cache(maxsize=_KNOWN_SHARES)
+def _union_to_grid(codes: tuple[tuple[tuple[int, ...], str], ...], grid: tuple[int, int]) -> NDArray[np.float32]:
+    union = union_mask([RLE(size=list(size), counts=counts) for size, counts in codes])
+    shares = mask_to_grid(union, grid)
+    shares.setflags(write=False)
+    return shares
 
 
 def mask_to_grid(mask: NDArray[np.bool_], grid: tuple[int, int]) -> NDArray[np.float32]:
