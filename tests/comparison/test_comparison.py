@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -461,7 +462,10 @@ def test_a_job_waits_for_what_it_comes_after_and_lets_others_by(
     def job(name: str, after: Path | None = None) -> Job:
         return Job(name, (str(tmp_path / name),), tmp_path / name, tmp_path / "log", after=after)
 
-    run_jobs([job("run"), job("analysis", tmp_path / "run"), job("other"), job("another")], 2, QUIET)
+    written = io.StringIO()
+    said = Console(file=written, width=200)
+    run_jobs([job("run"), job("analysis", tmp_path / "run"), job("other"), job("another")], 2, said)
+    assert re.findall(r"done: \w+ (\(.+\))", written.getvalue()) == [f"({number} of 4)" for number in (1, 2, 3, 4)]
     begun = [Path(line).name for line in (tmp_path / "begun").read_text().splitlines()]
     assert sorted(begun[:2]) == ["other", "run"] and sorted(begun[2:]) == ["analysis", "another"]
     run_jobs([job("late", tmp_path / "never")], 1, QUIET)

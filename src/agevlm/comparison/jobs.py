@@ -72,6 +72,7 @@ def run_jobs(jobs: Sequence[Job], num_parallel: int, console: Console, *, num_sh
     waiting = [job for job in jobs if not job.done.exists()]
     if not waiting:
         return
+    num_jobs, num_done = len(waiting), 0
     gpus = visible_gpus()
     running: dict[subprocess.Popen[bytes], _Running] = {}
     failed: list[Job] = []
@@ -94,7 +95,8 @@ def run_jobs(jobs: Sequence[Job], num_parallel: int, console: Console, *, num_sh
                     if process.returncode or not ended.job.done.exists():
                         failed.append(ended.job)
                     else:
-                        console.print(f"done: {ended.job.name}", highlight=False)
+                        num_done += 1
+                        console.print(f"done: {ended.job.name} ({num_done} of {num_jobs})", highlight=False)
                 names = ", ".join(other.job.name for other in running.values())
                 progress.update(bar, completed=sum(job.steps_done for job in jobs), description=names or "comparison")
         finally:
