@@ -74,6 +74,23 @@ def test_it_equals_the_package_that_published_it(name: str, side: int) -> None:
     torch.testing.assert_close(found, expected)
 
 
+def test_norms_learn_in_training_and_take_their_gradients_in_evaluation() -> None:
+    ours = randomise(EfficientNetLiteBackbone(EfficientNetLiteConfig()))
+    pixels = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+
+    def running() -> torch.Tensor:
+        return ours.state_dict()["stem.norm.running_mean"].clone()
+
+    before = running()
+    ours(pixels).feature_maps[-1].sum().backward()
+    assert torch.equal(running(), before)
+    gradient = ours.stem.norm.weight.grad
+    assert gradient is not None
+    assert gradient.abs().sum() > 0
+    ours.train()(pixels)
+    assert not torch.equal(running(), before)
+
+
 def test_feature_maps_come_at_every_stride() -> None:
     backbone = build_backbone(make_config(out_features=list(STRIDES)))
     maps = backbone(torch.zeros(1, 3, 96, 64)).feature_maps

@@ -66,6 +66,22 @@ def test_both_networks_take_joined_features(
     assert again.encode_images(pixels).grid == cells
 
 
+def test_large_pictures_are_seen_one_at_a_time_but_not_in_training(vision: Path) -> None:
+    model = AgeVlmForConditionalGeneration.from_backbones(
+        AutoModelForCausalLM.from_config(make_text_config()), load_backbone(vision, ["stage2", "stage1"])
+    )
+    seen: list[int] = []
+    model.vision_model.register_forward_pre_hook(lambda _, pixels: seen.append(len(pixels[0])))
+    large = torch.randn(3, 3, 384, 512, generator=torch.Generator().manual_seed(0))
+    apart = model.vision_features(large)
+    assert seen == [1, 1, 1]
+    together = model.train().vision_features(large)
+    assert seen == [1, 1, 1, 3]
+    torch.testing.assert_close(apart, together)
+    model.eval().vision_features(make_pixels(8))
+    assert seen == [1, 1, 1, 3, 8]
+
+
 def test_larger_pictures_make_more_tokens(vision: Path) -> None:
     language = AutoModelForCausalLM.from_config(make_text_config())
     model = AgeVlmForConditionalGeneration.from_backbones(language, vision)

@@ -127,9 +127,20 @@ class _ConvNorm(nn.Module):
         padding = (vertical[0], horizontal[0])
         if padding != (vertical[1], horizontal[1]):  # a convolution of torch pads both ends alike
             hidden_states, padding = F.pad(hidden_states, (*horizontal, *vertical)), (0, 0)
-        hidden_states = F.conv2d(hidden_states, conv.weight, None, stride, padding, groups=conv.groups)
-        hidden_states = self.norm(hidden_states)
+        weight, bias = (conv.weight, None) if self.norm.training else self._folded()
+        hidden_states = F.conv2d(hidden_states, weight, bias, stride, padding, groups=conv.groups)
+        if self.norm.training:
+            hidden_states = self.norm(hidden_states)
         return F.relu6(hidden_states, inplace=True) if self.activation else hidden_states
+
+    def _folded(self) -> tuple[Tensor, Tensor]:
+        """Weight and bias of a convolution that does what convolution and norm do: a pass over the map less."""
+        norm, weight = self.norm, self.conv.weight
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        scale = norm.weight.float() * (norm.running_var.float() + norm.eps).rsqrt()
+        bias = norm.bias.float() - norm.running_mean.float() * scale
+        return (weight.float() * scale[:, None, None, None]).to(weight.dtype), bias.to(weight.dtype)
 
 
 def _same_padding(side: int, kernel_size: int, stride: int) -> tuple[int, int]:

@@ -22,7 +22,7 @@ from transformers.configuration_utils import PreTrainedConfig
 from .interleaving import decoder_layers
 from .language import load_language_model
 from .supervision import Head, label_log_probs, mean_loss
-from .vision import build_backbone, join_feature_maps, load_backbone
+from .vision import build_backbone, joined_features, load_backbone
 
 
 class JoinedModel(PreTrainedModel):
@@ -139,8 +139,8 @@ class JoinedModel(PreTrainedModel):
         It may be kept and passed as `image_features` while the vision model is frozen; then no graph is recorded.
         """
         with nullcontext() if self._trains_vision else torch.no_grad():
-            maps = self.vision_model(pixel_values.to(self.vision_model.dtype)).feature_maps
-            return join_feature_maps(maps, self.config.vision_grid)
+            pixel_values = pixel_values.to(self.vision_model.dtype)
+            return joined_features(self.vision_model, pixel_values, self.config.vision_grid, at_once=self.training)
 
     def embed_text(self, input_ids: Tensor) -> Tensor:
         """Embeddings (R, T, W): the decoder's, and the model's own at placeholders, which may lie outside its table."""

@@ -25,6 +25,7 @@ from .vit_backbone import TOWERS, VitBackbone, VitBackboneConfig
 
 MAX_SIDE = 2048  # pixels of the square picture that a model takes
 _CUTTING = ("convnext", "convnextv2")  # those of transformers with convolutions that do not pad
+_PIXELS_AT_ONCE = 2**18  # on a CPU: what convolutions make of more does not stay in its caches
 NUM_FREQUENCIES = 4
 POSITION_CODE_SIZE = 2 + 4 * NUM_FREQUENCIES
 
@@ -160,6 +161,20 @@ def backbone_class(config: PreTrainedConfig) -> Any:
             "use one with a backbone class (convnext, convnextv2, dinov2, swin, …), a CLIP, a SigLIP, or timm/NAME"
         )
     return MODEL_FOR_BACKBONE_MAPPING[type(config)]
+
+
+def joined_features(backbone: Any, pixel_values: Tensor, grid: VisionGrid, *, at_once: bool = False) -> Tensor:
+    """A backbone's feature maps of images (I, 3, height, width), joined to one (I, C, h, w).
+
+    On a CPU large images are seen one at a time, unless `at_once`: processes that divide a backbone among them must
+    make equally many passes.
+    """
+    pieces = (pixel_values,)
+    if pixel_values.device.type == "cpu" and not at_once:
+        height, width = pixel_values.shape[-2:]
+        pieces = pixel_values.split(max(1, _PIXELS_AT_ONCE // (height * width)))
+    maps = [backbone(piece).feature_maps for piece in pieces]
+    return join_feature_maps(maps[0] if len(maps) == 1 else list(map(torch.cat, zip(*maps, strict=True))), grid)
 
 
 def join_feature_maps(maps_IChw: Sequence[Tensor], grid: VisionGrid) -> Tensor:

@@ -33,7 +33,7 @@ from agevlm.evaluation.localisation import TOLERANCE_RATIO, points_inside
 from agevlm.evaluation.scores import auroc, interval_of_mean
 from agevlm.modeling.configuration_agevlm import VisionGrid
 from agevlm.modeling.processing_agevlm import squeezing_processor
-from agevlm.modeling.vision import fit_pictures, join_feature_maps, load_backbone
+from agevlm.modeling.vision import fit_pictures, joined_features, load_backbone
 from agevlm.training.arithmetic import choose_arithmetic
 from agevlm.training.features import FeatureCache, cached_features
 from agevlm.training.sources import ParquetSource
@@ -130,7 +130,7 @@ class _Vision(nn.Module):
         self.vision_model, self.config = backbone, SimpleNamespace(vision_grid=grid)
 
     def vision_features(self, pixel_values: Tensor) -> Tensor:
-        return join_feature_maps(self.vision_model(pixel_values).feature_maps, self.config.vision_grid)
+        return joined_features(self.vision_model, pixel_values, self.config.vision_grid)
 
 
 def _open_vision(settings: ProbeSettings) -> tuple[_Vision, Any]:
