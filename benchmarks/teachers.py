@@ -104,8 +104,8 @@ def page(result: Mapping[str, Any]) -> str:
     lines += [
         "",
         "One teacher and one dataset for all seeds, which vary the initial weights, the order and the test world. With",
-        "AdamW and 930 steps counting and colour have not come yet. The teacher's masks are of all things of a name, the",
-        "exact ones of the very thing that is meant.",
+        "AdamW and 930 steps counting and colour have not come yet. The teacher's masks are of all things of a name,",
+        "the exact ones of the very thing that is meant.",
     ]
     each = ", ".join(f"{ratio:.3f}" for ratio in result["gain_ratio_of_seeds"])
     lines += [

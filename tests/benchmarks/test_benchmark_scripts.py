@@ -52,6 +52,14 @@ def test_a_whole_model_answers_beside_llama_and_takes_a_step(tmp_path: Path) -> 
     assert found["step"]["seconds"] > 0 and found["forward"]["seconds"] > 0
 
 
+def test_pictures_are_seen_in_two_ways(tmp_path: Path) -> None:
+    options = ("--pictures", "2", "--side", "64", "--repeats", "2")
+    results = run_script("vision.py", tmp_path / "vision.json", *options)["results"]
+    for found in results.values():
+        assert found["2"]["num_pairs"] == 2
+        assert found["2"]["flops_a_picture"] > 1e7
+
+
 def test_the_script_for_a_gpu_runs_without_one(tmp_path: Path) -> None:
     ways = ("plain", "checkpointing")
     result = run_script("gpu.py", tmp_path / "gpu.json", "--toy", "--pairs", "2", "--warmup", "1", "--ways", *ways)
