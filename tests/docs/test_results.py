@@ -110,7 +110,7 @@ def test_what_came_of_photographs() -> None:
 
 
 ABLATIONS = {
-    "nothing: AGE +, seed 0": "age_plus",
+    "nothing: AGE +": "age_plus",
     "masks for 30 % of the pictures": "masks_known_30",
     "masks for 10 %": "masks_known_10",
     "no masks: unguided cross-attention": "cross_attention",
@@ -119,22 +119,32 @@ ABLATIONS = {
     "a quarter of the pictures": "pictures_quarter",
     "weights × 0.3": "weight_03",
     "weights × 3": "weight_3",
-    "natural questions": "natural",
-    "natural questions, unguided": "cross_attention_natural",
+}
+NATURAL = {
+    f"{name}, {asked}": "natural" if (arm, suffix) == ("age_plus", "_natural") else arm + suffix
+    for name, arm in PHOTOGRAPHS_ARMS.items()
+    for asked, suffix in (("balanced", ""), ("natural", "_natural"))
 }
 
 
-def test_what_masks_and_pictures_are_worth() -> None:
-    domains = load("results/photographs-ablations.json")["domains"]
+def test_what_masks_pictures_and_balance_are_worth() -> None:
+    found = load("results/photographs-ablations.json")
     page = (ROOT / "docs" / "results" / "photographs.md").read_text(encoding="utf-8")
+    assert all(seeds == [0, 1, 2] for seeds in found["runs"].values())
 
-    def cell(figures: dict[str, Any]) -> str:
-        adversarial, pointing = figures["pope"]["adversarial"]["accuracy"], figures["pointing"]["accuracy"]
-        return f"{adversarial['mean']:.3f} ({pointing['mean']:.3f})"
+    def cells(arm: str, beside: str) -> list[str]:
+        cells = []
+        for key in PICTURES.values():
+            figures = found["domains"][key]["arms"][arm]
+            other = figures["pope"]["random"] if beside == "random" else figures["pointing"]
+            means = figures["pope"]["adversarial"]["accuracy"]["mean"], other["accuracy"]["mean"]
+            cells.append("{:.3f} ({:.3f})".format(*means))
+        return cells
 
-    assert table(page, "| what is changed | COCO | rooms | clothing |") == {
-        label: [cell(domains[key]["arms"][arm]) for key in PICTURES.values()] for label, arm in ABLATIONS.items()
-    }
+    tables = {"what is changed": (ABLATIONS, "pointing"), "arm, questions to train on": (NATURAL, "random")}
+    for header, (arms, beside) in tables.items():
+        told = table(page, f"| {header} | COCO | rooms | clothing |")
+        assert told == {label: cells(arm, beside) for label, arm in arms.items()}
 
 
 def test_what_the_page_on_photographs_tells_besides() -> None:
