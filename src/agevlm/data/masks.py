@@ -20,9 +20,7 @@ from agevlm.data.schema import RLE
 
 _MAX_RUN_CHARS = 7  # of a run below 2³¹ as COCO writes it, five bits each
 _KNOWN_MASKS = 4096  # codes whose check is remembered: instances and the phrases about them share theirs
-_KNOWN_SHARES = (
-    8192  # unions whose shares are remembered, 4 bytes a cell: a phrase, its answer and the next pass share theirs
-)
+_KNOWN_SHARES = 8192  # unions whose shares are remembered: a phrase, its answer and the next pass have the same
 
 
 class MaskError(ValueError):

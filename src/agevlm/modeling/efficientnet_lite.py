@@ -138,9 +138,10 @@ class _ConvNorm(nn.Module):
         norm, weight = self.norm, self.conv.weight
         assert norm.running_mean is not None
         assert norm.running_var is not None
-        scale = norm.weight.float() * (norm.running_var.float() + norm.eps).rsqrt()
-        bias = norm.bias.float() - norm.running_mean.float() * scale
-        return (weight.float() * scale[:, None, None, None]).to(weight.dtype), bias.to(weight.dtype)
+        exact = torch.promote_types(weight.dtype, torch.float32)
+        scale = norm.weight.to(exact) * (norm.running_var.to(exact) + norm.eps).rsqrt()
+        bias = norm.bias.to(exact) - norm.running_mean.to(exact) * scale
+        return (weight * scale[:, None, None, None]).to(weight.dtype), bias.to(weight.dtype)
 
 
 def _same_padding(side: int, kernel_size: int, stride: int) -> tuple[int, int]:

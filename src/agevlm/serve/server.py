@@ -139,7 +139,7 @@ def _guarded(app: App, metrics: Metrics, settings: Settings, stop: Callable[[], 
 
 
 @contextmanager
-def _prompt() -> Iterator[None]:
+def _without_pauses() -> Iterator[None]:
     """Let Python hold up no answer: neither to look through all that was loaded, nor for another thread's sake.
 
     The first takes a fifth of a second. Threads hand over the interpreter after 5 ms where nothing is set, which is
@@ -161,7 +161,7 @@ def run(models: Sequence[tuple[str, Any, Any]], settings: Settings, listening: s
     settle_threads(models)
     server, engines = build(models, settings)
     try:
-        with _prompt():
+        with _without_pauses():
             server.run(sockets=[listening])
     finally:
         for engine in engines:
