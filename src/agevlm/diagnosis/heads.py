@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agevlm.data.images import open_image
-from agevlm.data.masks import mask_to_grid, union_mask
+from agevlm.data.masks import union_to_grid
 from agevlm.data.schema import Sample
 from agevlm.diagnosis.asking import Progress
 from agevlm.evaluation.questions import Prompt, questions_of
@@ -190,7 +190,7 @@ def _measured(prompts: Sequence[Prompt], maps_PLHhw: Floats, on_picture_PLH: Flo
         word = prompt.words[0]
         if not word.present:
             continue
-        covered_hw = mask_to_grid(union_mask(word.masks), maps_PLHhw.shape[-2:])
+        covered_hw = union_to_grid(word.masks, maps_PLHhw.shape[-2:])
         heads, mean = (
             {
                 name: measure(maps[place], covered_hw)

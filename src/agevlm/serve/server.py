@@ -10,8 +10,7 @@ import errno
 import gc
 import logging
 import socket
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -30,8 +29,6 @@ from agevlm.serve.origins import Origins
 from agevlm.serve.remote import Fetcher
 from agevlm.serve.replicas import Replicas, running
 from agevlm.serve.service import Service
-
-_SWITCH_S = 0.0005  # that a thread of Python keeps the interpreter where another one waits for it
 
 
 @dataclass(frozen=True)
@@ -138,32 +135,16 @@ def _guarded(app: App, metrics: Metrics, settings: Settings, stop: Callable[[], 
     return Server(config, stop)
 
 
-@contextmanager
-def _without_pauses() -> Iterator[None]:
-    """Let Python hold up no answer: neither to look through all that was loaded, nor for another thread's sake.
-
-    The first takes a fifth of a second. Threads hand over the interpreter after 5 ms where nothing is set, which is
-    longer than a small model's step; an answer then waits for its sender.
-    """
-    interval = sys.getswitchinterval()
-    gc.collect()
-    gc.freeze()
-    sys.setswitchinterval(_SWITCH_S)
-    try:
-        yield
-    finally:
-        sys.setswitchinterval(interval)
-        gc.unfreeze()
-
-
 def run(models: Sequence[tuple[str, Any, Any]], settings: Settings, listening: socket.socket) -> int:
     """Serve until a signal; then finish what runs, for at most `grace_s`. How many requests were cut off."""
     settle_threads(models)
     server, engines = build(models, settings)
+    gc.collect()
+    gc.freeze()  # to look through all that was loaded stops every answer for a fifth of a second
     try:
-        with _without_pauses():
-            server.run(sockets=[listening])
+        server.run(sockets=[listening])
     finally:
+        gc.unfreeze()
         for engine in engines:
             engine.close(grace_s=1.0)
     return server.num_cut_off
