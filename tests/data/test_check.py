@@ -201,7 +201,7 @@ def test_pictures_outside_of_a_dataset_are_not_opened_unless_that_is_allowed(nam
         with pytest.raises(ValueError, match=r"sample 1, .*: leads out of .* --allow-outside"):
             use()
     with pytest.raises(ValueError, match="--allow-outside"):
-        ParquetSource(directory).sample(1, np.random.default_rng(0), None, 1)
+        ParquetSource(read_parquet(directory)).sample(1, np.random.default_rng(0), None, 1)
     ran = CliRunner().invoke(app, ["data", "inspect", str(directory)])
     assert ran.exit_code == 1 and REFUSED in ran.output
     assert read_parquet(directory, allow_outside=True)[1].sample.images[0].path == directory / name

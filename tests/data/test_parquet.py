@@ -185,6 +185,31 @@ def test_categories_are_read_alone(tmp_path: Path) -> None:
     assert read_parquet(tmp_path / "made").categories() == expected
 
 
+def test_a_share_is_a_dataset_of_some_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agevlm.data.parquet._GROUP_ROWS", 3)
+    write_parquet(tmp_path / "made", [record(number) for number in range(20)], shard_bytes=2000)
+    whole = read_parquet(tmp_path / "made")
+    half, quarter, other = (
+        read_parquet(tmp_path / "made", share=share, seed=seed) for share, seed in ((0.5, 1), (0.25, 1), (0.5, 2))
+    )
+    assert (len(half), len(quarter), len(read_parquet(tmp_path / "made", share=0.001))) == (10, 5, 1)
+    places = [whole.ids().index(name) for name in half.ids()]
+    assert places == sorted(places) and len(set(places)) == 10
+    assert set(quarter.ids()) < set(half.ids()) != set(other.ids())
+    assert list(half) == [half[number] for number in range(10)] == [whole[place] for place in places]
+    assert half[-1] == whole[places[-1]]
+    assert half.categories() == [whole.categories()[place] for place in places]
+    things = [thing for place in places for thing in whole[place].annotated.instances]
+    assert half.words() == sorted({word for thing in things for word in (thing.category, thing.colour) if word})
+    assert sum(half.group_sizes()) == 10 and 0 not in half.group_sizes()
+    assert pickle.loads(pickle.dumps(half)).ids() == half.ids()
+    with pytest.raises(IndexError, match="no record 10, the dataset has 10"):
+        half[10]
+    for wrong in (0.0, 1.5):
+        with pytest.raises(ValueError, match="share must lie in"):
+            read_parquet(tmp_path / "made", share=wrong)
+
+
 def test_damage_is_named(tmp_path: Path) -> None:
     good = tmp_path / "good"
     write_parquet(good, [record(number) for number in range(3)])

@@ -15,7 +15,7 @@ from tiny_runs import make_recipe, run
 from agevlm.data.chat import TEXT
 from agevlm.data.images import png_bytes
 from agevlm.data.language import LONG_KINDS
-from agevlm.data.parquet import Record, write_parquet
+from agevlm.data.parquet import Record, read_parquet, write_parquet
 from agevlm.data.scenes import CATEGORIES, WorldSpec, draw_scene
 from agevlm.data.scenes.export import export_parquet
 from agevlm.data.schema import Conversation, Grounding, Message, Sample
@@ -29,6 +29,7 @@ from agevlm.training.dataset import (
     without_pictures,
 )
 from agevlm.training.recipe import StageRecipe
+from agevlm.training.run import open_source
 from agevlm.training.sources import DrawnPictures, ParquetSource, SceneSource, read_annotations, write_annotations
 
 
@@ -193,7 +194,7 @@ def test_kept_annotations_give_the_same_conversations_as_drawing() -> None:
 def stored(tmp_path_factory: pytest.TempPathFactory) -> ParquetSource:
     directory = tmp_path_factory.mktemp("stored") / "scenes"
     export_parquet(directory, WorldSpec(min_objects=2), 3, 4, num_per_image=5)
-    return ParquetSource(directory)
+    return ParquetSource(read_parquet(directory))
 
 
 def test_a_stored_dataset_keeps_its_test_questions_back(stored: ParquetSource) -> None:
@@ -250,7 +251,7 @@ def test_a_stage_balances_presence_over_scenes(kept: bool) -> None:
 
 def test_a_stage_balances_a_stored_dataset_and_says_what_it_does_not_ask(tmp_path: Path) -> None:
     export_parquet(tmp_path / "few", WorldSpec(), 3, 12, num_per_image=2)
-    source = ParquetSource(tmp_path / "few")
+    source = ParquetSource(read_parquet(tmp_path / "few"))
     assert [set(c or ()) for c in source.dataset.categories()] == [
         set(record.annotated.categories) for record in source.dataset
     ]
@@ -313,7 +314,7 @@ def test_a_run_knows_what_kinds_of_question_it_asked(
 
 def test_the_known_words_of_a_run_are_those_of_any_of_its_sources(foundation: Path, tmp_path: Path) -> None:
     export_parquet(tmp_path / "mixed", WorldSpec(), 4, 40, num_per_image=1)
-    records = list(ParquetSource(tmp_path / "mixed").dataset)
+    records = list(ParquetSource(read_parquet(tmp_path / "mixed")).dataset)
     held = [record.annotated.categories for record in records if record.annotated]
     always = held[0][0]
     alike = [record for record, categories in zip(records, held, strict=True) if always in categories]
@@ -333,7 +334,7 @@ def test_presence_that_cannot_be_balanced_is_named(tmp_path: Path, stored: Parqu
     write_parquet(tmp_path / "bare", bare)
     settings: dict[str, Any] = {"data": {"bare": 1.0}, "presence": {}}
     with pytest.raises(ValueError, match=r"stage 's', data bare: .*bare: 4 of 4 samples are not annotated, the first"):
-        make_dataset(sources={"bare": ParquetSource(tmp_path / "bare")}, **settings)
+        make_dataset(sources={"bare": ParquetSource(read_parquet(tmp_path / "bare"))}, **settings)
     with pytest.raises(ValueError, match="asks none: give kinds a presence"):
         make_dataset(kinds={"caption": 1.0}, presence={})
 
@@ -346,13 +347,29 @@ def test_a_source_of_no_weight_is_not_needed_and_changes_no_order() -> None:
     assert [words(bare, index) for index in range(60)] == [words(whole, index) for index in range(60)]
 
 
+@pytest.mark.parametrize("views", [None, {"views": 2, "seed": 0}])
+def test_a_share_of_a_dataset_is_drawn_by_the_seed(tmp_path: Path, views: Any) -> None:
+    export_parquet(tmp_path / "data", WorldSpec(), 0, 20)
+    settings = recipe.ParquetSource(parquet=tmp_path / "data", share=0.4, augment=views)
+    first, again, other = (open_source(settings, seed) for seed in (0, 0, 1))
+    assert len(first) == (8 if views is None else 16)
+    rng = np.random.default_rng(0)
+    shown, differ = ({source.sample(i, rng, {"presence": 1.0}, 1).id for i in range(8)} for source in (first, other))
+    assert len(shown) == len(differ) == 8 and shown != differ
+    assert first.key() == again.key() != other.key()
+    fixed = settings.model_copy(update={"seed": 0})
+    assert [open_source(fixed, seed).key() for seed in (1, 2)] == [open_source(fixed, 0).key()] * 2
+    with pytest.raises(ValueError, match="seed says which samples a share takes"):
+        recipe.ParquetSource(parquet=tmp_path / "data", seed=3)
+
+
 def test_groups_are_read_once_in_a_pass_and_shuffled_all_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("agevlm.data.parquet._GROUP_ROWS", 4)
     monkeypatch.setattr("agevlm.data.parquet.CACHED_GROUPS", 3)
     export_parquet(tmp_path / "data", WorldSpec(), 0, 40)
-    source = ParquetSource(tmp_path / "data")
+    source = ParquetSource(read_parquet(tmp_path / "data"))
     runs = source.dataset.group_sizes()
     assert runs == [4] * 10
     read: list[int] = []

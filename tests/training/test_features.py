@@ -19,7 +19,7 @@ from PIL import Image
 from tiny_runs import STAGES, make_recipe, read_losses, run
 
 from agevlm.data.images import open_image
-from agevlm.data.parquet import write_parquet
+from agevlm.data.parquet import read_parquet, write_parquet
 from agevlm.data.rows import Record
 from agevlm.data.scenes import WorldSpec
 from agevlm.data.schema import Conversation, ImageSource, Message, Sample
@@ -215,14 +215,14 @@ def test_stored_samples_of_no_one_and_two_pictures(parts: Parts, tmp_path: Path)
     images = [make_image(f"i{number}", 90 * number) for number in range(2)]
     samples = [Sample(f"s{num}", tuple(images[:num]), told) for num in (1, 0, 2)]
     write_parquet(tmp_path / "data", map(Record, samples))
-    cache, done = fill(parts, tmp_path / "cache", ParquetSource(tmp_path / "data"))
+    cache, done = fill(parts, tmp_path / "cache", ParquetSource(read_parquet(tmp_path / "data")))
     assert cache is not None and done == 3
     assert [len(cache[index]) for index in range(3)] == [1, 0, 2]
     assert np.array_equal(cache[0][0], cache[2][0])
     assert not np.array_equal(cache[2][0], cache[2][1])
     blind = [replace(sample, id=f"b{i}", images=()) for i, sample in enumerate(samples)]
     write_parquet(tmp_path / "blind", map(Record, blind))
-    assert fill(parts, tmp_path / "cache", ParquetSource(tmp_path / "blind")) == (None, 0)
+    assert fill(parts, tmp_path / "cache", ParquetSource(read_parquet(tmp_path / "blind"))) == (None, 0)
 
 
 @pytest.mark.parametrize(("grid", "cells"), [("coarse", 6), ("fine", 12)])

@@ -13,7 +13,7 @@ from tiny_runs import make_recipe, read_losses, run
 
 from agevlm.data.augmentation import Augmentation
 from agevlm.data.images import open_image
-from agevlm.data.parquet import write_parquet
+from agevlm.data.parquet import read_parquet, write_parquet
 from agevlm.data.rows import Record
 from agevlm.data.scenes import WorldSpec
 from agevlm.data.scenes.export import export_parquet
@@ -45,7 +45,7 @@ def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_source_of_views_is_as_many_times_as_long(stored: Path) -> None:
-    source = ViewSource(StoredPictures(stored), VIEWS, seed=0)
+    source = ViewSource(StoredPictures(read_parquet(stored)), VIEWS, seed=0)
     assert len(source) == 18
     rng = np.random.default_rng(0)
     samples = [source.sample(index, rng, {"presence": 1.0}, 2) for index in range(18)]
@@ -71,21 +71,27 @@ def fill(foundation: Path, root: Path, source: ViewSource, **settings: Any) -> F
 def test_views_are_cached_with_their_annotations(
     foundation: Path, stored: Path, tmp_path: Path, num_workers: int
 ) -> None:
-    source = ViewSource(StoredPictures(stored), VIEWS, seed=0)
+    source = ViewSource(StoredPictures(read_parquet(stored)), VIEWS, seed=0)
     cache = fill(foundation, tmp_path, source, num_workers=num_workers)
     assert len(cache.features) == 18
-    fresh = ViewSource(StoredPictures(stored), VIEWS, seed=0)
+    fresh = ViewSource(StoredPictures(read_parquet(stored)), VIEWS, seed=0)
     assert source.annotations == [fresh.draw(index).annotated for index in range(18)]
     first, second = (s.sample(13, np.random.default_rng(0), None, 5) for s in (source, fresh))
     assert first.conversations == second.conversations
     assert source.notes is not None
-    again = ViewSource(StoredPictures(stored), VIEWS, seed=0)
+    again = ViewSource(StoredPictures(read_parquet(stored)), VIEWS, seed=0)
     fill(foundation, tmp_path, again, num_workers=num_workers)
     assert again.notes == source.notes
-    for other in (ViewSource(StoredPictures(stored), VIEWS, 1), ViewSource(StoredPictures(stored), None, 0)):
+    for other in (
+        ViewSource(StoredPictures(read_parquet(stored)), VIEWS, 1),
+        ViewSource(StoredPictures(read_parquet(stored)), None, 0),
+    ):
         assert other.key() != source.key()
     own = VIEWS.model_copy(update={"seed": 7})  # recipes of other seeds share them
-    assert ViewSource(StoredPictures(stored), own, 0).key() == ViewSource(StoredPictures(stored), own, 1).key()
+    assert (
+        ViewSource(StoredPictures(read_parquet(stored)), own, 0).key()
+        == ViewSource(StoredPictures(read_parquet(stored)), own, 1).key()
+    )
 
 
 def test_labels_and_masks_train_beside_each_other(
@@ -133,10 +139,10 @@ def test_a_run_says_what_was_left_out(foundation: Path, labelled: Path, tmp_path
 
 
 def test_samples_that_are_not_annotated_have_no_views(stored: Path, tmp_path: Path) -> None:
-    bare = [Record(record.sample) for record in StoredPictures(stored).dataset]
+    bare = [Record(record.sample) for record in StoredPictures(read_parquet(stored)).dataset]
     write_parquet(tmp_path / "bare", bare)
     with pytest.raises(ValueError, match="6 of 6 samples are not annotated, the first is"):
-        StoredPictures(tmp_path / "bare")
+        StoredPictures(read_parquet(tmp_path / "bare"))
 
 
 def test_a_labelled_source_is_told_from_another(labelled: Path) -> None:

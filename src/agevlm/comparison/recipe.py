@@ -18,7 +18,16 @@ from agevlm.comparison.claims import Claim, check_claims
 from agevlm.comparison.readings import ADVERSARIAL
 from agevlm.documents import Strict, read_yaml
 from agevlm.training.foundation import FoundationSpec
-from agevlm.training.recipe import Recipe, Seed, StageRecipe, apply_changes, apply_overrides, explain, parse_recipe
+from agevlm.training.recipe import (
+    Recipe,
+    Seed,
+    StageRecipe,
+    apply_changes,
+    apply_overrides,
+    explain,
+    is_comparison,
+    parse_recipe,
+)
 
 
 class ArmRecipe(Strict):
@@ -271,7 +280,7 @@ def _read(path: Path, extending: tuple[Path, ...] = ()) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(errno.ENOENT, "no recipe at", str(path))
     content = read_yaml(path)
-    if not isinstance(content, dict) or not {"arms", "extends"} & content.keys():
+    if not is_comparison(content):
         raise ValueError(f"{path} is no comparison: a comparison is a mapping with the keys name, common and arms")
     if "extends" not in content:
         return content

@@ -23,6 +23,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -94,9 +95,11 @@ def write_parquet(
     return summary
 
 
-def read_parquet(directory: str | Path, *, allow_outside: bool = False) -> ParquetDataset:
+def read_parquet(
+    directory: str | Path, *, allow_outside: bool = False, share: float = 1.0, seed: int = 0
+) -> ParquetDataset:
     """Open a dataset directory; see `ParquetDataset`."""
-    return ParquetDataset(directory, allow_outside=allow_outside)
+    return ParquetDataset(directory, allow_outside=allow_outside, share=share, seed=seed)
 
 
 class ParquetDataset(Sequence[Record]):
@@ -107,11 +110,21 @@ class ParquetDataset(Sequence[Record]):
     directory that is missing or no dataset of ours, of another schema version, with a shard that is missing or damaged,
     is a ValueError that names it; so is a record with a fault (see `row_check.py`), and any record where two samples
     share an id.
+
+    With a `share` below 1 it is that part of the samples, in their order, at least one: which ones, `seed` decides, and
+    what a smaller share of the same seed has, a larger one has too. `summary` is of the whole dataset all the same.
     """
 
-    def __init__(self, directory: str | Path, *, allow_outside: bool = False) -> None:
+    def __init__(
+        self, directory: str | Path, *, allow_outside: bool = False, share: float = 1.0, seed: int = 0
+    ) -> None:
+        if not 0 < share <= 1:
+            raise ValueError(f"share must lie in (0, 1], got {share}")
         self.directory, self.allow_outside = Path(directory), allow_outside
+        self.share, self.seed = share, seed
         self.summary = _read_summary(self.directory)
+        shuffled = np.random.default_rng(seed).permutation(self.summary.num_samples)
+        self._kept = np.sort(shuffled[: max(1, round(share * len(shuffled)))])  # places in the whole dataset
         self._categories = frozenset(self.summary.vocabulary)
         self._groups: list[tuple[str, int, int]] | None = None  # (shard, row group, first row) in order
         self._files: dict[str, pq.ParquetFile] = {}
@@ -127,7 +140,7 @@ class ParquetDataset(Sequence[Record]):
         return tuple(self.summary.vocabulary)
 
     def __len__(self) -> int:
-        return self.summary.num_samples
+        return len(self._kept)
 
     def __getitem__(self, index: Any) -> Any:
         """The record at an index, counted from the end where negative; a list of records for a slice."""
@@ -140,17 +153,18 @@ class ParquetDataset(Sequence[Record]):
         position = index + len(self) if index < 0 else index
         if not 0 <= position < len(self):
             raise IndexError(f"{self.directory}: no record {index}, the dataset has {len(self)}")
-        group = self._group_of(position)
-        return self._values(group, self._table(group).slice(position - self._layout()[group][2], 1))
+        place = int(self._kept[position])
+        group = self._group_of(place)
+        return self._values(group, self._table(group).slice(place - self._layout()[group][2], 1))
 
     def group_sizes(self) -> list[int]:
         """Rows of each row group, in order: what one access reads. The heads of all shards are read."""
-        starts = [first for _, _, first in self._layout()]
-        return [end - start for start, end in pairwise([*starts, len(self)])]
+        starts = [int(np.searchsorted(self._kept, first)) for _, _, first in self._layout()]
+        return [end - start for start, end in pairwise([*starts, len(self)]) if end > start]
 
     def ids(self) -> list[str]:
         """The ids of all samples in order; nothing else is read."""
-        return [name for shard in self.summary.shards for name in self._column(shard, "id", "id")]
+        return self._of_kept(name for shard in self.summary.shards for name in self._column(shard, "id", "id"))
 
     def categories(self) -> list[tuple[str, ...] | None]:
         """The categories of every record's instances, each once, in order; None where they are not annotated.
@@ -162,17 +176,17 @@ class ParquetDataset(Sequence[Record]):
             for row in self._column(name, "instances", "instances.list.element.category"):
                 met = None if row is None else tuple(dict.fromkeys(thing["category"] for thing in row if thing))
                 found.append(met)
-        return found
+        return self._of_kept(found)
 
     def words(self) -> list[str] | None:
         """The categories and colours of all annotated instances, in alphabetical order; None where some are not."""
         columns = [f"instances.list.element.{name}" for name in ("category", "colour")]
+        rows = (row for name in self.summary.shards for row in self._file(name).read(columns)["instances"].to_pylist())
         words: set[str] = set()
-        for name in self.summary.shards:
-            for row in self._file(name).read(columns)["instances"].to_pylist():
-                if row is None:
-                    return None
-                words.update(word for thing in row for word in thing.values() if word)
+        for row in self._of_kept(rows):
+            if row is None:
+                return None
+            words.update(word for thing in row for word in thing.values() if word)
         return sorted(words)
 
     def __iter__(self) -> Iterator[Record]:
@@ -180,9 +194,11 @@ class ParquetDataset(Sequence[Record]):
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """The rows as they are on disk, column → value, whatever is in them."""
-        for group in range(len(self._layout())):
-            for batch in self._read(group).to_batches(max_chunksize=1):
-                yield self._values(group, batch)
+        kept = set(self._kept.tolist())
+        for group, (_, _, first) in enumerate(self._layout()):
+            for number, batch in enumerate(self._read(group).to_batches(max_chunksize=1)):
+                if first + number in kept:
+                    yield self._values(group, batch)
 
     def faults(self, row: Mapping[str, Any]) -> Iterator[Fault]:
         """What is wrong with a row of the dataset: (kind, place in the row)."""
@@ -208,13 +224,18 @@ class ParquetDataset(Sequence[Record]):
             raise ValueError(f"{self.directory}: {error}; {advice}") from error
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"directory": self.directory, "allow_outside": self.allow_outside}
+        return {name: getattr(self, name) for name in ("directory", "allow_outside", "share", "seed")}
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]
 
     def __repr__(self) -> str:
         return f"ParquetDataset({str(self.directory)!r}, {len(self)} samples)"
+
+    def _of_kept(self, values: Iterable[Any]) -> list[Any]:
+        """Of a value for each sample of the whole dataset, those of the samples that are here."""
+        every = list(values)
+        return [every[place] for place in self._kept]
 
     def _layout(self) -> list[tuple[str, int, int]]:
         if self._groups is None:

@@ -156,7 +156,8 @@ def _told(source: Source) -> str:
     if isinstance(source, LabelsSource):
         return f"pictures with labels, {source.labels.name}"
     assert isinstance(source, ParquetSource)
-    return f"a dataset, {source.parquet.name}"
+    share = "" if source.share == 1 else f", {source.share:.0%} of its samples"
+    return f"a dataset, {source.parquet.name}{share}"
 
 
 _STAGE = ("stage", "steps", "pictures a step", "learning rate", "trains", "loss", "minutes")

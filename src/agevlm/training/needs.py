@@ -145,7 +145,7 @@ def not_offered(recipe: Recipe) -> Iterator[str]:
     """
     named = {name: at for name, at in recipe.data.items() if isinstance(at, ParquetSource) and not at.augment}
     here = {
-        name: StoredSource(at.parquet, at.allow_outside)
+        name: StoredSource(read_parquet(at.parquet, allow_outside=at.allow_outside))
         for name, at in named.items()
         if name in recipe.used_data and _is_dataset(at.parquet)
     }

@@ -149,10 +149,12 @@ def _num_images(source: Source) -> int | None:
     views = source.augment.views if source.augment is not None else 1
     if isinstance(source, LabelsSource):
         return views * sum(path.is_file() for path in source.labels.glob("*/*")) if source.labels.is_dir() else None
-    summary = source.parquet / "dataset.json"
+    summary, num = source.parquet / "dataset.json", None
     if summary.is_file():
-        return views * int(read_json(summary, "write the dataset again")["num_images"])
-    return views * source.expected.num_images if source.expected is not None else None
+        num = int(read_json(summary, "write the dataset again")["num_images"])
+    elif source.expected is not None:
+        num = source.expected.num_images
+    return None if num is None else views * max(1, round(source.share * num))
 
 
 def _image_size(recipe: Recipe, shapes: Shapes) -> tuple[int, int]:

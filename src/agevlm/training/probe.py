@@ -26,7 +26,7 @@ from torch.nn import functional as F
 
 from agevlm.checkpoints import choose_device, resolve_model
 from agevlm.data.masks import mask_to_grid, union_mask
-from agevlm.data.parquet import ParquetDataset
+from agevlm.data.parquet import ParquetDataset, read_parquet
 from agevlm.data.pope import POPE_KINDS, Statistics, ask_pope, masks_of, picture_rng
 from agevlm.data.schema import AnnotatedImage
 from agevlm.evaluation.localisation import TOLERANCE_RATIO, points_inside
@@ -160,7 +160,7 @@ class _Reader:
     progress: Progress
 
     def __call__(self, directory: Path) -> _Pictures:
-        source = ParquetSource(directory)
+        source = ParquetSource(read_parquet(directory))
         source.categories()  # all are annotated, or that is said
         features = cached_features(
             source,

@@ -102,6 +102,10 @@ class ParquetSource(Strict):
 
     parquet: Path
     """The directory of the dataset."""
+    share: float = Field(1.0, gt=0, le=1)
+    """Of its samples, how many are taken. What a smaller share has, a larger one of the same seed has too."""
+    seed: Seed | None = None
+    """Which samples a share below 1 takes. Null: the recipe's seed."""
     expected: ExpectedData | None = None
     """What a plan reckons with while the dataset is not there. Null: what it assumes of any."""
     allow_outside: bool = False
@@ -114,7 +118,9 @@ class ParquetSource(Strict):
     a large dataset once; the order is less mixed."""
 
     @model_validator(mode="after")
-    def _groups_are_read_once(self) -> ParquetSource:
+    def _consistent(self) -> ParquetSource:
+        if self.seed is not None and self.share == 1:
+            raise ValueError("seed says which samples a share takes: give a share below 1, or leave out seed")
         if self.augment is not None and self.shuffle == "groups":
             raise ValueError("views of pictures are drawn in any order: shuffle groups without augment, or samples")
         return self
@@ -414,7 +420,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), seed: int | Non
 
 def is_comparison(content: Any) -> bool:
     """Whether this is the content of a comparison's file, and not of one training's."""
-    return isinstance(content, dict) and "arms" in content
+    return isinstance(content, dict) and bool({"arms", "extends"} & content.keys())
 
 
 def parse_recipe(content: dict[str, Any], name: str) -> Recipe:

@@ -44,6 +44,7 @@ import agevlm
 from agevlm.checkpoints import choose_device, computes_in, load_model, resolve_language_model, resolve_model
 from agevlm.checkpoints.fit import check_tokens
 from agevlm.data.collate import Collator
+from agevlm.data.parquet import ParquetDataset, read_parquet
 from agevlm.data.scenes import split_seed
 from agevlm.files import recover, write_beside
 from agevlm.modeling.joined import JoinedModel
@@ -537,11 +538,18 @@ def open_source(settings: Any, seed: int) -> Source:
     if isinstance(settings, LabelsSource):
         return ViewSource(LabelledPictures(settings.labels, settings.names), settings.augment, seed)
     if isinstance(settings, ParquetRecipe):
+        dataset = open_dataset(settings, seed)
         if settings.augment is None:
-            return ParquetSource(settings.parquet, settings.allow_outside)
-        return ViewSource(StoredPictures(settings.parquet, settings.allow_outside), settings.augment, seed)
+            return ParquetSource(dataset)
+        return ViewSource(StoredPictures(dataset), settings.augment, seed)
     scene_seed = split_seed(TRAIN_SPLIT, seed if settings.seed is None else settings.seed)
     return SceneSource(settings.scenes, scene_seed, settings.num_scenes)
+
+
+def open_dataset(settings: ParquetRecipe, seed: int) -> ParquetDataset:
+    """The stored dataset that a recipe names, or the share of it that it takes."""
+    drawn_by = seed if settings.seed is None else settings.seed
+    return read_parquet(settings.parquet, allow_outside=settings.allow_outside, share=settings.share, seed=drawn_by)
 
 
 def runs_of(source: Source, settings: Any) -> list[int] | None:

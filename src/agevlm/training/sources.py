@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from agevlm.data.augmentation import Drawn
 from agevlm.data.images import png_bytes
 from agevlm.data.language import DEFAULT_KINDS, KINDS, Chooser, make_conversations
-from agevlm.data.parquet import read_parquet
+from agevlm.data.parquet import ParquetDataset
 from agevlm.data.scenes import CATEGORIES, COLOURS, WorldSpec, draw_scene
 from agevlm.data.schema import AnnotatedImage, Conversation, ImageSource, Instance, Sample
 from agevlm.files import write_beside
@@ -138,9 +138,8 @@ class ParquetSource:
     made from its annotated instances, where it has any.
     """
 
-    def __init__(self, directory: Path, allow_outside: bool = False) -> None:
-        self.directory = directory
-        self.dataset = read_parquet(directory, allow_outside=allow_outside)
+    def __init__(self, dataset: ParquetDataset) -> None:
+        self.dataset = dataset
 
     @property
     def vocabulary(self) -> tuple[str, ...]:
@@ -153,14 +152,14 @@ class ParquetSource:
         return len(self.dataset)
 
     def key(self) -> dict[str, Any]:
-        return dataset_key(self.directory, len(self))
+        return dataset_key(self.dataset)
 
     def categories(self) -> Sequence[Collection[str]]:
         found = self.dataset.categories()
         if None in found:
             raise ValueError(
-                f"{self.directory}: {found.count(None)} of {len(found)} samples are not annotated, the first is "
-                f"{self.dataset[found.index(None)].sample.id}: what is in their pictures is not known, so presence "
+                f"{self.dataset.directory}: {found.count(None)} of {len(found)} samples are not annotated, the first "
+                f"is {self.dataset[found.index(None)].sample.id}: what is in their pictures is not known, so presence "
                 "cannot be balanced; leave out `presence`, or these samples"
             )
         return [categories for categories in found if categories is not None]
@@ -200,10 +199,11 @@ class ParquetSource:
         return make_conversations(annotated, rng, self.vocabulary, known, num, choose)
 
 
-def dataset_key(directory: Path, size: int) -> dict[str, Any]:
-    """What tells a stored dataset from every other one, and from itself written again."""
-    stamp = (directory / "dataset.json").stat()
-    return {"parquet": str(directory.resolve()), "size": size, "written": stamp.st_mtime_ns}
+def dataset_key(dataset: ParquetDataset) -> dict[str, Any]:
+    """What tells a stored dataset, or a share of it, from every other one, and from itself written again."""
+    stamp = (dataset.directory / "dataset.json").stat()
+    share = {"share": dataset.share, "seed": dataset.seed} if dataset.share < 1 else {}
+    return {"parquet": str(dataset.directory.resolve()), "size": len(dataset), "written": stamp.st_mtime_ns, **share}
 
 
 def _weight(kind: str, kinds: Kinds) -> float:

@@ -17,7 +17,7 @@ import numpy as np
 from agevlm.data.augmentation import Augmentation, Drawn, draw_view
 from agevlm.data.formats.labels import read_labels
 from agevlm.data.images import open_image
-from agevlm.data.parquet import read_parquet
+from agevlm.data.parquet import ParquetDataset
 from agevlm.data.schema import AnnotatedImage
 from agevlm.training.sources import DrawnSource, dataset_key
 
@@ -40,16 +40,16 @@ class Pictures(Protocol):
 class StoredPictures:
     """The annotated pictures of a stored dataset. A sample without annotation, or of no picture, is a ValueError."""
 
-    def __init__(self, directory: Path, allow_outside: bool = False) -> None:
-        self.directory, self.dataset = directory, read_parquet(directory, allow_outside=allow_outside)
+    def __init__(self, dataset: ParquetDataset) -> None:
+        self.dataset = dataset
         self.vocabulary = self.dataset.vocabulary
         self.notes: tuple[str, ...] = ()
         found = self.dataset.categories()
         if None in found:
             first = self.dataset[found.index(None)].sample.id
             raise ValueError(
-                f"{directory}: {found.count(None)} of {len(found)} samples are not annotated, the first is {first}: "
-                "views are made of annotated pictures; leave out `augment`, or these samples"
+                f"{dataset.directory}: {found.count(None)} of {len(found)} samples are not annotated, the first is "
+                f"{first}: views are made of annotated pictures; leave out `augment`, or these samples"
             )
 
     def words(self) -> Sequence[str] | None:
@@ -64,7 +64,7 @@ class StoredPictures:
         return annotated
 
     def key(self) -> dict[str, Any]:
-        return dataset_key(self.directory, len(self))
+        return dataset_key(self.dataset)
 
 
 class LabelledPictures:
