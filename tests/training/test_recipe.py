@@ -36,6 +36,7 @@ COMPARISONS = {
     "photographs",
     "photographs-ablations",
     "photographs-smollm2",
+    "photographs-splits",
     "photographs-views",
 }
 RECIPES = sorted(path for path in (ROOT / "recipes").glob("*.yaml") if path.stem not in COMPARISONS)
