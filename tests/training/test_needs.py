@@ -91,6 +91,24 @@ def test_data_whose_first_sample_cannot_be_read_are_told_before_anything_trains(
     assert not (tmp_path / "run").exists()
 
 
+def test_folders_that_are_no_classes_are_told_before_anything_trains(foundation: Path, tmp_path: Path) -> None:
+    (tmp_path / "labels" / "cat").mkdir(parents=True)
+    (tmp_path / "labels" / "cat" / "1.png").write_bytes(b"not opened yet")
+    named = {"labels": str(tmp_path / "labels"), "names": {"cta": "cat"}}
+    content = make_recipe(foundation, "align", data={"scenes": {"num_scenes": 12}, "labels": named})
+    content["stages"][0]["data"] = {"labels": 1.0}
+    for options in ({"dry_run": True}, {}):
+        with pytest.raises(ValueError, match=r"^data\.labels: .*no folder 'cta' .* did you mean 'cat'"):
+            run(content, tmp_path / "run", **options)
+    del named["names"]
+    assert "the class 'cat' alone" in "".join(unreadable(parse_recipe(content, "recipe")))
+    (tmp_path / "labels" / "dog").mkdir()
+    assert len(list(unreadable(parse_recipe(content, "recipe")))) == 1  # a folder without a picture is no class
+    (tmp_path / "labels" / "dog" / "1.jpg").touch()
+    assert not list(unreadable(parse_recipe(content, "recipe")))
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_benchmark_that_is_missing_is_told_before_anything_trains(foundation: Path, tmp_path: Path) -> None:
     content = make_recipe(foundation, "align", evaluation={"benchmark": "absent/val"})
     with pytest.raises(ValueError, match=r"^evaluation\.benchmark: absent/val is not here$"):

@@ -14,6 +14,7 @@ from huggingface_hub import hf_hub_download, snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError
 
 from agevlm.checkpoints import PACKAGED, resolve_language_model, resolve_model
+from agevlm.data.formats.labels import check_labels
 from agevlm.data.images import open_image
 from agevlm.data.parquet import read_parquet
 from agevlm.modeling.language import split_hub_file
@@ -123,9 +124,18 @@ def missing_benchmark(recipe: Recipe) -> Iterator[Need]:
 
 
 def unreadable(recipe: Recipe) -> Iterator[str]:
-    """A line for each dataset that is here and whose first sample, with its pictures, cannot be read."""
+    """A line for each dataset that is here and whose first sample, with its pictures, cannot be read.
+
+    Of pictures with labels, whose folders are not such.
+    """
     sources = {f"data.{name}": recipe.data[name] for name in sorted(recipe.used_data)}
     named = {key: (at.parquet, at.allow_outside) for key, at in sources.items() if isinstance(at, ParquetSource)}
+    for key, at in sources.items():
+        if isinstance(at, LabelsSource) and at.labels.is_dir():
+            try:
+                check_labels(at.labels, at.names)
+            except ValueError as error:
+                yield f"{key}: {error}"
     asked = recipe.evaluation
     if asked and asked.benchmark != "scenes":
         named["evaluation.benchmark"] = (Path(asked.benchmark), asked.allow_outside)

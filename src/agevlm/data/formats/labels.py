@@ -6,7 +6,7 @@ A picture's own class is there; the others of the folder are taken to be absent.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from agevlm.data.formats.report import Report
@@ -27,17 +27,13 @@ def read_labels(
     out and counted. ValueErrors: no such directory, a name of no folder, two classes whose words differ only in case,
     fewer than two classes.
     """
-    directory, names = Path(directory), names or {}
-    if not directory.is_dir():
-        raise ValueError(f"{directory}: no such directory; give one that has a folder of pictures for each class")
-    folders = sorted(path for path in directory.iterdir() if path.is_dir())
-    _check_names(directory, [folder.name for folder in folders], names)
+    directory = Path(directory)
+    folders = _class_folders(directory, names or {})
     report = Report(str(directory))
     report.left_out["files beside the class folders"] = sum(path.is_file() for path in directory.iterdir())
     pictures: list[AnnotatedImage] = []
     known: dict[str, tuple[str, str]] = {}  # a word without case → the folder and the word that have it
-    for folder in folders:
-        word = names.get(folder.name, folder.name.replace("_", " "))
+    for folder, word in folders:
         if word is None:
             report.left_out["classes left out by name"] += 1
             continue
@@ -48,11 +44,34 @@ def read_labels(
         _check_case(directory, *known.setdefault(word.casefold(), (folder.name, word)), folder.name, word)
         pictures += found
     classes = tuple(dict.fromkeys(picture.labels[0] for picture in pictures))
+    _check_classes(directory, classes)
+    report.kept.update({"pictures": len(pictures), "classes": len(classes)})
+    return pictures, Report(report.source, classes, report.kept, report.mended, report.left_out, report.first)
+
+
+def check_labels(directory: str | Path, names: Mapping[str, str | None] | None = None) -> None:
+    """Raise the ValueErrors of `read_labels` that show without opening a picture."""
+    directory = Path(directory)
+    known: dict[str, tuple[str, str]] = {}
+    for folder, word in _class_folders(directory, names or {}):
+        if word is not None and any(path.suffix.lower() in ENDINGS for path in folder.iterdir()):
+            _check_case(directory, *known.setdefault(word.casefold(), (folder.name, word)), folder.name, word)
+    _check_classes(directory, tuple(word for _, word in known.values()))
+
+
+def _class_folders(directory: Path, names: Mapping[str, str | None]) -> list[tuple[Path, str | None]]:
+    """The folders of a directory in alphabetical order, each with what its class is called; None: left out."""
+    if not directory.is_dir():
+        raise ValueError(f"{directory}: no such directory; give one that has a folder of pictures for each class")
+    folders = sorted(path for path in directory.iterdir() if path.is_dir())
+    _check_names(directory, [folder.name for folder in folders], names)
+    return [(folder, names.get(folder.name, folder.name.replace("_", " "))) for folder in folders]
+
+
+def _check_classes(directory: Path, classes: Sequence[str]) -> None:
     if len(classes) < 2:
         held = f"the class {classes[0]!r} alone" if classes else "no class with pictures"
         raise ValueError(f"{directory}: holds {held}, so nothing is ever absent; give folders of two classes at least")
-    report.kept.update({"pictures": len(pictures), "classes": len(classes)})
-    return pictures, Report(report.source, classes, report.kept, report.mended, report.left_out, report.first)
 
 
 def _check_names(directory: Path, folders: list[str], names: Mapping[str, str | None]) -> None:
