@@ -1,7 +1,8 @@
-"""Answers with compiled layers: the same as without, one graph for all layers of a kind, and a model left as it was."""
+"""Answers in one compiled graph: the same as without, no graph for each token or layer, and a model left as it was."""
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import pytest
@@ -23,7 +24,7 @@ def counter(monkeypatch: pytest.MonkeyPatch) -> Any:
     torch._dynamo.reset()
     backend = CompileCounterWithBackend("eager")
     monkeypatch.setattr(decoding, "check_compiler", lambda: None)
-    monkeypatch.setattr(decoding, "_compiled", lambda forward: torch.compile(forward, backend=backend, dynamic=True))
+    monkeypatch.setattr(decoding, "_compiled", cache(lambda code: torch.compile(code, backend=backend, dynamic=False)))
     return backend
 
 
@@ -31,11 +32,17 @@ def answer(model: Any, num_tokens: int, **options: Any) -> Any:
     return model.generate(IDS, **FIXED, **options, min_new_tokens=num_tokens, max_new_tokens=num_tokens)
 
 
-def test_answers_are_the_same_with_one_graph_for_all_layers_of_a_kind(counter: Any) -> None:
+@pytest.mark.parametrize("kernel", ["sdpa", "eager"])
+def test_answers_are_the_same_with_a_graph_for_a_length_of_the_cache(
+    counter: Any, monkeypatch: pytest.MonkeyPatch, kernel: str
+) -> None:
+    monkeypatch.setattr(decoding, "LENGTH_STEP", 16)
     model = make_model(null_token=True)
-    for num_tokens in (5, 9, 12):  # caches of three lengths
+    model.set_attn_implementation(kernel)
+    for num_tokens, num_graphs in ((5, 1), (9, 1), (12, 1), (24, 2), (7, 2)):
         assert torch.equal(answer(model, num_tokens, compiled=True), answer(model, num_tokens))
-    assert counter.frame_count <= 3  # decoder and cross-attention, not one for each layer or length
+        assert counter.frame_count == num_graphs
+    assert model.language_model.config._attn_implementation == model.config._attn_implementation == kernel
     sampled = [
         (torch.manual_seed(0), model.generate(IDS, pixel_values=FIXED["pixel_values"], do_sample=True, **options))[1]
         for options in ({"max_new_tokens": 6}, {"max_new_tokens": 6, "compiled": True})
@@ -43,13 +50,25 @@ def test_answers_are_the_same_with_one_graph_for_all_layers_of_a_kind(counter: A
     assert torch.equal(*sampled)
 
 
-def test_rows_and_beams_are_answered_too(counter: Any) -> None:
+def test_rows_beams_and_padding_are_answered_too(counter: Any) -> None:
     model = make_model()
-    rows = {"input_ids": IDS.expand(2, -1), "pixel_values": make_pixels(2), "min_new_tokens": 6, "max_new_tokens": 6}
-    for options in ({}, {"num_beams": 2}):
+    padded = torch.tensor([[0, 0, VOCABULARY_SIZE, 7], [VOCABULARY_SIZE, 7, 8, 9]])
+    rows = {"input_ids": padded, "pixel_values": make_pixels(2), "min_new_tokens": 6, "max_new_tokens": 6}
+    for options in ({}, {"num_beams": 2}, {"attention_mask": (padded > 0).long()}):
         plain = model.generate(**rows, do_sample=False, **options)
         assert torch.equal(model.generate(**rows, do_sample=False, **options, compiled=True), plain)
-    assert counter.frame_count <= 4
+    assert counter.frame_count <= 3  # two rows, four, and two with padding
+
+
+def test_weights_that_change_between_answers_count(counter: Any) -> None:
+    model = make_model()
+    answer(model, 6, compiled=True)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(torch.randn(()).abs() + 0.5)
+    assert torch.equal(answer(model, 6, compiled=True), answer(model, 6))
+    other = make_model(null_token=True)
+    assert torch.equal(answer(other, 6, compiled=True), answer(other, 6))
 
 
 def test_the_model_is_left_as_it_was(counter: Any) -> None:
@@ -65,9 +84,9 @@ def test_what_cannot_be_compiled_is_an_error(counter: Any) -> None:
     with pytest.raises(ValueError, match=r"full attention.*compiled=True"):
         answer(make_model("gemma3_text"), 3, compiled=True)
     model = make_model()
-    cache = model(IDS[:, :2], pixel_values=FIXED["pixel_values"], use_cache=True).cache
+    filled = model(IDS[:, :2], pixel_values=FIXED["pixel_values"], use_cache=True).cache
     with pytest.raises(ValueError, match="pass no cache"):
-        answer(model, 3, compiled=True, cache=cache)
+        answer(model, 3, compiled=True, cache=filled)
     concat = ConcatVlmForConditionalGeneration(_concat_config(model))
     with pytest.raises(ValueError, match="cross-attention"):
         answer(concat, 3, compiled=True)

@@ -44,9 +44,10 @@ class AgeVlmGenerationMixin(GenerationMixin):
         prompt. With `output_attention_maps` and `return_dict_in_generate` the result also has `attention_maps` and
         `null_attention` for every token of `sequences`, prompt and answer, from one more forward pass at the end.
 
-        With `compiled` new tokens pass compiled layers on a static cache: the same answers, sooner where Python takes
-        longer than the products. The first answer in a process waits for the compiler; no cache may be given.
-        ValueError where the decoder has layers with a window, or there is no C++ compiler.
+        With `compiled` a new token is one compiled graph on a static cache: the same answers, sooner where Python takes
+        longer than the products. The first answer in a process waits for the compiler, and so does the first of each
+        number of rows and of each 256 tokens; no cache may be given. ValueError where the decoder has layers with a
+        window, or there is no C++ compiler.
         """
         if output_attention_maps and not kwargs.get("return_dict_in_generate"):
             raise ValueError(
@@ -67,7 +68,7 @@ class AgeVlmGenerationMixin(GenerationMixin):
         )
         if cache is not None:
             kwargs[CACHE] = cache
-        with self._decoding(compiled, kwargs):
+        with self._decoding(compiled, text.shape[1], kwargs):
             output = super().generate(inputs, **told, **kwargs)
         if output_attention_maps:
             maps = self._maps_of(output.sequences, kwargs.get("attention_mask"), told) if told else None
@@ -75,17 +76,21 @@ class AgeVlmGenerationMixin(GenerationMixin):
             output["null_attention"] = maps and maps.null_attention
         return output
 
-    def _decoding(self, compiled: bool, kwargs: dict[str, Any]) -> AbstractContextManager[None]:
-        """Where new tokens are decoded; for `compiled` layers the arguments of `generate` ask for a static cache."""
+    def _decoding(self, compiled: bool, num_tokens: int, kwargs: dict[str, Any]) -> AbstractContextManager[None]:
+        """Where new tokens are decoded; if `compiled`, the arguments of `generate` ask for a static cache of the prompt
+        of `num_tokens` and what follows."""
         if not compiled:
             return nullcontext()
         if not hasattr(self, "cross_attention"):
             raise ValueError("compiled answers are of networks with cross-attention: generate without compiled=True")
         if kwargs.get(CACHE) is not None:
             raise ValueError("compiled answers make a static cache of their own: pass no cache, or leave compiled out")
-        from .decoding import compiled_decoding
+        from .decoding import cache_length, compiled_decoding
 
-        kwargs |= {"cache_implementation": "static", "disable_compile": True}
+        settings = kwargs.get("generation_config") or self.generation_config
+        num_new = kwargs.get("max_new_tokens") or settings.max_new_tokens
+        longest = num_tokens + num_new if num_new else kwargs.get("max_length") or settings.max_length or 0
+        kwargs |= {"cache_implementation": "static", "disable_compile": True, "max_cache_len": cache_length(longest)}
         return compiled_decoding(self)
 
     def _maps_of(
