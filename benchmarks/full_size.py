@@ -7,7 +7,7 @@ Pictures come as feature maps. The training step is the trainer's own, of the gr
 cross-attention train, held in float32, beside a frozen decoder in bfloat16, with gradient checkpointing and guidance.
 Answers take turns with transformers' Llama, which holds the same weights and answers text alone. What the added weights
 allow is the bytes that Llama reads for a token over those that ours reads; `share_of_allowed` is how much of it is
-reached. A third arm is ours with compiled layers. Memory is the most that the process held then, on Linux.
+reached. A third arm is ours compiled. Memory is the most that the process held then, on Linux.
 """
 
 from __future__ import annotations

@@ -146,11 +146,11 @@ def _single_tokens(config: Any) -> Iterator[None]:
     """A model with this configuration attends by `_single_token_attention` for a while, if it does so by sdpa."""
     kernel = config._attn_implementation
     if kernel == "sdpa":
-        config._attn_implementation_internal = ATTENTION  # the property would change the parts of it
+        config._attn_implementation = {"": ATTENTION}  # its own, not that of its parts
     try:
         yield
     finally:
-        config._attn_implementation_internal = kernel
+        config._attn_implementation = {"": kernel}
 
 
 @contextmanager
