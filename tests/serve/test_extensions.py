@@ -15,10 +15,13 @@ from tiny_served import asked, scene
 from agevlm.analysis.attention import look
 from agevlm.analysis.figures import enlarge, overlay
 from agevlm.serve.looking import in_batches
+from agevlm.serve.protocol import AnswersReply, ChatReply
 from agevlm.serve.server import Settings, in_background
 from agevlm.vlms import Vlm
 
 QUESTION = "what is in the picture?"
+JSON = "application/json"
+CHAT = "/v1/chat/completions"
 
 
 def post(served: Any, path: str, **body: Any) -> httpx.Response:
@@ -112,6 +115,18 @@ def test_what_a_word_has_is_in_the_schema(served: Any) -> None:
     content = schema["paths"]["/v1/looks"]["post"]["responses"]["200"]["content"]
     assert content["application/json"]["schema"] == {"$ref": "#/components/schemas/LookReply"}
     assert "image/png" in content
+    for route, kinds in ((CHAT, [JSON, "text/event-stream"]), ("/v1/answers", [JSON])):
+        content = schema["paths"][route]["post"]["responses"]["200"]["content"]
+        assert sorted(content) == kinds and content[JSON]["schema"]
+    assert list(schema["paths"]["/metrics"]["get"]["responses"]["200"]["content"]) == ["text/plain"]
+
+
+def test_replies_are_as_the_schema_says(served: Any) -> None:
+    asking = {"messages": asked(scene(), QUESTION), "logprobs": True, "top_logprobs": 2}
+    for attention in (None, True):
+        ChatReply.model_validate(post(served, CHAT, **asking, attention=attention).json(), extra="forbid")
+    scored = post(served, "/v1/answers", messages=asked(scene(), QUESTION), answers=["yes", "no"])
+    AnswersReply.model_validate(scored.json(), extra="forbid")
 
 
 def test_probabilities_of_given_answers(served: Any, tiny: tuple[str, Any, Any]) -> None:

@@ -71,13 +71,13 @@ def test_bodies_by_chance(small: str) -> None:
     whole = {
         "model": "tiny", "messages": asked(scene()), "temperature": 0.5, "top_p": 0.9, "n": 2, "seed": 1,
         "max_tokens": 4,
-        "stop": ["x"], "logprobs": True, "top_logprobs": 2, "stream": False, "attention": {"layers": [1], "heads": [1]},
-        "stream_options": {"include_usage": True},
+        "stop": ["x"], "logprobs": True, "top_logprobs": 2, "attention": {"layers": [1], "heads": [1]},
     }  # fmt: skip
     seen = set()
     with httpx.Client(timeout=60, headers={"Content-Type": "application/json"}) as client:
         for _ in range(NUM_BODIES):
-            body = changed(whole, rng)
+            streamed = {"stream": True, "stream_options": {"include_usage": True}} if rng.random() < 0.5 else {}
+            body = changed(whole | streamed, rng)
             text = json.dumps(body).encode()
             if rng.random() < 0.1:
                 text = text[: rng.randrange(len(text) + 1)] + bytes([rng.randrange(256)])

@@ -80,7 +80,7 @@ def cut_off() -> str:
     ("change", "what"),
     [
         ({"max_tokens": 10**9}, "the limit here is 64"),
-        ({"max_tokens": 0}, "greater than or equal to 1"),
+        ({"max_tokens": 0}, "max_tokens: must be at least 1"),
         ({"temperature": -1}, "temperature"),
         ({"top_p": 0}, "top_p"),
         ({"n": 9}, "n is 9"),
@@ -103,7 +103,7 @@ def cut_off() -> str:
         ({"messages": asked("data:image/png;base64,aGVsbG8=")}, "no PNG, JPEG"),
         ({"messages": asked("data:image/png;base64,")}, "no PNG, JPEG"),
         ({"messages": asked(bomb(10_000, 10_000))}, "the limit is 1 million"),
-        ({"messages": asked(bomb(60_000, 60_000))}, "more than 89 million pixels"),
+        ({"messages": asked(bomb(60_000, 60_000))}, "3,600,000,000 pixels"),
         ({"messages": asked(bomb(900, 900))}, "truncated or damaged"),
         ({"messages": asked(cut_off())}, "truncated or damaged"),
         ({"messages": asked(scene()) * 3}, "the limit is 2"),
@@ -118,8 +118,25 @@ def cut_off() -> str:
         ({"messages": [{"role": "user", "content": [{"text": "x"}]}]}, "content.0: its type is missing"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}]}, "0.image_url: expect"),
         ({"messages": [{"role": "user"}]}, "messages.0.content: is missing"),
-        ({"attention": {"layers": [-1]}}, "attention.layers.0: Input should be greater"),
+        ({"attention": {"layers": [-1]}}, "attention.layers.0: must be at least 0"),
         ({"attention": {"x": 1}}, "attention.x is not supported"),
+        ({"attention": "yes"}, "attention: expected true or false"),
+        ({"stream": "yes"}, "stream: expected true or false"),
+        ({"n": True}, "n: expected a whole number"),
+        ({"max_tokens": "5"}, "max_tokens: expected a whole number"),
+        ({"temperature": "0"}, "temperature: expected a number"),
+        ({"max_tokens": 64, "messages": asked(None, "fish " * 470)}, "ask for at most "),
+        ({"stream_options": {"include_usage": True}}, "stream_options needs stream"),
+        ({"stream": True, "stream_options": {"foo": 1}}, "stream_options.foo is not supported"),
+        ({"messages": [{"role": "user", "content": "fish?", "foo": 1}]}, "messages.0.foo is not supported"),
+        (
+            {"messages": [{"role": "assistant", "content": "x", "tool_calls": [{"id": "1"}]}, *asked(None)]},
+            "messages.0.tool_calls is not supported",
+        ),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": "x", "foo": 1}]}]},
+            "content.0.foo is not",
+        ),
         ({"tools": [{"type": "function"}]}, "tools is not supported here: leave it out"),
         ({"max_completion_tokens": 10**9}, "max_completion_tokens is 1000000000; the limit here is 64"),
     ],
@@ -128,6 +145,11 @@ def test_a_request_that_cannot_be_answered(narrow: Any, change: dict[str, Any], 
     status, message = refusal(post(narrow, **change))
     assert status == 400
     assert what in message
+
+
+def test_what_a_reply_leaves_empty_may_be_sent_back(narrow: Any) -> None:
+    said = {"role": "assistant", "content": "yes", "refusal": None, "tool_calls": None, "annotations": []}
+    assert post(narrow, messages=[*asked(None), said, {**asked(None)[0], "name": "me"}]).status_code == 200
 
 
 def test_a_picture_with_many_bytes(narrow: Any) -> None:

@@ -44,9 +44,16 @@ def replicated() -> Iterator[str]:
 
 
 def replicas() -> list[int]:
-    """The processes of the replicas."""
-    found = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True, check=True).stdout
-    return [int(line.split()[0]) for line in found.splitlines() if "ray::ServeReplica:agevlm" in line]
+    """The processes of the replicas that this one has started, by way of others."""
+    found = subprocess.run(["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True, check=True).stdout
+    known = {
+        int(pid): (int(parent), args) for pid, parent, args in (line.split(None, 2) for line in found.splitlines()[1:])
+    }
+
+    def is_ours(pid: int) -> bool:
+        return pid == os.getpid() or (pid in known and is_ours(known[pid][0]))
+
+    return [pid for pid, (_, args) in known.items() if "ray::ServeReplica:agevlm" in args and is_ours(pid)]
 
 
 async def ask(client: httpx.AsyncClient, number: int, question: str, stream: bool) -> tuple[str, str]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,7 +25,7 @@ MAX_SIDE = 65_500  # what JPEG holds: a longer strip is no photograph, and resiz
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 _ORIENTATION = 0x0112  # the EXIF tag of how the camera was held
 _QUARTER_TURNS = (5, 6, 7, 8)  # its values that swap height and width
-_ADVICE = "give a whole PNG or JPEG file, or take the picture out of the data"
+_ADVICE = "give a whole PNG or JPEG file"
 
 
 class ImageError(ValueError):
@@ -147,7 +148,8 @@ def _open(name: str, stream: io.IOBase, max_pixels: int = MAX_PIXELS) -> Image.I
             image = Image.open(stream, formats=FORMATS)  # type: ignore[arg-type]
         width, height = image.size
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise _too_large(name, "more than 89 million pixels", most) from error
+        said = re.search(r"\((\d+) pixels\)", str(error))  # Pillow tells the number, and gives no picture to ask
+        raise _too_large(name, f"{int(said[1]):,} pixels" if said else "too many pixels", most) from error
     except UnidentifiedImageError as error:
         message = f"not an image that can be read (PNG, JPEG, WebP, GIF, BMP, TIFF, AVIF); {_ADVICE}"
         raise ImageError(name, "file that is no picture", message) from error

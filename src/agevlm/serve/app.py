@@ -10,7 +10,7 @@ from typing import Any
 
 from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, JSONResponse, Response
+from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, Response
 from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -20,7 +20,15 @@ from agevlm.serve import bodies
 from agevlm.serve.asgi import GoneError, until_gone
 from agevlm.serve.errors import REQUEST_ID, ApiError, FailedError, shortened
 from agevlm.serve.examples import NUM_EXAMPLES, example
-from agevlm.serve.protocol import AnswersRequest, ChatRequest, ErrorReply, LookReply, LookRequest
+from agevlm.serve.protocol import (
+    AnswersReply,
+    AnswersRequest,
+    ChatReply,
+    ChatRequest,
+    ErrorReply,
+    LookReply,
+    LookRequest,
+)
 from agevlm.serve.service import Service, Stream
 
 PAGE = pathlib.Path(__file__).parent / "page"
@@ -80,7 +88,11 @@ async def _know_the_request(http: Request) -> None:
 
 
 def _add_api(app: FastAPI, service: Service) -> None:
-    @app.post("/v1/chat/completions", responses=_REFUSALS, openapi_extra=_takes(ChatRequest))
+    @app.post(
+        "/v1/chat/completions",
+        responses={**_REFUSALS, 200: {"model": ChatReply, "content": {"text/event-stream": {}}}},
+        openapi_extra=_takes(ChatRequest),
+    )
     async def chat_completions(http: Request) -> Response:
         """Continue a conversation about pictures."""
         request = await _body(ChatRequest, http)
@@ -113,7 +125,11 @@ def _add_extensions(app: FastAPI, service: Service) -> None:
         found = await until_gone(service.look(request, time.monotonic()), http.receive)
         return JSONResponse(found) if isinstance(found, dict) else Response(found, media_type="image/png")
 
-    @app.post("/v1/answers", responses=_REFUSALS, openapi_extra=_takes(AnswersRequest))
+    @app.post(
+        "/v1/answers",
+        responses={**_REFUSALS, 200: {"model": AnswersReply}},
+        openapi_extra=_takes(AnswersRequest),
+    )
     async def answers(http: Request) -> JSONResponse:
         """How probable each of the given answers is (extension)."""
         request = await _body(AnswersRequest, http)
@@ -127,7 +143,7 @@ def _add_state(app: FastAPI, service: Service) -> None:
         service.check_health()
         return {"status": "ok", "models": list(service.engines)}
 
-    @app.get("/metrics", responses={200: {"content": {"text/plain": {}}}})
+    @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
         """Counters in Prometheus' text format."""
         return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
@@ -145,7 +161,11 @@ def _add_examples(app: FastAPI, service: Service) -> None:
             for number, one in enumerate(drawn)
         ]
 
-    @app.get("/examples/{number}.png", responses={200: {"content": {"image/png": {}}}, 404: {"model": ErrorReply}})
+    @app.get(
+        "/examples/{number}.png",
+        response_class=Response,
+        responses={200: {"content": {"image/png": {}}}, 404: {"model": ErrorReply}},
+    )
     async def example_picture(number: int) -> Response:
         """One of them."""
         if not 0 <= number < NUM_EXAMPLES:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -91,7 +92,16 @@ _SENTENCES = {  # pydantic's types of errors → what they mean to somebody who 
     "union_tag_invalid": "type is {tag!r}; expected one of {expected_tags}",
     "union_tag_not_found": "its type is missing",
     "too_long": "has {actual_length}; at most {max_length} are taken",
-    "too_short": "has {actual_length}; at least {min_length} are needed",
+    "too_short": "has {actual_length}, and {min_length} or more are expected",
+    "string_too_long": "has more than {max_length} characters",
+    "int_type": "expected a whole number",
+    "float_type": "expected a number",
+    "bool_type": "expected true or false",
+    "literal_error": "expected {expected}",
+    "greater_than": "must be above {gt}",
+    "greater_than_equal": "must be at least {ge}",
+    "less_than": "must be below {lt}",
+    "less_than_equal": "must be at most {le}",
 }
 
 
@@ -104,7 +114,9 @@ def _short(value: Any) -> Any:
 def _place(location: Sequence[str | int]) -> list[str]:
     """Where in a body something is, without the names of the forms that it might have."""
     found: list[str] = []
-    for part in map(str, location):
-        form = "[" in part or part in ("str", "bool", "Attention") or part == (found[-1:] or [""])[0]
-        found += [] if form else [part]
+    for before, part in pairwise(["", *location]):
+        name = str(part)
+        kind = name in ("text", "image_url") and isinstance(before, int)  # which of the parts of a message it is
+        if not kind and "[" not in name and name not in ("str", "bool", "Attention"):
+            found.append(name)
     return found

@@ -96,7 +96,7 @@ def words_seen(
     attention cannot be read.
     """
     if not seen:
-        raise bad_request("there is no picture in the conversation to look at", "attention")
+        raise bad_request("there is no picture in the conversation to look at", "messages")
     if vlm.note is not None:
         raise bad_request(vlm.note, "attention")
     tokenizer = vlm.processor.tokenizer

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-_TIMES_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+_TIMES_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 
 
 class Silent:
@@ -28,8 +28,9 @@ class Metrics(Silent):
     """Counters of one server; models are told apart by the label `model`. Needs the package prometheus-client."""
 
     def __init__(self) -> None:
-        from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+        from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 
+        disable_created_metrics()  # when each was made: twice the text
         self.registry = CollectorRegistry()
         self._new_gauge = Gauge
         self._gauges: dict[str, Any] = {}
@@ -43,9 +44,11 @@ class Metrics(Silent):
             "prompt_tokens", "Tokens of prompts, and whether they were read before.", ["model", "cached"], **named
         )
         self._pictures = Counter(
-            "pictures", "Pictures shown, and whether they were remembered.", ["model", "warm"], **named
+            "pictures", "Pictures shown, readable or not, and whether they were remembered.", ["model", "warm"], **named
         )
-        self._first = Histogram("first_token_seconds", "From a request to its first text.", buckets=_TIMES_S, **named)
+        self._first = Histogram(
+            "first_token_seconds", "From a streamed request to its first text.", ["model"], buckets=_TIMES_S, **named
+        )
         self._whole = Histogram("request_seconds", "From a request to its end.", ["route"], buckets=_TIMES_S, **named)
 
     def follow(self, name: str, what: str, label: str, value: Callable[[], float]) -> None:
@@ -74,9 +77,9 @@ class Metrics(Silent):
         self._answers.labels(model).inc()
         self._tokens.labels(model).inc(tokens)
 
-    def first_token(self, seconds: float) -> None:
-        """The first text of a request went out."""
-        self._first.observe(seconds)
+    def first_token(self, model: str, seconds: float) -> None:
+        """The first text of a streamed request went out."""
+        self._first.labels(model).observe(seconds)
 
     def answered(self, route: str, status: int, seconds: float) -> None:
         """A request has its answer."""

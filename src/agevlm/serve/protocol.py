@@ -6,7 +6,6 @@ that has no effect here is refused unless it asks for nothing, so that no answer
 
 from __future__ import annotations
 
-from itertools import islice
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -20,7 +19,7 @@ Numbers = Annotated[list[Annotated[int, Field(ge=0, lt=1000)]], Field(min_length
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
     @model_validator(mode="before")
     @classmethod
@@ -28,30 +27,38 @@ class _Strict(BaseModel):
         """Of many fields that nobody knows the first is left, to be refused."""
         if not isinstance(body, dict):
             return body
-        unknown = (name for name in body if name not in cls.model_fields)
-        spare = set(islice(unknown, 1, None))
-        return {name: value for name, value in body.items() if name not in spare} if spare else body
+        unknown = (name for name in body if name not in cls.model_fields and not cls._says_nothing(body[name]))
+        first = next(unknown, None)
+        return {name: value for name, value in body.items() if name in cls.model_fields or name == first}
+
+    @classmethod
+    def _says_nothing(cls, value: Any) -> bool:
+        return False
 
 
-class _Loose(BaseModel):
-    model_config = ConfigDict(extra="ignore")
+class _Part(_Strict):
+    """A part of a request, which may have come out of an earlier reply: unknown fields that are empty are left out."""
+
+    @classmethod
+    def _says_nothing(cls, value: Any) -> bool:
+        return value is None or value == [] or value == {}
 
 
-class ImageUrl(_Loose):
+class ImageUrl(_Part):
     """A picture: a data URL (`data:image/png;base64,…`), or a URL of a host that the server was allowed to ask."""
 
     url: str
     detail: Literal["auto", "low", "high", "original"] = "auto"  # pictures are seen at the model's own size
 
 
-class TextPart(_Loose):
+class TextPart(_Part):
     """A piece of text."""
 
     type: Literal["text"]
     text: str
 
 
-class ImagePart(_Loose):
+class ImagePart(_Part):
     """A picture."""
 
     type: Literal["image_url"]
@@ -64,11 +71,12 @@ Stops = Annotated[list[str], Field(max_length=MAX_STOPS, fail_fast=True)]
 Modalities = Annotated[list[Literal["text"]], Field(min_length=1, max_length=8, fail_fast=True)]
 
 
-class ChatMessage(_Loose):
+class ChatMessage(_Part):
     """One turn. Pictures stand in front of the text of their message; pieces of text are joined by line breaks."""
 
     role: Literal["system", "developer", "user", "assistant"]
     content: str | Parts
+    name: str | None = None  # changes no answer here
 
 
 class Attention(_Strict):
@@ -78,13 +86,14 @@ class Attention(_Strict):
     heads: Numbers | None = None
 
 
-class StreamOptions(_Loose):
+class StreamOptions(_Part):
     """Whether a last chunk of a stream tells the usage."""
 
     include_usage: bool = False
+    include_obfuscation: bool | None = None  # there is none to leave out
 
 
-class TextFormat(_Loose):
+class TextFormat(_Part):
     """The only form of answers: text."""
 
     type: Literal["text"]
@@ -201,6 +210,72 @@ class WordReply(BaseModel):
     maps: list[list[list[float]]] = Field(description="One map for each picture of the conversation, row by row.")
 
 
+class TokenReply(BaseModel):
+    """A token, and log P of it."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class SaidReply(TokenReply):
+    """A token of an answer, and the likeliest in its place."""
+
+    top_logprobs: list[TokenReply]
+
+
+class LogProbsReply(BaseModel):
+    """Log-probabilities of an answer, token by token."""
+
+    content: list[SaidReply]
+    refusal: None
+
+
+class MessageReply(BaseModel):
+    """What the model says."""
+
+    role: Literal["assistant"]
+    content: str
+    refusal: None
+
+
+class ChoiceReply(BaseModel):
+    """One answer; `attention` and `notice` are extensions, there if `attention` was asked for."""
+
+    index: int
+    message: MessageReply
+    finish_reason: Finish
+    logprobs: LogProbsReply | None
+    attention: list[WordReply] | None = None
+    notice: str | None = None
+
+
+class CachedReply(BaseModel):
+    """Tokens of the prompt that had been read before."""
+
+    cached_tokens: int
+
+
+class UsageReply(BaseModel):
+    """Tokens of the prompt, and of all answers."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: CachedReply
+
+
+class ChatReply(BaseModel):
+    """The reply of `/v1/chat/completions`, unless it is streamed."""
+
+    id: str
+    object: Literal["chat.completion"]
+    created: int
+    model: str
+    choices: list[ChoiceReply]
+    usage: UsageReply
+
+
 class LookReply(BaseModel):
     """The reply of `/v1/looks` as JSON (extension)."""
 
@@ -217,6 +292,24 @@ class AnswersRequest(Asking):
     """`/v1/answers`: how probable each of the given answers is (extension)."""
 
     answers: list[Annotated[str, Field(min_length=1)]] = Field(min_length=1, max_length=MAX_ANSWERS, fail_fast=True)
+
+
+class AnswerReply(BaseModel):
+    """How probable one given answer is: log P of its text and its end, and its share of all that were given."""
+
+    answer: str
+    probability: float
+    share: float
+    logprob: float
+    num_tokens: int
+
+
+class AnswersReply(BaseModel):
+    """The reply of `/v1/answers` (extension)."""
+
+    object: Literal["answers"]
+    model: str
+    answers: list[AnswerReply]
 
 
 class ErrorBody(BaseModel):

@@ -181,7 +181,7 @@ class Service:
             async for event in events:
                 if isinstance(event, Piece):
                     if not said_something:
-                        self.metrics.first_token(time.monotonic() - arrived)
+                        self.metrics.first_token(request.model, time.monotonic() - arrived)
                         said_something = True
                     said = head.log_probs(event.log_probs) if request.logprobs else None
                     yield _sse(head.chunk([_delta(event.choice, {"content": event.text}, said)]))
@@ -227,6 +227,8 @@ class Service:
         if request.num_choices > most:
             raise bad_request(f"n is {request.n}; the limit here is {most}", "n")
         self._check_tokens(*request.longest)
+        if request.stream_options is not None and not request.stream:
+            raise bad_request("stream_options needs stream to be true", "stream_options")
         if request.top_logprobs is not None and not request.logprobs:
             raise bad_request("top_logprobs needs logprobs to be true", "top_logprobs")
         return engine
@@ -356,9 +358,15 @@ class Service:
         context = context_of(engine.vlm)
         if context is not None and ids:
             room = context - len(ids)
+            if room < 1:
+                raise too_long(f"the conversation has {len(ids)} tokens", context, "messages")
             if room < (max_tokens or 1):
-                answer = "" if max_tokens is None else f" and its answer may have {max_tokens}"
-                raise too_long(f"the conversation has {len(ids)} tokens{answer}", context, "messages")
+                raise bad_request(
+                    f"the conversation has {len(ids)} tokens and the context of this model takes {context} in all: ask "
+                    f"for at most {room} tokens, not {max_tokens}",
+                    "max_tokens",
+                    "context_length_exceeded",
+                )
             wanted = min(wanted, room)
         return conversation, ids, wanted
 

@@ -191,6 +191,7 @@ def talk(
     """
     out = out or sys.stdout
     engine = Engine(name, model, processor, Limits())
+    asking = lines is not input or sys.stdin.isatty()
     here = Talk(engine, out, max_tokens, maps, out.isatty() and not os.environ.get("NO_COLOR"))
     try:
         if picture is not None:
@@ -198,7 +199,7 @@ def talk(
         without = "No picture yet: /picture FILE takes one. " if picture is None else "Ask about the picture; "
         out.write(f"{without}/help lists the commands.\n")
         with _ctrl_c_told():
-            while (line := _next(lines, out)) is not None:
+            while (line := _next(lines, out, asking)) is not None:
                 _obey(here, line)
     finally:
         engine.close()
@@ -224,10 +225,10 @@ def _ctrl_c_told() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _next(lines: Callable[[str], str], out: TextIO) -> str | None:
-    """The next line; None at the end."""
+def _next(lines: Callable[[str], str], out: TextIO, asking: bool) -> str | None:
+    """The next line; None at the end. Somebody who types is shown where."""
     try:
-        line = lines("> ").strip()
+        line = lines("> " if asking else "").strip()
     except (EOFError, KeyboardInterrupt):
         out.write("\n")  # the shell's prompt has a line of its own
         return None
