@@ -109,6 +109,26 @@ def test_what_came_of_photographs() -> None:
     assert said.format(*shares) in " ".join(README.split())
 
 
+def test_what_other_training_pictures_change() -> None:
+    same, own = (load(f"results/photographs{name}.json")["domains"] for name in ("", "-splits"))
+    page = (ROOT / "docs" / "results" / "photographs.md").read_text(encoding="utf-8")
+    asked = ("adversarial", "pointing")
+    columns = " | ".join(f"{figure}, same pictures | each seed its own" for figure in asked)
+    assert table(page, f"| test pictures: arm | {columns} |") == {
+        f"{where}: {arm}": [
+            spread(figures["accuracy"]["values"])
+            for each in (lambda arm: arm["pope"]["adversarial"], lambda arm: arm["pointing"])
+            for figures in (each(domains[key]["arms"][of]) for domains in (same, own))
+        ]
+        for where, key in PICTURES.items()
+        for arm, of in PHOTOGRAPHS_ARMS.items()
+    }
+    for domains in (same, own):
+        found = [domains[key]["error_ratios"]["age_plus"]["cross_attention"] for key in PICTURES.values()]
+        ratios = ["{mean:.2f} ({low:.2f} to {high:.2f})".format(**ratio).replace("0.", ".") for ratio in found]
+        assert f"| {' | '.join(ratios)} |" in page
+
+
 ABLATIONS = {
     "nothing: AGE +": "age_plus",
     "masks for 30 % of the pictures": "masks_known_30",

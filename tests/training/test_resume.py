@@ -210,6 +210,14 @@ def test_a_run_goes_on_only_with_its_own_recipe_and_only_when_asked(foundation: 
     with pytest.raises(ValueError, match="differs from the recipe given"):
         run({**content, "seed": 1}, tmp_path, resume=True)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+    known = tmp_path / "recipe.yaml"
+    old = known.read_text(encoding="utf-8").replace("max_length: ", "max_length_of_yore: ")
+    known.write_text(old, encoding="utf-8")
+    with pytest.raises(ValueError, match="differs from the recipe given"):
+        run(content, tmp_path, resume=True)
+    lacking = [line for line in old.splitlines() if "max_length" not in line]  # as before the key was there
+    known.write_text("\n".join(lacking), encoding="utf-8")
+    run(content, tmp_path, resume=True)
 
 
 def test_where_there_is_no_run_to_go_on_with_one_begins_and_says_so(foundation: Path, tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ from agevlm.comparison.pooling import SIMILARITY_FILE
 from agevlm.comparison.recipe import ComparisonRecipe, scaled
 from agevlm.files import write_beside
 from agevlm.training.foundation import MODELS, FoundationSpec, made_by
-from agevlm.training.recipe import Recipe, dump_recipe, load_recipe
+from agevlm.training.recipe import Recipe, dump_recipe, is_recipe_of, load_recipe
 from agevlm.training.trajectory import FILE as TRAJECTORY
 
 FOUNDATIONS = "foundations"
@@ -229,7 +229,7 @@ def costs_job(recipe: ComparisonRecipe, out: Path) -> Job:
 
 def _training_job(recipe: Recipe, directory: Path, out: Path, name: str) -> Job:
     file, text, known = out / "recipes" / f"{name}.yaml", dump_recipe(recipe), directory / "recipe.yaml"
-    if known.exists() and known.read_text(encoding="utf-8") != text:
+    if known.exists() and not is_recipe_of(known, recipe):
         raise ValueError(
             f"{known} is of another recipe than this comparison's: choose another --out, or remove {directory} and let "
             "it train again"

@@ -431,6 +431,14 @@ def parse_recipe(content: dict[str, Any], name: str) -> Recipe:
         raise ValueError("\n".join(f"{name}: {line}" for line in explain(error))) from error
 
 
+def is_recipe_of(path: Path, recipe: Recipe) -> bool:
+    """Whether a file holds this recipe. Keys that it lacks, for an earlier version wrote it, have their defaults."""
+    try:
+        return parse_recipe(read_yaml(path), str(path)) == recipe
+    except ValueError:
+        return False
+
+
 def dump_recipe(recipe: Strict) -> str:
     """The resolved recipe, or comparison, as YAML, every default written out."""
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)

@@ -60,7 +60,15 @@ from agevlm.training.features import cached_features
 from agevlm.training.needs import missing, missing_benchmark, not_offered, unreadable
 from agevlm.training.own_data import DATA, PROBE, OwnData, prepare
 from agevlm.training.progress import RunProgress
-from agevlm.training.recipe import LabelsSource, ModelRecipe, Recipe, StageRecipe, dump_recipe, load_recipe
+from agevlm.training.recipe import (
+    LabelsSource,
+    ModelRecipe,
+    Recipe,
+    StageRecipe,
+    dump_recipe,
+    is_recipe_of,
+    load_recipe,
+)
 from agevlm.training.recipe import ParquetSource as ParquetRecipe
 from agevlm.training.reporting import check_reporting, reporters
 from agevlm.training.shapes import network_of
@@ -167,7 +175,7 @@ class Run:
 
     def _open(self, resume: bool) -> None:
         known = check_out(self.out, resume)
-        if known.exists() and known.read_text(encoding="utf-8") != self.files["recipe.yaml"]:
+        if known.exists() and not is_recipe_of(known, self.recipe):
             raise ValueError(
                 f"{known} differs from the recipe given: a run goes on with its own recipe; choose another --out"
             )
