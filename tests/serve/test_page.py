@@ -10,7 +10,9 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -94,13 +96,18 @@ def lit(page: Any, stage: int = 0) -> int:
     )  # fmt: skip
 
 
+def models(page: Any) -> list[dict[str, Any]]:
+    """What the server says of its models."""
+    return page.request.get(f"{page.url}v1/models").json()["data"]
+
+
 def told(page: Any, *answers: str, **made_up: float | None) -> None:
     """From now on each model in turn is said to answer this; words other than "a", "and", "no" have maps.
 
     `made_up` says by word which share of attention found no place: of a word of the question for the first model alone.
     One that is None was not learned.
     """
-    names = [one["id"] for one in page.request.get(f"{page.url}v1/models").json()["data"]]
+    names = [one["id"] for one in models(page)]
 
     def diagonal(share: float) -> list[list[list[float]]]:
         return [[[share * (place == number) for place in range(4)] for number in range(4)]]
@@ -124,6 +131,35 @@ def told(page: Any, *answers: str, **made_up: float | None) -> None:
         route.fulfill(body=body, content_type="text/event-stream")
 
     page.route("**/v1/chat/completions", fulfil)
+
+
+def looked(page: Any, made_up: float, *, waits: bool = False) -> list[Any]:
+    """From now on "fish" has this share where it is looked anew. Gives what is asked, which may wait for `fulfil()`."""
+    held: list[Any] = []
+
+    def hold(route: Any) -> None:
+        question = route.request.post_data_json["messages"][0]["content"][1]["text"]
+        span = re.search("fish|tree", question)
+        assert span
+        share = made_up if span[0] == "fish" else 0.0
+        word = {"word": span[0], "where": "question", "start": span.start(), "end": span.end(), "made_up": share}
+        words = [word | {"learned": None, "maps": [[[(1 - share) / 4] * 2] * 2]}]
+        fulfil = partial(route.fulfill, json={"words": words})
+        held.append(SimpleNamespace(question=question, asked=route.request.post_data_json, fulfil=fulfil))
+        if not waits:
+            fulfil()
+
+    page.route("**/v1/looks", hold)
+    return held
+
+
+def until(page: Any, is_so: Callable[[], Any]) -> None:
+    """Wait until something is so."""
+    for _ in range(500):
+        if is_so():
+            return
+        page.wait_for_timeout(20)
+    raise AssertionError
 
 
 def example(page: Any) -> str:
@@ -212,7 +248,9 @@ def test_a_kind_of_question_that_was_never_asked_is_said_and_shared(
     ask(page, "is there a fish?")
     assert page.locator(".strange").count() == 2
     monkeypatch.setattr(tiny[1].config, "known_words", ["boat", "dog"])
+    assert page.locator("#dotted").count() == 0  # with the welcome it went
     page.reload()
+    page.wait_for_selector("#dotted:has-text('dotted ones the model did not learn')")
     scene().save(tmp_path / "own.png")
     page.set_input_files("#file", tmp_path / "own.png")
     page.wait_for_selector(".suggestions button:has-text('Is there a dog in the picture?')")
@@ -286,15 +324,20 @@ def test_an_error_is_told_where_the_answer_would_stand(page: Any) -> None:
     page.complaints.clear()  # Chromium itself notes the status 400
 
 
-def test_a_phone_shows_all_of_it(page: Any) -> None:
-    page.set_viewport_size({"width": 390, "height": 780})
+@pytest.mark.parametrize(("width", "height"), [(390, 780), (320, 568), (640, 360)])
+def test_a_phone_shows_all_of_it(page: Any, width: int, height: int) -> None:
+    page.set_viewport_size({"width": width, "height": height})
     ask(page, "is there a fish?")
-    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.evaluate("document.documentElement.scrollHeight") <= height
     for selector in (".stage", "#question", "#send", "#share"):
         box = page.locator(selector).first.bounding_box()
         assert box["x"] >= 0
-        assert box["x"] + box["width"] <= 390
-        assert box["y"] + box["height"] <= 780
+        assert box["x"] + box["width"] <= width
+        assert box["y"] + box["height"] <= height
+    assert page.locator(".bar h1").evaluate("title => title.scrollWidth <= title.clientWidth")  # else it is under Layer
+    assert page.locator(".stage img").first.bounding_box()["height"] > 80
+    assert page.locator("#turns").bounding_box()["height"] > 100
 
 
 def test_the_stage_goes_back_to_the_picture_that_is_asked(page: Any) -> None:
@@ -346,6 +389,7 @@ def test_a_notice_is_seen_and_stays(page: Any) -> None:
 
 def test_without_examples_the_page_speaks_of_ones_own_picture(page: Any) -> None:
     assert "example" in page.locator("#welcome").inner_text()
+    assert page.locator("#dotted").is_hidden()  # `tiny` does not say what it learned
     page.route("**/examples", lambda route: route.fulfill(json=[]))
     page.reload()
     page.wait_for_selector(".stage.empty")
@@ -428,6 +472,13 @@ def test_two_models_are_compared_word_by_word(page: Any) -> None:
         page.set_viewport_size({"width": width, "height": 780})
         assert page.locator(".stage.nowhere").count() == 1
         assert fits(page)
+    page.locator(".answer button.word", has_text="tree").click()  # one caption is short, the other one long
+    for width in (1280, 390, 320):
+        page.set_viewport_size({"width": width, "height": 780})
+        assert fits(page)
+        one, other = (page.locator(".stage img").nth(number).bounding_box() for number in range(2))
+        for side in ("y", "width", "height"):
+            assert other[side] == pytest.approx(one[side], abs=0.5)
 
 
 BRIGHTEST = """() => {
@@ -454,22 +505,59 @@ def test_a_word_that_found_no_place_glows_less(page: Any) -> None:
 
 
 def test_another_layer_is_that_of_every_turn(page: Any) -> None:
-    ask(page, "where is the tree?")
+    told(page, "no", fish=0.9)
     ask(page, "is there a fish?")
-    with page.expect_response("**/v1/looks"):
-        page.select_option("#layer", "1")
-    old = page.locator(".turn").first.locator("button.word").first
-    with page.expect_request("**/v1/looks") as asked:
-        old.hover()
-    assert asked.value.post_data_json["layers"] == [1]
-    assert asked.value.post_data_json["messages"][0]["content"][1]["text"] == "where is the tree?"
-    page.wait_for_selector(f"figcaption:has-text('“{old.inner_text().split()[0]}”')")
-    sent: list[str] = []
-    page.on("request", lambda request: sent.append(request.url))
-    page.mouse.move(5, 400)
-    old.hover()  # what was asked for once is kept
-    page.wait_for_selector(".stage.looking, .stage.nowhere")
-    assert not [url for url in sent if "looks" in url]
+    ask(page, "is there a tree?")
+    fish = page.locator(".turn").first.locator("button.word")
+    assert fish.inner_text() == "fish90 % tiny"
+    held = looked(page, 0.7, waits=True)
+    page.select_option("#layer", "1")
+    until(page, lambda: len(held) == 2)
+    assert [one.question for one in held] == ["is there a tree?"] * 2  # the newest first, of both models
+    assert {one.asked["model"] for one in held} == {one["id"] for one in models(page)}
+    assert fish.inner_text() == "fish"  # no figure of another layer
+    assert page.locator("button.word.old").count() == 2
+    for one in held[:2]:
+        one.fulfil()
+    until(page, lambda: len(held) == 4)
+    assert [one.asked["layers"] for one in held] == [[1]] * 4
+    for one in held[2:]:
+        one.fulfil()
+    page.wait_for_selector(".question button:has-text('70 %')")
+    assert page.locator("button.word.old").count() == 0
+    page.select_option("#head", "2")
+    until(page, lambda: len(held) == 6)
+    page.select_option("#head", "")  # is there already, so what was begun is given up
+    page.wait_for_selector(".question button:has-text('70 %')")
+    for one in held[4:]:
+        one.fulfil()
+    fish.hover()
+    page.wait_for_selector("figcaption:has-text('“fish”: 70 %')")
+    page.select_option("#layer", "")
+    page.wait_for_selector(".question button:has-text('90 %')")
+    assert len(held) == 6
+
+
+def test_a_shared_file_is_of_one_layer_and_head_and_names_them(page: Any, browser: Any, tmp_path: Path) -> None:
+    told(page, "no", fish=0.9)
+    ask(page, "is there a fish?")
+    ask(page, "is there a tree?")
+    alone = browser.new_page(offline=True)
+    alone.goto(shared(page, tmp_path).as_uri())
+    assert "90 %" in alone.locator(".question sup").inner_text()
+    assert alone.locator(".of").count() == 0
+    assert "layer" not in alone.title()
+    page.route("**/v1/looks", lambda route: route.abort())
+    page.select_option("#layer", "1")
+    page.select_option("#head", "0")
+    page.wait_for_selector(".notice:has-text('The server does not answer.')")
+    page.complaints.clear()  # Chromium itself notes what is gone
+    page.unroute("**/v1/looks")
+    looked(page, 0.7)
+    alone.goto(shared(page, tmp_path).as_uri())
+    assert alone.locator(".of").inner_text() == "Maps and figures are of layer 1, head 0."
+    assert alone.title().endswith(" · layer 1, head 0")
+    assert "70 %" in alone.locator(".question sup").first.inner_text()
 
 
 def test_a_question_that_is_too_long_is_told_and_kept(page: Any) -> None:
@@ -488,9 +576,12 @@ def test_each_question_stands_by_itself_is_said(page: Any) -> None:
 
 def test_after_a_suggestion_the_keyboard_goes_on_in_the_question(page: Any) -> None:
     told(page, "a tree")
+    suggested = page.locator(".suggestions button").all_inner_texts()
+    assert all(question[0].isupper() and question[-1] == "?" for question in suggested)  # as a person writes
     page.focus(".suggestions button")
     page.keyboard.press("Enter")
     page.wait_for_selector(".answer[data-state=done]")
+    assert page.locator(".question").inner_text() == suggested[0]
     page.wait_for_selector("#send:not(.stop)")
     assert page.evaluate("document.activeElement.id") == "question"
 

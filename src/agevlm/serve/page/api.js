@@ -1,5 +1,7 @@
 // What the server is asked, and nothing about how it looks on the page.
 
+import { capital } from "./words.js";
+
 let key = sessionStorage.getItem("key") ?? "";
 let askForKey = async () => "";
 let asked = null; // the key that is being asked for, whoever waits for it
@@ -35,7 +37,7 @@ async function renewKey() {
 }
 
 function sentence(text) {
-  return text.charAt(0).toUpperCase() + text.slice(1) + (/[.!?]$/.test(text) ? "" : ".");
+  return capital(text) + (/[.!?]$/.test(text) ? "" : ".");
 }
 
 export async function models() {

@@ -6,7 +6,7 @@ import { fromFile, pictureIn } from "./pictures.js";
 import { save, sharedFile } from "./share.js";
 import { Stage } from "./stage.js";
 import { Turn } from "./turns.js";
-import { shortName, walkWords } from "./words.js";
+import { capital, shortName, walkWords } from "./words.js";
 
 const MAX_QUESTION = 4000; // characters; more than any question needs
 
@@ -32,9 +32,15 @@ async function load() {
   choices();
   $("examples").replaceChildren(...page.examples.map(exampleButton));
   $("or-example").hidden = !page.examples.length;
+  $("dotted").hidden = !page.models.some(listsWords);
   if (page.examples.length && !page.picks) await pickExample(page.examples[0]);
   paint();
   return true;
+}
+
+// Whether a model says which words it learned: the server then suggests questions about some of them.
+function listsWords({ looks }) {
+  return looks.questions.some((question) => question.startsWith("Is there"));
 }
 
 // Pictures.
@@ -81,7 +87,7 @@ function setPicture(picture) {
   [...$("examples").children].forEach((button, place) => {
     button.setAttribute("aria-current", page.examples[place].picture === picture);
   });
-  $("suggestions").replaceChildren(...picture.questions.map((question) => {
+  $("suggestions").replaceChildren(...picture.questions.map(capital).map((question) => {
     const button = Object.assign(document.createElement("button"), { type: "button", textContent: question });
     button.addEventListener("click", (event) => suggested(question, event.detail === 0));
     return button;
@@ -112,7 +118,7 @@ function tooLong({ length }) {
 }
 
 function newTurn(question) {
-  const turn = new Turn(page.picture, question, page.models.map(({ id }) => id), onWord);
+  const turn = new Turn(page.picture, question, page.models.map(({ id }) => id), onWord, isOld);
   turn.answers.forEach((answer) => Object.assign(answer, { blind: !canLook(answer.model), key: lookKey(), looks: {} }));
   page.turns.push(turn);
   $("welcome")?.remove();
@@ -133,6 +139,7 @@ async function answered(turn) {
   const first = page.picture === turn.picture && !page.gaze.pinned && turn.firstSpot();
   if (first) page.gaze.show(first);
   else paint();
+  allAnew();
 }
 
 async function write(turn, answer, signal) {
@@ -175,7 +182,7 @@ function paint() {
   const picture = spot?.turn.picture ?? page.picture;
   page.turns.forEach((turn) => turn.press(pinned));
   if (!picture) return;
-  const old = spot?.turn.answers.some(isOld);
+  const old = spot && isOldTurn(spot.turn);
   const shown = spot && !old && spot.turn.shown(spot);
   page.stages.forEach((stage, number) => {
     if (stage.picture !== picture) stage.show(picture);
@@ -207,11 +214,27 @@ function lookKey() {
   return JSON.stringify(chosen());
 }
 
-// The turn that is looked at, else the last, is brought up to date at once, any other when a word of it is shown.
+// What is chosen, in words; nothing where it is the mean of all.
+function chosenName() {
+  const { layers, heads } = chosen() ?? {};
+  return layers || heads ? `${layers ? `layer ${layers}` : "all layers"}, ${heads ? `head ${heads}` : "all heads"}` : "";
+}
+
 function choose() {
   notice("");
+  page.turns.forEach((turn) => turn.mark());
   paint();
-  if (!page.gaze.spot && page.turns.length) lookAnew(page.turns.at(-1));
+  allAnew();
+}
+
+// Brings every turn up to date, the newest first; given up where something else is chosen meanwhile. False if one fails.
+async function allAnew() {
+  const key = lookKey();
+  for (const turn of page.turns.filter(isOldTurn).reverse()) {
+    if (!(await lookAnew(turn))) return false;
+    if (key !== lookKey()) break;
+  }
+  return true;
 }
 
 // Whether an answer has the maps of another layer or head than the one that is chosen.
@@ -219,16 +242,22 @@ function isOld({ state, blind, key }) {
   return state === "done" && !blind && key !== lookKey();
 }
 
-// Asks for the maps of a turn, of the chosen layer and head; each is asked for once.
+function isOldTurn({ answers }) {
+  return answers.some(isOld);
+}
+
+// Asks for the maps of a turn, of the chosen layer and head; each is asked for once. Gives whether it has them.
 async function lookAnew(turn) {
   try {
     await Promise.all(turn.answers.filter(isOld).map((answer) => lookAgain(turn, answer, lookKey())));
   } catch (error) {
-    page.stages.forEach((stage) => stage.picture && stage.clear());
-    return notice(error.message);
+    if (page.gaze.spot?.turn === turn) page.stages.forEach((stage) => stage.clear());
+    notice(error.message);
+    return false;
   }
   turn.mark();
   paint();
+  return true;
 }
 
 async function lookAgain(turn, answer, key) {
@@ -302,13 +331,19 @@ function busy(is) {
   $("suggestions").inert = is;
 }
 
+// All that is shared is of the layer and head that are chosen when it is saved.
 async function share() {
   notice("");
   const stamp = new Date().toISOString().slice(0, 16).replace("T", " ");
+  const turns = [...page.turns];
+  $("share").disabled = true;
   try {
-    save(await sharedFile(page.turns, stamp), `agevlm ${stamp.replace(":", ".")}.html`);
+    while (turns.some(isOldTurn)) if (!(await allAnew())) return;
+    save(await sharedFile(turns, stamp, chosenName()), `agevlm ${stamp.replace(":", ".")}.html`);
   } catch (error) {
     notice(error.message);
+  } finally {
+    $("share").disabled = Boolean(page.asking);
   }
 }
 

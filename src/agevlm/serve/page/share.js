@@ -4,24 +4,24 @@ import { text } from "./api.js";
 
 const MODULES = ["heat.js", "words.js", "stage.js", "turns.js", "gaze.js", "shared.js"];
 
-export async function sharedFile(turns, stamp) {
+// `of` says which layer and head the maps are of; nothing where they are the mean of all.
+export async function sharedFile(turns, stamp, of) {
+  const json = JSON.stringify({ of, turns: turns.map(kept) }).replace(/</g, "\\u003c"); // as it is now, not after a wait
   const [style, ...codes] = await Promise.all(["style.css", ...MODULES].map(text));
   const code = codes.map((code) => code.replace(/^import .*$/gm, "").replace(/^export /gm, "")).join("\n");
-  const kept = ({ model, text, words, notice, state, error, blind }) =>
-    ({ model, text, words, notice, state, error, blind });
-  const data = turns.map(({ picture: { url, width, height, title }, question, answers }) => ({
-    picture: { url, width, height, title },
-    question,
-    answers: answers.map(kept),
-  }));
-  const json = JSON.stringify(data).replace(/</g, "\\u003c");
   const policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'";
   const head = `<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">`
     + `<meta http-equiv="Content-Security-Policy" content="${policy}"><meta name="color-scheme" content="light dark">`
-    + `<title>agevlm · ${stamp}</title><style>${style}</style>`;
+    + `<title>agevlm · ${stamp}${of && ` · ${of}`}</title><style>${style}</style>`;
   return `<!doctype html><html lang="en"><head>${head}</head><body class="shared"><main id="shared"></main>`
     + `<script type="application/json" id="data">${json}</script><script>"use strict";(() => {${code}\n})();</script>`
     + `</body></html>\n`;
+}
+
+function kept({ picture: { url, width, height, title }, question, answers }) {
+  const said = ({ model, text, words, notice, state, error, blind }) =>
+    ({ model, text, words, notice, state, error, blind });
+  return { picture: { url, width, height, title }, question, answers: answers.map(said) };
 }
 
 export function save(html, name) {

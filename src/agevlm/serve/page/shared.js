@@ -6,9 +6,15 @@ import { Turn } from "./turns.js";
 import { walkWords } from "./words.js";
 
 function showShared(root) {
-  const held = JSON.parse(document.getElementById("data").textContent);
-  root.append(...held.map(sharedTurn));
+  const { of, turns } = JSON.parse(document.getElementById("data").textContent);
+  if (of) root.append(sharedOf(of));
+  root.append(...turns.map(sharedTurn));
   walkWords(root);
+}
+
+function sharedOf(of) {
+  const textContent = `Maps and figures are of ${of}.`;
+  return Object.assign(document.createElement("p"), { className: "of", textContent });
 }
 
 function sharedTurn({ picture, question, answers }) {

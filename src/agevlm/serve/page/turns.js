@@ -5,11 +5,13 @@ import { fillText, markWord, shortName, wordButton } from "./words.js";
 export class Turn {
   // `onWord(spot, how)` is told of a word that is looked at: {turn, word, answer, button}, and no answer for a word of
   // the question. The words of an answer ({word, where, start, end, learned, made_up, maps}) may be replaced by those
-  // of another layer: a spot stays, and `mark` brings its score up to date.
-  constructor(picture, question, models, onWord) {
+  // of another layer: a spot stays, and `mark` brings its score up to date. `isOld(answer)` says whether that is still to
+  // be done.
+  constructor(picture, question, models, onWord, isOld = () => false) {
     this.picture = picture;
     this.question = question;
     this.onWord = onWord;
+    this.isOld = isOld;
     this.spots = [];
     this.answers = models.map((model) => ({ model, text: "", words: [], state: "waiting" }));
     this.element = document.createElement("article");
@@ -82,7 +84,7 @@ export class Turn {
     for (const spot of this.spots) {
       const named = !spot.answer && this.answers.length > 1;
       const owners = spot.answer ? [spot.answer] : this.answers;
-      const score = (one) => ({ ...find(one, spot), model: named ? one.model : undefined });
+      const score = (one) => ({ ...find(one, spot), model: named ? one.model : undefined, old: this.isOld(one) });
       markWord(spot.button, owners.map(score));
     }
   }

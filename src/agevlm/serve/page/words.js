@@ -6,6 +6,10 @@ export function percent(share) {
   return `${Math.round(100 * share)} %`;
 }
 
+export function capital(text) {
+  return text.charAt(0).toUpperCase() + text.slice(1);
+}
+
 // The name of a model, its middle left out where it is long: paths and hub ids differ at their ends.
 export function shortName(name) {
   return name.length > 26 ? `${name.slice(0, 8)}…${name.slice(-17)}` : name;
@@ -44,15 +48,18 @@ export function unlearned(word) {
   return `did not learn “${word}”, so its answer means nothing`;
 }
 
-// Marks a word by its `scores` ({word, learned, made_up, model}): those without a place are written behind it. Where a
-// score has the name of its model, so that one of several can be meant, the name is written too.
+// Marks a word by its `scores` ({word, learned, made_up, model, old}): those without a place are written behind it. Where
+// a score has the name of its model, so that one of several can be meant, the name is written too. One that is `old` is
+// of another layer or head than is looked at: it is not written, and the word is faint.
 export function markWord(button, scores) {
-  const absent = scores.filter(({ made_up }) => made_up >= ABSENT);
+  const absent = scores.filter(({ made_up, old }) => !old && made_up >= ABSENT);
   const line = ({ made_up, model = "" }) =>
     `${model && `${model}: `}${percent(made_up)} of the attention was not on the picture`;
   const strange = scores.filter(({ learned }) => learned === false);
   const lines = [...strange.map(({ word, model = "The model" }) => `${model} ${unlearned(word)}`), ...absent.map(line)];
-  button.title = lines.join("\n") || "Where the model looked";
+  const old = scores.some((score) => score.old);
+  button.title = lines.join("\n") || (old ? "Not yet read of this layer and head" : "Where the model looked");
+  button.classList.toggle("old", old);
   button.classList.toggle("unlearned", strange.length > 0);
   button.classList.toggle("absent", absent.length > 0);
   button.querySelector("sup")?.remove();
