@@ -106,6 +106,7 @@ class Service:
         about = {
             "context": context_of(vlm),
             "questions": fitting_questions(*learned_by(vlm.model)),
+            "lists_words": learned_by(vlm.model).words is not None,
             "layers": list(vlm.looking) if vlm.note is None else [],
             "num_heads": _num_heads(vlm),
             "made_up": vlm.family is not None and bool(vlm.family.null_token(vlm.model)),

@@ -32,15 +32,10 @@ async function load() {
   choices();
   $("examples").replaceChildren(...page.examples.map(exampleButton));
   $("or-example").hidden = !page.examples.length;
-  $("dotted").hidden = !page.models.some(listsWords);
+  $("dotted").hidden = !page.models.some(({ looks }) => looks.lists_words);
   if (page.examples.length && !page.picks) await pickExample(page.examples[0]);
   paint();
   return true;
-}
-
-// Whether a model says which words it learned: the server then suggests questions about some of them.
-function listsWords({ looks }) {
-  return looks.questions.some((question) => question.startsWith("Is there"));
 }
 
 // Pictures.
