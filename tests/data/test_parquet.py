@@ -210,6 +210,19 @@ def test_a_share_is_a_dataset_of_some_samples(tmp_path: Path, monkeypatch: pytes
             read_parquet(tmp_path / "made", share=wrong)
 
 
+def test_a_shard_with_fewer_rows_than_were_counted_is_named(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "made", [record(number) for number in range(4)])
+    counted = tmp_path / "made" / "dataset.json"
+    told = (
+        counted.read_text(encoding="utf-8").replace('parquet": 4', 'parquet": 5').replace('samples": 4', 'samples": 5')
+    )
+    counted.write_text(told, encoding="utf-8")
+    dataset = read_parquet(tmp_path / "made")
+    for read in (dataset.ids, dataset.categories, dataset.words, dataset.group_sizes):
+        with pytest.raises(ValueError, match=r"has 4 rows, dataset\.json says 5"):
+            read()
+
+
 def test_damage_is_named(tmp_path: Path) -> None:
     good = tmp_path / "good"
     write_parquet(good, [record(number) for number in range(3)])

@@ -234,6 +234,7 @@ class ParquetDataset(Sequence[Record]):
 
     def _of_kept(self, values: Iterable[Any]) -> list[Any]:
         """Of a value for each sample of the whole dataset, those of the samples that are here."""
+        self._layout()  # all that the summary counts are there
         every = list(values)
         return [every[place] for place in self._kept]
 
