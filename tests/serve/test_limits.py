@@ -147,6 +147,12 @@ def test_a_request_that_cannot_be_answered(narrow: Any, change: dict[str, Any], 
     assert what in message
 
 
+@pytest.mark.parametrize("field", ["max_tokens", "max_completion_tokens"])
+def test_an_answer_that_has_no_room_names_the_field_that_asks_for_it(narrow: Any, field: str) -> None:
+    reply = post(narrow, messages=asked(None, "fish " * 470), **{"max_tokens": None, field: 64})
+    assert (refusal(reply)[0], reply.json()["error"]["param"]) == (400, field)
+
+
 def test_what_a_reply_leaves_empty_may_be_sent_back(narrow: Any) -> None:
     said = {"role": "assistant", "content": "yes", "refusal": None, "tool_calls": None, "annotations": []}
     assert post(narrow, messages=[*asked(None), said, {**asked(None)[0], "name": "me"}]).status_code == 200

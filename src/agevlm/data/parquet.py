@@ -123,8 +123,10 @@ class ParquetDataset(Sequence[Record]):
         self.directory, self.allow_outside = Path(directory), allow_outside
         self.share, self.seed = share, seed
         self.summary = _read_summary(self.directory)
-        shuffled = np.random.default_rng(seed).permutation(self.summary.num_samples)
-        self._kept = np.sort(shuffled[: max(1, round(share * len(shuffled)))])  # places in the whole dataset
+        self._kept = np.arange(self.summary.num_samples)  # places in the whole dataset
+        if share < 1:
+            shuffled = np.random.default_rng(seed).permutation(self._kept)
+            self._kept = np.sort(shuffled[: max(1, round(share * len(shuffled)))])
         self._categories = frozenset(self.summary.vocabulary)
         self._groups: list[tuple[str, int, int]] | None = None  # (shard, row group, first row) in order
         self._files: dict[str, pq.ParquetFile] = {}
@@ -194,11 +196,7 @@ class ParquetDataset(Sequence[Record]):
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """The rows as they are on disk, column → value, whatever is in them."""
-        kept = set(self._kept.tolist())
-        for group, (_, _, first) in enumerate(self._layout()):
-            for number, batch in enumerate(self._read(group).to_batches(max_chunksize=1)):
-                if first + number in kept:
-                    yield self._values(group, batch)
+        return map(self.row, range(len(self)))
 
     def faults(self, row: Mapping[str, Any]) -> Iterator[Fault]:
         """What is wrong with a row of the dataset: (kind, place in the row)."""

@@ -70,8 +70,9 @@ def compiled_decoding(model: Any) -> Iterator[None]:
         for config in (model.config, model.language_model.config):
             stack.enter_context(_single_tokens(config))
         for layer in (*decoder_layers(model.language_model), *model.cross_attention):
-            stack.enter_context(_as_region(layer))
-        stack.enter_context(_in_one_graph(model))
+            if "forward" not in vars(layer):  # one that has been replaced already stays as it is
+                stack.enter_context(_replaced(layer, MethodType(_region(type(layer).forward), layer)))
+        stack.enter_context(_replaced(model, _in_one_graph(model)))
         yield
 
 
@@ -131,8 +132,8 @@ def _single_token_attention(
     )
     if attention_mask is not None:  # (B, 1, 1, S), True where a key is seen or what is added to its score
         mask = attention_mask[..., : key.shape[2]]
-        seen = mask if mask.dtype == torch.bool else None
-        scores_BGhS = scores_BGhS + mask if seen is None else scores_BGhS.masked_fill(~seen, -torch.inf)
+        is_seen = mask.dtype == torch.bool
+        scores_BGhS = scores_BGhS.masked_fill(~mask, -torch.inf) if is_seen else scores_BGhS + mask
     found_BGhD = (scores_BGhS.softmax(-1)[..., None] * value[:, :, None].float()).sum(-2)
     return found_BGhD.to(query.dtype).view(batch, 1, heads, width), None
 
@@ -154,20 +155,16 @@ def _single_tokens(config: Any) -> Iterator[None]:
 
 
 @contextmanager
-def _as_region(layer: nn.Module) -> Iterator[None]:
-    """A layer as a part of graphs that comes again; one whose `forward` has been replaced already stays as it is."""
-    if "forward" in vars(layer):
-        yield
-        return
-    layer.forward = MethodType(_region(type(layer).forward), layer)
+def _replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """A module with another forward for a while."""
+    module.forward = forward
     try:
         yield
     finally:
-        del layer.forward
+        del module.forward
 
 
-@contextmanager
-def _in_one_graph(model: Any) -> Iterator[None]:
+def _in_one_graph(model: Any) -> Callable[..., Any]:
     """The model's forward, compiled for single tokens."""
     plain = type(model).forward
     compiled, checked = _compiled(plain), False
@@ -185,11 +182,7 @@ def _in_one_graph(model: Any) -> Iterator[None]:
         checked = True
         return compiled(model, *args, **kwargs)
 
-    model.forward = forward
-    try:
-        yield
-    finally:
-        del model.forward
+    return forward
 
 
 @lru_cache
@@ -199,6 +192,7 @@ def _compiled(forward: Callable[..., Any]) -> Callable[..., Any]:
 
 @lru_cache
 def _region(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """A layer's code as a part of graphs that comes again."""
     region: Callable[..., Any] = torch.compiler.nested_compile_region(forward)
     return region
 

@@ -31,10 +31,10 @@ def context_of(vlm: Vlm) -> int | None:
     return found
 
 
-def too_long(what: str, context: int, param: str) -> ApiError:
+def too_long(what: str, context: int, param: str, advice: str = "shorten it") -> ApiError:
     """What does not fit the context."""
     return bad_request(
-        f"{what}; the context of this model takes {context} in all: shorten it", param, "context_length_exceeded"
+        f"{what}; the context of this model takes {context} in all: {advice}", param, "context_length_exceeded"
     )
 
 

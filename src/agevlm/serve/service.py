@@ -199,7 +199,7 @@ class Service:
         """See the pictures, and hand the ask over."""
         looks = self._chosen(request.attention)
         async with self._in_time(arrived):
-            conversation, ids, max_tokens = await self._prompt(engine, request, request.longest[1])
+            conversation, ids, max_tokens = await self._prompt(engine, request, *request.longest)
             if looks is not None and not conversation.pictures:
                 raise bad_request("attention is asked for, and there is no picture to look at", "attention")
             seen = await asyncio.wrap_future(engine.see(conversation.pictures))
@@ -254,7 +254,7 @@ class Service:
                 answer = request.answer
                 self._check_tokens("max_tokens", request.max_tokens)
                 self._check_length(engine, len(answer or ""), "answer")
-                conversation, prompt, max_tokens = await self._prompt(engine, request, request.max_tokens)
+                conversation, prompt, max_tokens = await self._prompt(engine, request, "max_tokens", request.max_tokens)
                 seen = await asyncio.wrap_future(engine.see(conversation.pictures))
                 ids: Sequence[int] = ()
                 if answer is None:
@@ -302,7 +302,7 @@ class Service:
         self._check_length(engine, max(map(len, answers)), "answers")
         with engine.place():
             async with self._in_time(arrived):
-                conversation, ids, _ = await self._prompt(engine, request, 1)
+                conversation, ids, _ = await self._prompt(engine, request, "answers", 1)
                 seen = await asyncio.wrap_future(engine.see(conversation.pictures))
                 vlm = engine.vlm
                 rows = [await self._call(engine, answer_row, vlm, conversation, answer) for answer in answers]
@@ -331,16 +331,19 @@ class Service:
     # The prompt.
 
     async def _prompt(
-        self, engine: Engine, request: Asking, max_tokens: int | None
+        self, engine: Engine, request: Asking, limited_by: str, max_tokens: int | None
     ) -> tuple[Conversation, list[int], int]:
-        """The conversation, its tokens (none for a model that counts them itself), and the longest answer."""
+        """The conversation, its tokens (none for a model that counts them itself), and the longest answer.
+
+        `limited_by` is the field that says how many tokens an answer may have.
+        """
         messages, pictures = await gather(request.messages, self.limits, self._get)
         num_characters = sum(len(message.content) for message in messages)
         self._check_length(engine, num_characters, "messages")
         chat, ids_of = self._chats[engine.name], self._ids[engine.name]
         if num_characters <= _SHORT_TEXT_LEN:
-            return self._tokenised(engine, messages, pictures, max_tokens, chat, ids_of)
-        whole = (engine, messages, pictures, max_tokens, chat.__wrapped__, ids_of.__wrapped__)
+            return self._tokenised(engine, messages, pictures, limited_by, max_tokens, chat, ids_of)
+        whole = (engine, messages, pictures, limited_by, max_tokens, chat.__wrapped__, ids_of.__wrapped__)
         async with self._tokenizing:
             return await asyncio.to_thread(self._tokenised, *whole)
 
@@ -349,6 +352,7 @@ class Service:
         engine: Engine,
         messages: tuple[Message, ...],
         pictures: tuple[Encoded, ...],
+        limited_by: str,
         max_tokens: int | None,
         chat: Callable[[tuple[Message, ...]], RenderedChat],
         ids_of: Callable[[str], tuple[int, ...]],
@@ -362,12 +366,8 @@ class Service:
             if room < 1:
                 raise too_long(f"the conversation has {len(ids)} tokens", context, "messages")
             if room < (max_tokens or 1):
-                raise bad_request(
-                    f"the conversation has {len(ids)} tokens and the context of this model takes {context} in all: ask "
-                    f"for at most {room} tokens, not {max_tokens}",
-                    "max_tokens",
-                    "context_length_exceeded",
-                )
+                advice = f"ask for at most {room} tokens, not {max_tokens}"
+                raise too_long(f"the conversation has {len(ids)} tokens", context, limited_by, advice)
             wanted = min(wanted, room)
         return conversation, ids, wanted
 

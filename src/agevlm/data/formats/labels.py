@@ -32,7 +32,7 @@ def read_labels(
     report = Report(str(directory))
     report.left_out["files beside the class folders"] = sum(path.is_file() for path in directory.iterdir())
     pictures: list[AnnotatedImage] = []
-    known: dict[str, tuple[str, str]] = {}  # a word without case → the folder and the word that have it
+    kept: list[tuple[str, str]] = []  # a folder with pictures, and the word of its class
     for folder, word in folders:
         if word is None:
             report.left_out["classes left out by name"] += 1
@@ -41,10 +41,9 @@ def read_labels(
         if not found:
             report.left_out["class folders without a picture"] += 1
             continue
-        _check_case(directory, *known.setdefault(word.casefold(), (folder.name, word)), folder.name, word)
+        kept.append((folder.name, word))
         pictures += found
-    classes = tuple(dict.fromkeys(picture.labels[0] for picture in pictures))
-    _check_classes(directory, classes)
+    classes = _classes(directory, kept)
     report.kept.update({"pictures": len(pictures), "classes": len(classes)})
     return pictures, Report(report.source, classes, report.kept, report.mended, report.left_out, report.first)
 
@@ -52,11 +51,12 @@ def read_labels(
 def check_labels(directory: str | Path, names: Mapping[str, str | None] | None = None) -> None:
     """Raise the ValueErrors of `read_labels` that show without opening a picture."""
     directory = Path(directory)
-    known: dict[str, tuple[str, str]] = {}
-    for folder, word in _class_folders(directory, names or {}):
-        if word is not None and any(path.suffix.lower() in ENDINGS for path in folder.iterdir()):
-            _check_case(directory, *known.setdefault(word.casefold(), (folder.name, word)), folder.name, word)
-    _check_classes(directory, tuple(word for _, word in known.values()))
+    kept = [
+        (folder.name, word)
+        for folder, word in _class_folders(directory, names or {})
+        if word is not None and any(map(_may_be_picture, folder.iterdir()))
+    ]
+    _classes(directory, kept)
 
 
 def _class_folders(directory: Path, names: Mapping[str, str | None]) -> list[tuple[Path, str | None]]:
@@ -68,10 +68,20 @@ def _class_folders(directory: Path, names: Mapping[str, str | None]) -> list[tup
     return [(folder, names.get(folder.name, folder.name.replace("_", " "))) for folder in folders]
 
 
-def _check_classes(directory: Path, classes: Sequence[str]) -> None:
+def _classes(directory: Path, kept: Sequence[tuple[str, str]]) -> tuple[str, ...]:
+    """The classes of folders with their words. ValueErrors: words that differ only in case, fewer than two."""
+    known: dict[str, tuple[str, str]] = {}  # a word without case → the folder and the word that have it
+    for folder, word in kept:
+        _check_case(directory, *known.setdefault(word.casefold(), (folder, word)), folder, word)
+    classes = tuple(word for _, word in known.values())
     if len(classes) < 2:
         held = f"the class {classes[0]!r} alone" if classes else "no class with pictures"
         raise ValueError(f"{directory}: holds {held}, so nothing is ever absent; give folders of two classes at least")
+    return classes
+
+
+def _may_be_picture(path: Path) -> bool:
+    return path.is_file() and path.suffix.lower() in ENDINGS
 
 
 def _check_names(directory: Path, folders: list[str], names: Mapping[str, str | None]) -> None:
@@ -97,7 +107,7 @@ def _pictures(folder: Path, word: str, report: Report) -> list[AnnotatedImage]:
         if path.is_dir():
             report.left_out["folders inside of class folders, which are not read"] += 1
             continue
-        if not path.is_file() or path.suffix.lower() not in ENDINGS:
+        if not _may_be_picture(path):
             report.left_out["files that are no pictures"] += 1
             continue
         try:
