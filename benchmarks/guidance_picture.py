@@ -1,4 +1,4 @@
-"""The README's picture: the same questions without guidance and with it. Questions are chosen by rule.
+"""The picture of docs/results/quickstart.md: the same questions without guidance and with it, chosen by rule.
 
     python benchmarks/seeds.py recipes/quickstart.yaml --seeds 0 --out runs/guided
     python benchmarks/seeds.py recipes/quickstart.yaml --seeds 0 --out runs/unguided \

@@ -13,6 +13,7 @@ import re
 import textwrap
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -165,22 +166,25 @@ def attention_figure(rows: Sequence[Asked], titles: Mapping[str, str], *, across
 
     arms = list(rows[0].looks)
     names = ["the picture", *(titles.get(arm, arm) for arm in arms)]
-    num_columns, num_lines = (len(rows), len(names)) if across else (len(names), len(rows))
+    heights = [_PANEL_IN * min(1.0, asked.image.height / asked.image.width) for asked in rows]
+    lines = [max(heights)] * len(names) if across else heights  # as high as the tallest picture in it
+    num_columns = len(rows) if across else len(names)
     left_in, top_in = (_SIDE_IN, _GAP_IN) if across else (_GAP_IN, _TITLE_IN)
     width = left_in + num_columns * (_PANEL_IN + _GAP_IN)
-    height = top_in + num_lines * (_PANEL_IN + _TEXT_IN)
+    height = top_in + sum(lines) + len(lines) * _TEXT_IN
+    bottoms = [height - top_in - end - number * _TEXT_IN for number, end in enumerate(accumulate(lines))]
     figure = Figure(figsize=(width, height), dpi=_DPI, facecolor="white")
     for number, name in enumerate(names):
         x = _GAP_IN if across else left_in + number * (_PANEL_IN + _GAP_IN)
-        y = height - top_in - number * (_PANEL_IN + _TEXT_IN) if across else height - 0.9 * _TITLE_IN
+        y = bottoms[number] + lines[number] / 2 if across else height - 0.9 * _TITLE_IN
         text = textwrap.fill(name, _SIDE_LETTERS if across else _LETTERS)
-        figure.text(x / width, y / height, text, fontsize=8, color=INK, va="top" if across else "bottom")
+        figure.text(x / width, y / height, text, fontsize=8, color=INK, va="center" if across else "bottom")
     for question, asked in enumerate(rows):
         for panel in range(len(names)):
             column, line = (question, panel) if across else (panel, question)
             left = left_in + column * (_PANEL_IN + _GAP_IN)
-            bottom = height - top_in - line * (_PANEL_IN + _TEXT_IN) - _PANEL_IN
-            axes = figure.add_axes((left / width, bottom / height, _PANEL_IN / width, _PANEL_IN / height))
+            box = (left / width, bottoms[line] / height, _PANEL_IN / width, lines[line] / height)
+            axes = figure.add_axes(box)
             if panel == 0:
                 _draw_truth(axes, asked)
             else:
