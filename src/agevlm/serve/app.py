@@ -8,7 +8,7 @@ import pathlib
 import time
 from typing import Any
 
-from fastapi import Depends, FastAPI, Request
+from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, Response
 from pydantic.json_schema import models_json_schema
@@ -41,8 +41,7 @@ _REFUSALS: dict[int | str, dict[str, Any]] = {
 
 def build_app(service: Service) -> FastAPI:
     """The application; `guard.Guard` belongs around it."""
-    named = [Depends(_know_the_request)]
-    app = _App(title="agevlm", version=__version__, docs_url=None, redoc_url=None, dependencies=named)
+    app = _App(title="agevlm", version=__version__, docs_url=None, redoc_url=None)
     _handle_errors(app)
     _add_api(app, service)
     _add_extensions(app, service)
@@ -53,7 +52,12 @@ def build_app(service: Service) -> FastAPI:
 
 
 class _App(FastAPI):
-    """FastAPI, whose description has the bodies that `bodies.py` reads in place of it."""
+    """FastAPI, whose description has the bodies that `bodies.py` reads in place of it, and whose log names requests."""
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """One request."""
+        REQUEST_ID.set(dict(scope.get("headers", ())).get(b"x-request-id", b"unknown").decode("latin-1"))
+        await super().__call__(scope, receive, send)
 
     def openapi(self) -> dict[str, Any]:
         """The description of the API."""
@@ -80,11 +84,6 @@ async def _body(form: type[bodies.Model], http: Request) -> bodies.Model:
     if not body or not (kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json"))):
         raise bodies.no_object()
     return await bodies.read(form, body)
-
-
-async def _know_the_request(http: Request) -> None:
-    """From here on the log can name the request."""
-    REQUEST_ID.set(http.headers.get("x-request-id", "unknown"))
 
 
 def _add_api(app: FastAPI, service: Service) -> None:

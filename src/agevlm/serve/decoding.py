@@ -24,7 +24,7 @@ from transformers import DynamicCache
 
 from agevlm.modeling.cross_attention import ImageMemory
 from agevlm.modeling.interleaving import count_images_seen
-from agevlm.serve.norms import fuse_norms
+from agevlm.serve.fusing import fuse
 
 Memories = Sequence[ImageMemory]  # of the pictures of a row, one picture each
 
@@ -127,12 +127,12 @@ def _where_padded(mask_RT: Tensor) -> Tensor | None:
 class Decoder:
     """The steps of a network with image memories; all methods are to be called in inference mode, by one thread.
 
-    The network is the decoder's from then on: its norms are computed in another way, with the same results.
+    The network is the decoder's from then on: its layers are computed in fewer calls, with the same results.
     """
 
     def __init__(self, model: Any, pad_id: int) -> None:
         self.model, self.pad_id = model, pad_id
-        fuse_norms(model)
+        fuse(model)
 
     def read(
         self,

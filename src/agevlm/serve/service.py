@@ -75,6 +75,7 @@ class Service:
         self._chats = {name: functools.lru_cache(_NUM_TEXTS)(e.vlm.chat) for name, e in self.engines.items()}
         self._ids = {name: functools.lru_cache(_NUM_TEXTS)(_ids_by(one)) for name, one in self._tokenizers.items()}
         self._longest = {name: max(map(len, tokenizer.get_vocab())) for name, tokenizer in self._tokenizers.items()}
+        self._contexts = {name: context_of(engine.vlm) for name, engine in self.engines.items()}
         self._tokenizing = asyncio.Lock()
         self._drawing = ThreadPoolExecutor(1, thread_name_prefix="draw")  # one at a time: each takes hundreds of MB
         for engine in self.engines.values():
@@ -104,7 +105,7 @@ class Service:
         """A model as `/v1/models` lists it; with what the page needs to know beside OpenAI's fields."""
         vlm = self.engines[name].vlm
         about = {
-            "context": context_of(vlm),
+            "context": self._contexts[name],
             "questions": fitting_questions(*learned_by(vlm.model)),
             "lists_words": learned_by(vlm.model).words is not None,
             "layers": list(vlm.looking) if vlm.note is None else [],
@@ -360,7 +361,7 @@ class Service:
         conversation = written(engine.vlm, messages, pictures, chat)
         wanted = max_tokens or self.limits.default_tokens
         ids = list(ids_of(conversation.chat.text)) if engine.remembers else []
-        context = context_of(engine.vlm)
+        context = self._contexts[engine.name]
         if context is not None and ids:
             room = context - len(ids)
             if room < 1:
@@ -373,7 +374,7 @@ class Service:
 
     def _check_length(self, engine: Engine, num_characters: int, param: str) -> None:
         """What cannot fit however it is split into tokens is not split: that takes a second for each megabyte."""
-        context = context_of(engine.vlm)
+        context = self._contexts[engine.name]
         if context is not None and num_characters > context * self._longest[engine.name]:
             raise too_long(f"a text of {num_characters:,} characters is too many tokens", context, param)
 
