@@ -203,7 +203,7 @@ class Service:
             conversation, ids, max_tokens = await self._prompt(engine, request, *request.longest)
             if looks is not None and not conversation.pictures:
                 raise bad_request("attention is asked for, and there is no picture to look at", "attention")
-            seen = await asyncio.wrap_future(engine.see(conversation.pictures))
+            seen = await _seen(engine, conversation.pictures)
         reply = _Reply(request.num_choices, self.limits, arrived)
         num_top = (request.top_logprobs or 0) if request.logprobs else None
         reply.ask = Ask(
@@ -256,7 +256,7 @@ class Service:
                 self._check_tokens("max_tokens", request.max_tokens)
                 self._check_length(engine, len(answer or ""), "answer")
                 conversation, prompt, max_tokens = await self._prompt(engine, request, "max_tokens", request.max_tokens)
-                seen = await asyncio.wrap_future(engine.see(conversation.pictures))
+                seen = await _seen(engine, conversation.pictures)
                 ids: Sequence[int] = ()
                 if answer is None:
                     answer, ids = await self._own_answer(conversation, prompt, seen, engine, max_tokens, arrived)
@@ -304,7 +304,7 @@ class Service:
         with engine.place():
             async with self._in_time(arrived):
                 conversation, ids, _ = await self._prompt(engine, request, "answers", 1)
-                seen = await asyncio.wrap_future(engine.see(conversation.pictures))
+                seen = await _seen(engine, conversation.pictures)
                 vlm = engine.vlm
                 rows = [await self._call(engine, answer_row, vlm, conversation, answer) for answer in answers]
                 log_probs: list[float] = []
@@ -447,6 +447,12 @@ class _Reply:
 
     async def __aexit__(self, *_: object) -> None:
         self.cancel()
+
+
+async def _seen(engine: Engine, pictures: Sequence[Encoded]) -> list[Seen]:
+    """What a model keeps of pictures; without a turn of the event loop where all are remembered."""
+    seen = engine.see(pictures)
+    return seen.result() if seen.done() else await asyncio.wrap_future(seen)
 
 
 def _ids_by(tokenizer: Any) -> Callable[[str], tuple[int, ...]]:
