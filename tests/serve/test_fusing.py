@@ -38,33 +38,37 @@ def test_a_models_layers_are_fused_and_its_logits_stay(tiny: tuple[str, Any, Any
     with torch.inference_mode():
         before = model(**given).logits
         layers, looking = model.config.text_config.num_hidden_layers, len(model.cross_attention)
-        assert fuse(model) == 4 * layers + 1 + 5 * looking
+        assert fuse(model) == 4 * layers + 2 + 6 * looking
         torch.testing.assert_close(model(**given).logits, before, rtol=1e-4, atol=1e-4)
     assert set(model.state_dict()) == names
 
 
 @pytest.mark.parametrize("bias", [False, True])
-def test_tokens_that_follow_and_rows_that_are_padded(bias: bool) -> None:
+@pytest.mark.parametrize("padded", [False, True])
+def test_tokens_that_follow_with_and_without_padding(padded: bool, bias: bool) -> None:
     torch.manual_seed(0)
     config = LlamaConfig(**SMALL, **HEADS, attention_bias=bias, mlp_bias=bias)
     model = LlamaForCausalLM(config).eval()
     for name, weight in model.named_parameters():
         if name.endswith("bias"):
             torch.nn.init.normal_(weight)
-    ids, mask = torch.tensor([[5, 6, 7], [0, 8, 9]]), torch.tensor([[1, 1, 1], [0, 1, 1]])
-    more = torch.tensor([[1], [2]])
+    ids, mask = torch.tensor([[5, 6, 7], [0, 8, 9]]), torch.tensor([[1, 1, 1], [int(not padded), 1, 1]])
+
+    def read(cache: Any, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        places = (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+        given = {"position_ids": places, "attention_mask": mask if padded else None, "use_cache": True, CACHE: cache}
+        logits: torch.Tensor = model(inputs_embeds=model.get_input_embeddings()(ids), **given).logits
+        return logits
 
     def logits() -> list[torch.Tensor]:
-        cache = DynamicCache()
-        places = (mask.cumsum(-1) - 1).clamp(min=0)
-        first = model(input_ids=ids, attention_mask=mask, position_ids=places, use_cache=True, **{CACHE: cache})
-        mask_then = torch.cat([mask, mask.new_ones(2, 1)], dim=1)
-        then = model(input_ids=more, attention_mask=mask_then, position_ids=places[:, -1:] + 1, **{CACHE: cache})
-        return [first.logits, then.logits]
+        cache, found = DynamicCache(), [ids, ids[:, :1], ids[:, :2]]
+        ends = [sum(part.shape[1] for part in found[: number + 1]) for number in range(3)]
+        whole = torch.cat([mask, mask.new_ones(2, 3)], dim=1)
+        return [read(cache, part, whole[:, :end]) for part, end in zip(found, ends, strict=True)]
 
     with torch.inference_mode():
         before = logits()
-        assert fuse(model) == 9
+        assert fuse(model) == 10
         torch.testing.assert_close(logits(), before, rtol=1e-4, atol=1e-5)
 
 
