@@ -269,13 +269,11 @@ class GatedCrossAttentionLayer(GradientCheckpointingLayer):
         """
         sees_BT1 = sees_BT[..., None]
         found, weights_BHKS = self.cross_attn(self.attn_norm(hidden_BTW), key_BGSD, value_BGSD, mask_B1TS, asked_BK)
-        hidden_BTW = hidden_BTW + self._gated(found, self.attn_gate, sees_BT1).to(hidden_BTW.dtype)
-        thought = self.mlp(self.mlp_norm(hidden_BTW))
-        hidden_BTW = hidden_BTW + self._gated(thought, self.mlp_gate, sees_BT1).to(hidden_BTW.dtype)
+        found = torch.where(sees_BT1, found * self.attn_gate.tanh().view(()), 0.0)  # a broken picture's may be NaN
+        hidden_BTW = hidden_BTW + found.to(hidden_BTW.dtype)
+        mlp_gate_BT1 = torch.where(sees_BT1, self.mlp_gate.tanh().view(()), 0.0)  # FSDP's gates have a dimension
+        thought = self.mlp(self.mlp_norm(hidden_BTW)) * mlp_gate_BT1
+        hidden_BTW = hidden_BTW + thought.to(hidden_BTW.dtype)
         if weights_BHKS is not None:
             weights_BHKS = torch.where(take_rows(sees_BT, asked_BK)[:, None, :, None], weights_BHKS, 0.0)
         return hidden_BTW, weights_BHKS
-
-    @staticmethod
-    def _gated(branch_BTW: Tensor, gate: Tensor, sees_BT1: Tensor) -> Tensor:
-        return torch.where(sees_BT1, branch_BTW * gate.tanh().view(()), 0.0)  # FSDP's have a dimension
