@@ -27,7 +27,10 @@ def train(
     overrides: Overrides = None,
     seed: Annotated[int | None, typer.Option(min=0, help="The seed, in place of the recipe's.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where the run in --out was stopped.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would train, and stop.")] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Say what would train, and stop; with --data after splitting and probing it."),
+    ] = False,
 ) -> None:
     """Train the stages of a recipe.
 
