@@ -215,6 +215,12 @@ def test_the_readme_tells_what_guidance_gains_in_900_words() -> None:
     said = plain(README)
     ratios = sorted(float(ratio.split()[0]) for ratio in error_ratios(domains))
     assert f"makes {100 * ratios[0]:.0f} to {100 * ratios[-1]:.0f} % of the errors" in said
+    pointing = [
+        figures["age_plus"]["pointing"]["accuracy"]["mean"] / figures["cross_attention"]["pointing"]["accuracy"]["mean"]
+        for figures in (domains[key]["arms"] for key in PICTURES.values())
+    ]
+    assert (round(min(pointing)), round(max(pointing))) == (2, 6)
+    assert "points at two to six times as many things" in said
     own, smollm2 = (
         [ratio.split()[0] for ratio in error_ratios(load(f"results/photographs-{name}.json")["domains"])]
         for name in ("splits", "smollm2")

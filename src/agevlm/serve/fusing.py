@@ -10,7 +10,7 @@ others stay as they are. Parameters keep their names and shapes; those that are 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from transformers.models.llama.modeling_llama import LlamaAttention, LlamaModel,
 from agevlm.modeling.versions import CACHE
 
 Forward = Callable[..., Any]
+_NEEDED = {"inputs_embeds", "position_ids"}
 
 
 def fuse(model: nn.Module) -> int:
@@ -140,7 +141,7 @@ def _decoder(module: Any) -> Forward:
     whole = module.forward
 
     def forward(*args: Any, **kwargs: Any) -> Any:
-        if args or not _needs_no_mask(module, **kwargs):
+        if args or not _needs_no_mask(module, kwargs):
             return whole(*args, **kwargs)
         hidden = kwargs.pop("inputs_embeds")
         places = module.rotary_emb(hidden, position_ids=kwargs["position_ids"])
@@ -151,23 +152,15 @@ def _decoder(module: Any) -> Forward:
     return forward
 
 
-def _needs_no_mask(
-    module: Any,
-    input_ids: Any = None,
-    attention_mask: Any = None,
-    position_ids: Any = None,
-    inputs_embeds: Any = None,
-    use_cache: Any = None,
-    image_context: Any = None,
-    **more: Any,
-) -> bool:
+def _needs_no_mask(module: Any, given: Mapping[str, Any]) -> bool:
     """Whether rows without padding are read from their beginning on, or by one token more, by a causal kernel."""
-    cache = more.pop(CACHE, None)
-    if more or inputs_embeds is None or position_ids is None or attention_mask is not None:
+    names = {name for name, value in given.items() if value is not None}
+    if not _NEEDED <= names <= _NEEDED | {CACHE, "use_cache", "image_context"}:
         return False
-    if module.config._attn_implementation != "sdpa" or (use_cache and cache is None):
+    cache = given.get(CACHE)
+    if module.config._attn_implementation != "sdpa" or (given.get("use_cache") and cache is None):
         return False
-    return inputs_embeds.shape[1] == 1 or cache is None or cache.get_seq_length() == 0
+    return given["inputs_embeds"].shape[1] == 1 or cache is None or cache.get_seq_length() == 0
 
 
 def _decoder_trial(module: Any) -> dict[str, Any]:
